@@ -1,0 +1,266 @@
+package listen
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/sirupsen/logrus"
+)
+
+// preface is the start of the HTTP/2 connection preface (RFC 9113, 3.4). No
+// HTTP/1 method begins like it.
+const preface = "PRI * HTTP/2.0"
+
+// DefaultSniffTimeout bounds the time from accept to the first bytes of the
+// protocol, TLS handshake included.
+const DefaultSniffTimeout = 10 * time.Second
+
+// Mux hands each accepted connection to the server that understands it:
+//
+//	plain text   HTTP/2 preface                        gRPC
+//	             anything else                         HTTP
+//	TLS          client offers h2 but not http/1.1     gRPC: what gRPC clients offer
+//	             client offers both                    HTTP: browsers, curl, net/http
+//	             client offers neither                 as in plain text
+//
+// gRPC connections then run on grpc-go's own transport, which is several times
+// cheaper than serving gRPC through net/http. The few gRPC clients that do
+// offer http/1.1 reach the HTTP side over HTTP/2, whose handler passes their
+// requests on.
+//
+// Each connection is looked at in its own goroutine under a deadline: one that
+// sends nothing keeps nobody waiting. Afterwards the only cost is a nil check
+// for each read, or none with TLS.
+type Mux struct {
+	log     *logrus.Entry
+	timeout time.Duration
+	grpc    *handOver
+	http    *handOver
+	conns   sync.WaitGroup // the goroutines that look at a connection
+
+	mu      sync.Mutex // guards what follows
+	closed  bool
+	pending map[net.Conn]struct{} // being looked at
+}
+
+// NewMux returns a Mux; Serve feeds it. timeout 0 is DefaultSniffTimeout.
+func NewMux(log *logrus.Entry, timeout time.Duration) *Mux {
+	if timeout <= 0 {
+		timeout = DefaultSniffTimeout
+	}
+	return &Mux{
+		log:     log,
+		timeout: timeout,
+		grpc:    newHandOver(),
+		http:    newHandOver(),
+		pending: make(map[net.Conn]struct{}),
+	}
+}
+
+// GRPC is the listener for a grpc.Server without credentials.
+func (m *Mux) GRPC() net.Listener { return m.grpc }
+
+// HTTP is the listener for an http.Server with HTTP/1 and HTTP/2.
+func (m *Mux) HTTP() net.Listener { return m.http }
+
+// Serve accepts from l until l is closed, which gives nil. With certs it
+// speaks TLS. It may be called for several listeners at once.
+func (m *Mux) Serve(l net.Listener, certs *Certs) error {
+	var pause time.Duration
+	for {
+		conn, err := l.Accept()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return nil
+		case transient(err):
+			// Out of file descriptors, or a client that left the queue:
+			// others must not suffer for long.
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			m.log.WithError(err).WithField("listener", l.Addr().String()).Warn("cannot accept a connection; trying again")
+			time.Sleep(pause)
+			continue
+		case err != nil:
+			return err
+		}
+		pause = 0
+		if !m.track(conn) {
+			_ = conn.Close()
+			continue
+		}
+		go m.sort(conn, certs)
+	}
+}
+
+func transient(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOBUFS) ||
+		errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.ECONNABORTED) || errors.Is(err, syscall.EINTR)
+}
+
+// Close ends both listeners and the connections that no server has taken yet,
+// and waits for the goroutines. Close the listeners given to Serve first.
+func (m *Mux) Close() error {
+	m.mu.Lock()
+	m.closed = true
+	for conn := range m.pending {
+		_ = conn.Close()
+	}
+	m.mu.Unlock()
+	_ = m.grpc.Close()
+	_ = m.http.Close()
+	m.conns.Wait()
+	return nil
+}
+
+func (m *Mux) track(conn net.Conn) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return false
+	}
+	m.pending[conn] = struct{}{}
+	m.conns.Add(1)
+	return true
+}
+
+// sort takes one connection from accept to the server that gets it.
+func (m *Mux) sort(raw net.Conn, certs *Certs) {
+	defer m.conns.Done()
+	var (
+		conn net.Conn
+		to   *handOver
+		err  = raw.SetDeadline(time.Now().Add(m.timeout))
+	)
+	switch {
+	case err != nil:
+	case certs != nil:
+		conn, to, err = m.sortTLS(raw, certs)
+	default:
+		conn, to, err = m.sortPlain(raw)
+	}
+	if err == nil {
+		err = raw.SetDeadline(time.Time{})
+	}
+	m.mu.Lock()
+	delete(m.pending, raw)
+	m.mu.Unlock()
+	if err != nil {
+		m.reject(raw, err)
+		return
+	}
+	if !to.offer(conn) {
+		_ = raw.Close()
+	}
+}
+
+func (m *Mux) reject(conn net.Conn, err error) {
+	log := m.log.WithError(err).WithField("remote-addr", conn.RemoteAddr().String())
+	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET) {
+		log.Debug("connection ended before it said anything") // a TCP health check
+	} else {
+		log.Warn("rejected connection")
+	}
+	_ = conn.Close()
+}
+
+func (m *Mux) sortPlain(conn net.Conn) (net.Conn, *handOver, error) {
+	buf := make([]byte, len(preface))
+	n := 0
+	for n < len(buf) {
+		k, err := conn.Read(buf[n:])
+		n += k
+		if string(buf[:n]) != preface[:n] {
+			return &peeked{Conn: conn, buf: buf[:n]}, m.http, nil
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+	}
+	return &peeked{Conn: conn, buf: buf}, m.grpc, nil
+}
+
+func (m *Mux) sortTLS(raw net.Conn, certs *Certs) (net.Conn, *handOver, error) {
+	var offered []string
+	config := certs.config(func(hello *tls.ClientHelloInfo) { offered = hello.SupportedProtos })
+	conn := tls.Server(raw, config)
+	ctx, cancel := context.WithTimeout(context.Background(), m.timeout)
+	defer cancel()
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, nil, err
+	}
+	switch conn.ConnectionState().NegotiatedProtocol {
+	case "h2":
+		if !slices.Contains(offered, "http/1.1") {
+			return conn, m.grpc, nil
+		}
+		return conn, m.http, nil
+	case "http/1.1":
+		return conn, m.http, nil
+	}
+	return m.sortPlain(conn)
+}
+
+// peeked is a connection whose first bytes were read already.
+type peeked struct {
+	net.Conn
+	buf []byte // owned by the reader; nil once it is drained
+}
+
+func (c *peeked) Read(p []byte) (int, error) {
+	if c.buf == nil {
+		return c.Conn.Read(p)
+	}
+	n := copy(p, c.buf)
+	if c.buf = c.buf[n:]; len(c.buf) == 0 {
+		c.buf = nil
+	}
+	return n, nil
+}
+
+// handOver is a net.Listener whose connections come from a channel.
+type handOver struct {
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func newHandOver() *handOver {
+	return &handOver{conns: make(chan net.Conn), done: make(chan struct{})}
+}
+
+// offer reports whether a server took conn.
+func (h *handOver) offer(conn net.Conn) bool {
+	select {
+	case h.conns <- conn:
+		return true
+	case <-h.done:
+		return false
+	}
+}
+
+func (h *handOver) Accept() (net.Conn, error) {
+	select {
+	case conn := <-h.conns:
+		return conn, nil
+	case <-h.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (h *handOver) Close() error {
+	h.once.Do(func() { close(h.done) })
+	return nil
+}
+
+func (h *handOver) Addr() net.Addr { return muxAddr{} }
+
+type muxAddr struct{}
+
+func (muxAddr) Network() string { return "mux" }
+func (muxAddr) String() string  { return "mux" }
