@@ -1,0 +1,246 @@
+// Package config reads what the operator asks for: flags, KEELSON_*
+// environment variables and a YAML file, in this order of precedence, above
+// the defaults.
+//
+// The flags are the only list of settings. A variable is the flag's name in
+// capitals with underscores and the prefix KEELSON_; a key of the file is the
+// flag's name.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/keelson-io/keelson/pkg/embed"
+)
+
+// EnvPrefix is what the variables' names begin with.
+const EnvPrefix = "KEELSON_"
+
+// ErrUsage: the configuration cannot be used; the message says why and what
+// to do. Every error of this package is one.
+var ErrUsage = errors.New("usage")
+
+// usageError is an ErrUsage whose text is the message alone.
+type usageError struct{ msg string }
+
+func (e *usageError) Error() string        { return e.msg }
+func (e *usageError) Is(target error) bool { return target == ErrUsage }
+
+func usagef(format string, args ...any) error {
+	return &usageError{fmt.Sprintf(format, args...)}
+}
+
+// Config is everything the command can be told.
+type Config struct {
+	Server     embed.Config
+	Log        Log
+	ConfigFile string
+
+	groups []Group
+	// Warnings are what Load found that is not wrong enough for an error.
+	Warnings []string
+}
+
+// Group is a heading of the help text and its flags.
+type Group struct {
+	Title string
+	Flags *pflag.FlagSet
+}
+
+// New returns the defaults.
+func New() *Config {
+	c := &Config{Server: embed.DefaultConfig(), Log: defaultLog()}
+	c.defineFlags()
+	return c
+}
+
+// Groups are the flags in the order of the help text.
+func (c *Config) Groups() []Group { return c.groups }
+
+// AddFlags adds every flag to fs.
+func (c *Config) AddFlags(fs *pflag.FlagSet) {
+	for _, g := range c.groups {
+		fs.AddFlagSet(g.Flags)
+	}
+}
+
+// Load completes what the command line said, which fs has parsed, with the
+// environment and the file.
+func (c *Config) Load(fs *pflag.FlagSet, environ []string) error {
+	env, err := c.readEnviron(fs, environ)
+	if err != nil {
+		return err
+	}
+	// Where the file is can come from the environment, not from the file.
+	if v, ok := env["config-file"]; ok && !fs.Changed("config-file") {
+		c.ConfigFile = v
+	}
+	var file map[string]fileValue
+	if c.ConfigFile != "" {
+		if file, err = readFile(c.ConfigFile, fs); err != nil {
+			return err
+		}
+	}
+	var errs []string
+	fs.VisitAll(func(f *pflag.Flag) {
+		if f.Changed || f.Name == "config-file" || f.Name == "help" || f.Name == "version" {
+			return
+		}
+		if v, ok := env[f.Name]; ok {
+			if err := fs.Set(f.Name, v); err != nil {
+				errs = append(errs, fmt.Sprintf("%s=%q: %s", envName(f.Name), v, reason(err)))
+			}
+		} else if v, ok := file[f.Name]; ok {
+			if err := fs.Set(f.Name, v.text); err != nil {
+				errs = append(errs, fmt.Sprintf("%s, line %d: %s: %q: %s", c.ConfigFile, v.line, f.Name, v.text, reason(err)))
+			}
+		}
+	})
+	if len(errs) > 0 {
+		return usagef("%s", strings.Join(errs, "\n"))
+	}
+	c.zeroIsOff()
+	if err := c.Log.validate(); err != nil {
+		return err
+	}
+	if err := c.Server.Validate(); err != nil {
+		return &usageError{strings.TrimPrefix(err.Error(), embed.ErrConfig.Error()+": ")}
+	}
+	return nil
+}
+
+// zeroIsOff translates etcd's 0 for "off" to embed's notation, where 0 is the
+// default.
+func (c *Config) zeroIsOff() {
+	if c.Server.GRPCKeepAliveInterval == 0 {
+		c.Server.GRPCKeepAliveInterval = -1
+	}
+	if c.Server.GRPCKeepAliveTimeout == 0 {
+		c.Server.GRPCKeepAliveTimeout = -1
+	}
+}
+
+// reason is what is wrong with a value, without the flag's name that pflag
+// puts before it.
+func reason(err error) string {
+	var invalid *pflag.InvalidValueError
+	if errors.As(err, &invalid) && invalid.Unwrap() != nil {
+		return explain(invalid.GetFlag(), invalid.Unwrap())
+	}
+	return err.Error()
+}
+
+// explain puts the errors of package strconv and time into words.
+func explain(f *pflag.Flag, err error) string {
+	switch f.Value.Type() {
+	case "duration":
+		return "not a duration: write it with a unit, such as 10m or 1h30m"
+	case "int64", "uint", "uint32", "int":
+		return "not a whole number in range"
+	case "bool":
+		return "not true or false"
+	}
+	return err.Error()
+}
+
+func envName(flag string) string {
+	return EnvPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+func flagName(env string) string {
+	return strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(env, EnvPrefix), "_", "-"))
+}
+
+// readEnviron returns the settings among environ by flag name. An empty
+// variable counts as absent, as in etcd.
+func (c *Config) readEnviron(fs *pflag.FlagSet, environ []string) (map[string]string, error) {
+	env := make(map[string]string)
+	for _, pair := range environ {
+		key, value, _ := strings.Cut(pair, "=")
+		switch {
+		case value == "":
+		case strings.HasPrefix(key, "ETCD_") && fs.Lookup(flagName(EnvPrefix+strings.TrimPrefix(key, "ETCD_"))) != nil:
+			c.Warnings = append(c.Warnings, fmt.Sprintf("%s is etcd's and is not read: use %s", key, EnvPrefix+strings.TrimPrefix(key, "ETCD_")))
+		case strings.HasPrefix(key, EnvPrefix):
+			name := flagName(key)
+			if fs.Lookup(name) != nil {
+				env[name] = value
+				continue
+			}
+			if advice, ok := Advice(name); ok {
+				return nil, usagef("%s: keelson has no --%s: %s", key, name, advice)
+			}
+			// Kubernetes makes variables of its own for a service that is
+			// called keelson, so that an unknown one cannot be an error.
+			if near := Nearest(name, fs); near != "" {
+				c.Warnings = append(c.Warnings, fmt.Sprintf("%s is not known; did you mean %s?", key, envName(near)))
+			}
+		}
+	}
+	return env, nil
+}
+
+// FlagError turns an error of the flag parser into one that helps; args are
+// the command line's.
+func FlagError(err error, args []string, fs *pflag.FlagSet) error {
+	var unknown *pflag.NotExistError
+	var invalid *pflag.InvalidValueError
+	var missing *pflag.ValueRequiredError
+	switch {
+	case errors.As(err, &unknown):
+		return unknownFlags(args, fs, unknown)
+	case errors.As(err, &invalid):
+		return usagef("--%s=%q: %s", invalid.GetFlag().Name, invalid.GetValue(), reason(err))
+	case errors.As(err, &missing):
+		return usagef("--%s needs a value: write --%s=…", missing.GetFlag().Name, missing.GetFlag().Name)
+	}
+	return usagef("%s", err)
+}
+
+// unknownFlags names every flag of args that keelson does not have, so that a
+// command line made for etcd is mended in one go.
+func unknownFlags(args []string, fs *pflag.FlagSet, first *pflag.NotExistError) error {
+	var lines []string
+	for _, arg := range args {
+		if arg == "--" {
+			break
+		}
+		if !strings.HasPrefix(arg, "-") || arg == "-" {
+			continue
+		}
+		name, _, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		switch {
+		case fs.Lookup(name) != nil && !strings.HasPrefix(arg, "--") && len(name) > 1:
+			lines = append(lines, fmt.Sprintf("-%s: flags have two dashes: write --%s", name, name))
+		case fs.Lookup(name) == nil && (strings.HasPrefix(arg, "--") || len(name) > 1):
+			lines = append(lines, unknownFlag(name, fs))
+		}
+	}
+	if len(lines) == 0 {
+		return usagef("%s: keelson --help lists the flags", first)
+	}
+	return usagef("%s", strings.Join(lines, "\n"))
+}
+
+func unknownFlag(name string, fs *pflag.FlagSet) string {
+	if advice, ok := Advice(name); ok {
+		return fmt.Sprintf("keelson has no --%s: %s", name, advice)
+	}
+	if plain := strings.TrimPrefix(name, "experimental-"); plain != name {
+		if fs.Lookup(plain) != nil {
+			return fmt.Sprintf("keelson has no --%s: it is not experimental any more: use --%s", name, plain)
+		}
+		if advice, ok := Advice(plain); ok {
+			return fmt.Sprintf("keelson has no --%s: %s", name, advice)
+		}
+		return fmt.Sprintf("keelson has no --%s: it has none of etcd's experimental features: remove it", name)
+	}
+	if near := Nearest(name, fs); near != "" {
+		return fmt.Sprintf("unknown flag --%s; did you mean --%s?", name, near)
+	}
+	return fmt.Sprintf("unknown flag --%s: keelson --help lists the flags", name)
+}

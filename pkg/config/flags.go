@@ -1,0 +1,135 @@
+package config
+
+import (
+	"encoding/csv"
+	"errors"
+	"io/fs"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/keelson-io/keelson/pkg/embed"
+)
+
+// defineFlags is the list of settings. Names, values and defaults are etcd's
+// where etcd has the flag.
+func (c *Config) defineFlags() {
+	c.storageFlags(c.group("Storage"))
+	c.clientFlags(c.group("Clients"))
+	c.tlsFlags(c.group("TLS"))
+	c.limitFlags(c.group("Limits"))
+	c.compactionFlags(c.group("Compaction"))
+	c.diagnosticFlags(c.group("Logging and diagnostics"))
+}
+
+func (c *Config) group(title string) *pflag.FlagSet {
+	flags := pflag.NewFlagSet(title, pflag.ContinueOnError)
+	flags.SortFlags = false
+	c.groups = append(c.groups, Group{title, flags})
+	return flags
+}
+
+func (c *Config) storageFlags(f *pflag.FlagSet) {
+	s := &c.Server
+	f.StringVar(&c.ConfigFile, "config-file", "", "YAML `file` with flag names (without dashes) as keys")
+	f.StringVar(&s.Name, "name", s.Name, "`name` of this member")
+	f.StringVar(&s.DataDir, "data-dir", "", "`directory` of the data; one keelson at a time (default ./<name>.keelson)")
+	f.StringVar(&s.Datastore, "datastore", s.Datastore, "where the data is: sqlite (in the data directory) or sqlite:///path/to/file.db as `URL`")
+}
+
+func (c *Config) clientFlags(f *pflag.FlagSet) {
+	s := &c.Server
+	listVar(f, &s.ListenClientURLs, "listen-client-urls", "`URLs` to serve gRPC and HTTP on, with commas: http, https, unix, unixs (default unix://<data-dir>/"+embed.DefaultSocketName+","+embed.DefaultClientURL+")")
+	listVar(f, &s.AdvertiseClientURLs, "advertise-client-urls", "`URLs` that clients are told in member lists (default: what is listened on)")
+	listVar(f, &s.ListenMetricsURLs, "listen-metrics-urls", "further `URLs` for /metrics and the health checks only")
+	f.Var((*modeValue)(&s.SocketMode), "unix-socket-mode", "permissions of unix sockets, octal `mode` (default 0600, with a group 0660)")
+	f.StringVar(&s.SocketGroup, "unix-socket-group", "", "`group` of unix sockets, name or number")
+	f.DurationVar(&s.WatchProgressNotifyInterval, "watch-progress-notify-interval", s.WatchProgressNotifyInterval, "`time` between the progress notifications of an idle watch")
+	f.DurationVar(&s.GRPCKeepAliveMinTime, "grpc-keepalive-min-time", s.GRPCKeepAliveMinTime, "a client that pings more often than each `time` is disconnected")
+	f.DurationVar(&s.GRPCKeepAliveInterval, "grpc-keepalive-interval", s.GRPCKeepAliveInterval, "the server pings an idle client after this `time`; 0 is never")
+	f.DurationVar(&s.GRPCKeepAliveTimeout, "grpc-keepalive-timeout", s.GRPCKeepAliveTimeout, "`time` a client has to answer that ping; 0 leaves it to gRPC")
+	f.DurationVar(&s.DrainTimeout, "drain-timeout", s.DrainTimeout, "`time` that requests under way have to end once the server stops")
+}
+
+func (c *Config) tlsFlags(f *pflag.FlagSet) {
+	t := &c.Server.TLS
+	f.StringVar(&t.CertFile, "cert-file", "", "certificate `file` for https and unixs URLs; read again when it changes, as the others")
+	f.StringVar(&t.KeyFile, "key-file", "", "`file` of the certificate's key")
+	f.StringVar(&t.TrustedCAFile, "trusted-ca-file", "", "`file` of the CA that clients must have a certificate of")
+	f.BoolVar(&t.ClientCertAuth, "client-cert-auth", false, "clients must show a certificate; needs --trusted-ca-file, which implies it")
+	listVar(f, &t.AllowedHostnames, "client-cert-allowed-hostname", "`names` one of which a client's certificate must be for")
+	f.StringVar(&t.MinVersion, "tls-min-version", t.MinVersion, "oldest TLS `version`: TLS1.2 or TLS1.3")
+	f.StringVar(&t.MaxVersion, "tls-max-version", "", "newest TLS `version`: TLS1.2 or TLS1.3 (default the newest)")
+	listVar(f, &t.CipherSuites, "cipher-suites", "TLS 1.2 cipher suites by their IANA `names` (default Go's)")
+}
+
+func (c *Config) limitFlags(f *pflag.FlagSet) {
+	s := &c.Server
+	f.Int64Var(&s.QuotaBackendBytes, "quota-backend-bytes", s.QuotaBackendBytes, "`bytes` of data beyond which writes are refused; 0 is 2 GiB, negative is no quota")
+	f.UintVar(&s.MaxRequestBytes, "max-request-bytes", s.MaxRequestBytes, "largest request in `bytes`")
+	f.UintVar(&s.MaxTxnOps, "max-txn-ops", s.MaxTxnOps, "largest `number` of operations in a transaction")
+	f.Uint32Var(&s.MaxConcurrentStreams, "max-concurrent-streams", s.MaxConcurrentStreams, "largest `number` of streams on one connection")
+	f.Int64Var(&s.CacheBytes, "cache-bytes", s.CacheBytes, "`bytes` of values kept in memory; the others are read from disk when asked for")
+}
+
+func (c *Config) compactionFlags(f *pflag.FlagSet) {
+	s := &c.Server
+	f.StringVar(&s.AutoCompactionMode, "auto-compaction-mode", s.AutoCompactionMode, "`mode`: periodic (by time) or revision (by number)")
+	f.StringVar(&s.AutoCompactionRetention, "auto-compaction-retention", s.AutoCompactionRetention, "`how much` history to keep: 5m or a number of hours for periodic, a number for revision; 0 is off, as for a kube-apiserver, which compacts by itself")
+}
+
+func (c *Config) diagnosticFlags(f *pflag.FlagSet) {
+	l := &c.Log
+	f.StringVar(&l.Level, "log-level", l.Level, "`level`: debug, info, warn, error, panic or fatal")
+	f.StringVar(&l.Format, "log-format", l.Format, "`format`: json, console, or auto (console on a terminal)")
+	listVar(f, &l.Outputs, "log-outputs", "stderr, stdout or `files`")
+	f.BoolVar(&c.Server.EnablePprof, "enable-pprof", false, "serve /debug/pprof/ on the client and metrics URLs")
+}
+
+// listType is the pflag type of a list, which in a file may be a YAML list.
+const listType = "list"
+
+// listValue is a list written with commas. A later value replaces an earlier
+// one, also on the command line, as in etcd.
+type listValue []string
+
+func listVar(f *pflag.FlagSet, p *[]string, name, usage string) {
+	f.Var((*listValue)(p), name, usage)
+}
+
+func (l *listValue) Set(text string) error {
+	items, err := csv.NewReader(strings.NewReader(text)).Read()
+	if err != nil {
+		return errors.New("write a list with commas")
+	}
+	for i := range items {
+		items[i] = strings.TrimSpace(items[i])
+	}
+	*l = items
+	return nil
+}
+
+func (l *listValue) Type() string   { return listType }
+func (l *listValue) String() string { return strings.Join(*l, ",") }
+
+// modeValue is permissions in octal.
+type modeValue fs.FileMode
+
+func (m *modeValue) Set(text string) error {
+	n, err := strconv.ParseUint(strings.TrimPrefix(text, "0o"), 8, 32)
+	if err != nil || n == 0 || n > 0o777 {
+		return errors.New("write permissions in octal, such as 0660")
+	}
+	*m = modeValue(n)
+	return nil
+}
+
+func (m *modeValue) Type() string { return "mode" }
+
+func (m *modeValue) String() string {
+	if *m == 0 {
+		return ""
+	}
+	return "0" + strconv.FormatUint(uint64(*m), 8)
+}
