@@ -30,7 +30,8 @@ type usageError struct{ msg string }
 func (e *usageError) Error() string        { return e.msg }
 func (e *usageError) Is(target error) bool { return target == ErrUsage }
 
-func usagef(format string, args ...any) error {
+// Usagef makes an ErrUsage.
+func Usagef(format string, args ...any) error {
 	return &usageError{fmt.Sprintf(format, args...)}
 }
 
@@ -101,7 +102,7 @@ func (c *Config) Load(fs *pflag.FlagSet, environ []string) error {
 		}
 	})
 	if len(errs) > 0 {
-		return usagef("%s", strings.Join(errs, "\n"))
+		return Usagef("%s", strings.Join(errs, "\n"))
 	}
 	c.zeroIsOff()
 	if err := c.Log.validate(); err != nil {
@@ -172,7 +173,7 @@ func (c *Config) readEnviron(fs *pflag.FlagSet, environ []string) (map[string]st
 				continue
 			}
 			if advice, ok := Advice(name); ok {
-				return nil, usagef("%s: keelson has no --%s: %s", key, name, advice)
+				return nil, Usagef("%s: keelson has no --%s: %s", key, name, advice)
 			}
 			// Kubernetes makes variables of its own for a service that is
 			// called keelson, so that an unknown one cannot be an error.
@@ -194,11 +195,11 @@ func FlagError(err error, args []string, fs *pflag.FlagSet) error {
 	case errors.As(err, &unknown):
 		return unknownFlags(args, fs, unknown)
 	case errors.As(err, &invalid):
-		return usagef("--%s=%q: %s", invalid.GetFlag().Name, invalid.GetValue(), reason(err))
+		return Usagef("--%s=%q: %s", invalid.GetFlag().Name, invalid.GetValue(), reason(err))
 	case errors.As(err, &missing):
-		return usagef("--%s needs a value: write --%s=…", missing.GetFlag().Name, missing.GetFlag().Name)
+		return Usagef("--%s needs a value: write --%s=…", missing.GetFlag().Name, missing.GetFlag().Name)
 	}
-	return usagef("%s", err)
+	return Usagef("%s", err)
 }
 
 // unknownFlags names every flag of args that keelson does not have, so that a
@@ -221,9 +222,9 @@ func unknownFlags(args []string, fs *pflag.FlagSet, first *pflag.NotExistError) 
 		}
 	}
 	if len(lines) == 0 {
-		return usagef("%s: keelson --help lists the flags", first)
+		return Usagef("%s: keelson --help lists the flags", first)
 	}
-	return usagef("%s", strings.Join(lines, "\n"))
+	return Usagef("%s", strings.Join(lines, "\n"))
 }
 
 func unknownFlag(name string, fs *pflag.FlagSet) string {

@@ -23,24 +23,24 @@ type fileValue struct {
 func readFile(path string, fs *pflag.FlagSet) (map[string]fileValue, error) {
 	content, err := os.ReadFile(path)
 	if err != nil {
-		return nil, usagef("--config-file: %s", err)
+		return nil, Usagef("--config-file: %s", err)
 	}
 	var doc yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(content))
 	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
 		return nil, nil // nothing but comments
 	} else if err != nil {
-		return nil, usagef("%s: %s", path, err)
+		return nil, Usagef("%s: %s", path, err)
 	}
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return nil, usagef("%s: write one YAML document, not several", path)
+		return nil, Usagef("%s: write one YAML document, not several", path)
 	}
 	root := doc.Content[0]
 	if root.Kind == yaml.ScalarNode && root.Tag == "!!null" {
 		return nil, nil
 	}
 	if root.Kind != yaml.MappingNode {
-		return nil, usagef("%s, line %d: write a mapping such as \"data-dir: /var/lib/keelson\"", path, root.Line)
+		return nil, Usagef("%s, line %d: write a mapping such as \"data-dir: /var/lib/keelson\"", path, root.Line)
 	}
 	var (
 		values = make(map[string]fileValue)
@@ -59,7 +59,7 @@ func readFile(path string, fs *pflag.FlagSet) (map[string]fileValue, error) {
 		values[key.Value] = fileValue{text, key.Line}
 	}
 	if len(errs) > 0 {
-		return nil, usagef("%s", strings.Join(errs, "\n"))
+		return nil, Usagef("%s", strings.Join(errs, "\n"))
 	}
 	return values, nil
 }

@@ -23,16 +23,16 @@ func defaultLog() Log {
 
 func (l Log) validate() error {
 	if _, err := logrus.ParseLevel(l.Level); err != nil {
-		return usagef("--log-level=%q: use debug, info, warn, error, panic or fatal", l.Level)
+		return Usagef("--log-level=%q: use debug, info, warn, error, panic or fatal", l.Level)
 	}
 	switch l.Format {
 	case "auto", "json", "console", "text":
 	default:
-		return usagef("--log-format=%q: use json, console or auto", l.Format)
+		return Usagef("--log-format=%q: use json, console or auto", l.Format)
 	}
 	for _, output := range l.Outputs {
 		if strings.Contains(output, "://") || output == "" {
-			return usagef("--log-outputs=%q: use stderr, stdout or the path of a file", output)
+			return Usagef("--log-outputs=%q: use stderr, stdout or the path of a file", output)
 		}
 	}
 	return nil
@@ -54,7 +54,7 @@ func (l Log) Open() (*logrus.Logger, error) {
 		default:
 			f, err := os.OpenFile(output, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 			if err != nil {
-				return nil, usagef("--log-outputs: %s", err)
+				return nil, Usagef("--log-outputs: %s", err)
 			}
 			writers = append(writers, f)
 			terminal = false

@@ -47,7 +47,7 @@ var ErrConfig = errors.New("configuration")
 type Config struct {
 	Name      string // --name: the member's name
 	DataDir   string // --data-dir: <name>.keelson if empty
-	Datastore string // --datastore: "sqlite", "sqlite:///path/to/file"
+	Datastore string // --datastore: "sqlite" or "sqlite:///directory"
 
 	ListenClientURLs    []string // --listen-client-urls; port 0 picks a free one
 	AdvertiseClientURLs []string // --advertise-client-urls: what clients are told
@@ -99,7 +99,7 @@ type TLS struct {
 // settings is a Config that was understood.
 type settings struct {
 	Config
-	file      string // the SQLite database
+	sqliteDir string // the directory of the SQLite database
 	client    []listen.URL
 	metrics   []listen.URL
 	advertise []string // empty: what the client listeners turn out to be
@@ -171,25 +171,30 @@ func (s *settings) resolveData() error {
 		return fmt.Errorf("--data-dir %s belongs to etcd, which keelson cannot read: choose another directory", dir)
 	}
 	if s.Datastore == "sqlite" || s.Datastore == "sqlite://" {
-		s.file = filepath.Join(dir, "keelson.db")
+		s.sqliteDir = dir
 		return nil
 	}
 	u, err := url.Parse(s.Datastore)
 	if err != nil {
 		// The parser's error would repeat the URL, which may hold a password.
-		return errors.New("--datastore is not a URL: write sqlite or sqlite:///path/to/file.db")
+		return errors.New("--datastore is not a URL: write sqlite or sqlite:///directory")
 	}
 	switch u.Scheme {
 	case "sqlite":
 		if u.RawQuery != "" || u.Fragment != "" || u.User != nil {
-			return fmt.Errorf("--datastore %s: write sqlite:///path/to/file.db and nothing more", s.Datastore)
+			return errors.New("--datastore: write sqlite:///directory and nothing more")
 		}
-		s.file, err = filepath.Abs(u.Host + u.Path)
-		return err
+		if s.sqliteDir, err = filepath.Abs(u.Host + u.Path); err != nil {
+			return fmt.Errorf("--datastore: %w", err)
+		}
+		if info, err := os.Stat(s.sqliteDir); err == nil && !info.IsDir() {
+			return fmt.Errorf("--datastore: %s is a file: name the directory that the database is in", s.sqliteDir)
+		}
+		return nil
 	case "postgres", "postgresql":
 		return errors.New("--datastore: this keelson has no Postgres driver yet: use --datastore=sqlite")
 	}
-	return fmt.Errorf("--datastore: there is no driver %q: use sqlite or sqlite:///path/to/file.db", u.Scheme+strings.TrimSuffix(u.Path, "/"))
+	return fmt.Errorf("--datastore: there is no driver %q: use sqlite or sqlite:///directory", u.Scheme+strings.TrimSuffix(u.Path, "/"))
 }
 
 func (s *settings) resolveURLs() (err error) {
