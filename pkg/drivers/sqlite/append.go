@@ -1,0 +1,146 @@
+package sqlite
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+const insertRecord = "INSERT INTO log (seq, revision, batch, header, key, value) VALUES (?, ?, ?, ?, ?, ?)"
+
+// Append implements eventlog.Log.
+//
+// What a crash leaves: SQLite replays the WAL up to the last commit whose
+// checksums hold, so a batch is there whole or not at all. An error of COMMIT
+// does not tell which: its frames may have reached the file although the
+// fsync failed. That is ErrUnknown, and also the end of this Log, since the
+// kernel may have dropped the pages it could not write. The next Open tells.
+func (l *Log) Append(ctx context.Context, batch *eventlog.Batch) error {
+	l.writers.Add(1)
+	err := l.acquire(ctx)
+	l.writers.Add(-1)
+	if err != nil {
+		return err
+	}
+	defer l.release()
+
+	if head := l.head.Load(); int64(batch.Base) != head {
+		return fmt.Errorf("%w: it is at %d, the batch is based on %d", eventlog.ErrStale, head, batch.Base)
+	}
+	if err := l.checkBatch(batch); err != nil {
+		return err
+	}
+	if err := l.begin(true); err != nil {
+		return l.fail(err)
+	}
+	if err := l.insert(batch); err != nil {
+		return l.rollback(err)
+	}
+	if err := l.commit(); err != nil {
+		return fmt.Errorf("%w: %w", eventlog.ErrUnknown, err)
+	}
+	last := len(batch.Records) - 1
+	l.headSeq = batch.Records[last].Seq
+	for i := range batch.Records {
+		if batch.Records[i].Kind == eventlog.KindCompact {
+			l.markSeq = batch.Records[i].Seq
+		}
+	}
+	l.head.Store(int64(batch.Position()))
+	l.afterCommit()
+	return nil
+}
+
+// checkBatch refuses a batch that would break the log's invariants.
+func (l *Log) checkBatch(batch *eventlog.Batch) error {
+	if len(batch.Records) == 0 {
+		return fmt.Errorf("append at %d: the batch is empty", batch.Base)
+	}
+	for i := range batch.Records {
+		r := &batch.Records[i]
+		if want := l.headSeq + 1 + int64(i); r.Seq != want || r.Position != batch.Position() {
+			return fmt.Errorf("append at %d: record %d of position %d where %d of position %d belongs",
+				batch.Base, r.Seq, r.Position, want, batch.Position())
+		}
+	}
+	return nil
+}
+
+func (l *Log) insert(batch *eventlog.Batch) error {
+	var header []byte
+	for i := range batch.Records {
+		r := &batch.Records[i]
+		header = eventlog.AppendHeader(header[:0], r)
+		// A nil slice is NULL, an empty one an empty blob.
+		var id, key, value []byte
+		if i == 0 {
+			id = batch.ID[:]
+		}
+		if len(r.Key) > 0 {
+			key = r.Key
+		}
+		if r.Kind == eventlog.KindPut {
+			if value = r.Value; value == nil {
+				value = []byte{}
+			}
+		}
+		if err := l.writer.exec(insertRecord, r.Seq, r.Revision.Main, id, header, key, value); err != nil {
+			return fmt.Errorf("insert record %d: %w", r.Seq, err)
+		}
+	}
+	return nil
+}
+
+// begin starts a write transaction. One that is not durable needs no fsync at
+// its commit: a later durable commit covers it, and a crash before that takes
+// it back as a whole.
+func (l *Log) begin(durable bool) error {
+	if l.relaxed == durable {
+		pragma := "PRAGMA synchronous=NORMAL"
+		if durable {
+			pragma = l.sync.pragma()
+		}
+		// Not prepared: this pragma acts when it is compiled.
+		if err := l.writer.once(pragma); err != nil {
+			return err
+		}
+		l.relaxed = !durable
+	}
+	return l.writer.exec("BEGIN IMMEDIATE")
+}
+
+// rollback ends a transaction after err, which it returns. Nothing of the
+// transaction stays. After a failed rollback that can only be guaranteed by
+// ending the log: the connection may not be used again.
+func (l *Log) rollback(err error) error {
+	err = l.fail(err)
+	// SQLite rolls back by itself after some errors; the second rollback is
+	// then an error without meaning. What matters is the state it leaves.
+	_ = l.writer.exec("ROLLBACK")
+	if beginErr := l.writer.exec("BEGIN"); beginErr != nil {
+		return l.fail(fmt.Errorf("%w: roll back: %w (after %w)", eventlog.ErrFailed, beginErr, err))
+	}
+	if rollbackErr := l.writer.exec("ROLLBACK"); rollbackErr != nil {
+		return l.fail(fmt.Errorf("%w: roll back: %w (after %w)", eventlog.ErrFailed, rollbackErr, err))
+	}
+	return err
+}
+
+// commit ends the transaction that begin started. Any error ends the log.
+func (l *Log) commit() error {
+	if err := l.countPages(); err != nil {
+		return l.fail(fmt.Errorf("%w: %w", eventlog.ErrFailed, err))
+	}
+	commit := func() error { return l.writer.exec("COMMIT") }
+	err := error(nil)
+	if l.onCommit != nil {
+		err = l.onCommit(commit)
+	} else {
+		err = commit()
+	}
+	if err != nil {
+		return l.fail(fmt.Errorf("%w: commit: %w", eventlog.ErrFailed, err))
+	}
+	return nil
+}

@@ -1,0 +1,232 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+// The WAL is copied into the database by checkpoints, which are all ours:
+//
+//	size of the WAL
+//	walTarget  a PASSIVE checkpoint runs beside the writer; the few frames
+//	           appended meanwhile follow while the writer waits, and readers,
+//	           whose transactions are short, are waited for, so that the next
+//	           batch starts the WAL over. The file keeps its size: writing
+//	           into allocated blocks makes a cheaper fsync.
+//	walLimit   the writer itself waits for such a checkpoint. Only somebody
+//	           else's long read transaction (an SQL shell) can make the
+//	           file grow further; that is logged, and no reason to stop.
+//	idle       what is left is checkpointed, and the file truncated.
+const (
+	walTarget = 8 << 20
+	walLimit  = 32 << 20
+
+	frameSize = pageSize + 24
+	walHeader = 32
+
+	idleAfter = 30 * time.Second
+	retryWait = time.Second
+)
+
+// counters are what Size and Stats tell; all written by the holder of the
+// token or of janitorMu.
+type counters struct {
+	pages          atomic.Int64
+	freePages      atomic.Int64
+	walFrames      atomic.Int64 // that count, in the WAL
+	walBytes       atomic.Int64 // of the file
+	lastCommit     atomic.Int64 // Unix nanoseconds
+	checkpoints    atomic.Int64
+	checkpointTime atomic.Int64 // nanoseconds
+	checkpointed   atomic.Int64 // position
+}
+
+// Stats are figures for metrics.
+type Stats struct {
+	WALBytes       int64         // size of the WAL file
+	WALFrames      int64         // pages in it that count
+	Pages          int64         // of the database
+	FreePages      int64         // of those, free
+	Checkpoints    int64         // completed
+	CheckpointTime time.Duration // spent in them
+	// Checkpointed is a position up to which the database file itself is
+	// durable, whatever Options.Synchronous says.
+	Checkpointed eventlog.Position
+}
+
+// Stats returns the current figures. It is cheap.
+func (l *Log) Stats() Stats {
+	return Stats{
+		WALBytes:       l.walBytes.Load(),
+		WALFrames:      l.walFrames.Load(),
+		Pages:          l.pages.Load(),
+		FreePages:      l.freePages.Load(),
+		Checkpoints:    l.checkpoints.Load(),
+		CheckpointTime: time.Duration(l.checkpointTime.Load()),
+		Checkpointed:   eventlog.Position(l.checkpointed.Load()),
+	}
+}
+
+// Size implements eventlog.Log.
+func (l *Log) Size() eventlog.Size {
+	pages, free := l.pages.Load(), l.freePages.Load()
+	return eventlog.Size{
+		Total: pages*pageSize + l.walBytes.Load(),
+		InUse: (pages - free) * pageSize,
+	}
+}
+
+// countPages notes the size of the database as the writer sees it, inside its
+// transaction or not.
+func (l *Log) countPages() error {
+	pages, err := l.writer.int("PRAGMA page_count")
+	if err != nil {
+		return err
+	}
+	free, err := l.writer.int("PRAGMA freelist_count")
+	if err != nil {
+		return err
+	}
+	l.pages.Store(pages)
+	l.freePages.Store(free)
+	return nil
+}
+
+// afterCommit notes the size of the WAL and sees to checkpoints. The caller
+// holds the token; its batch is durable whatever happens here.
+func (l *Log) afterCommit() {
+	now := time.Now()
+	l.lastCommit.Store(now.UnixNano())
+	wal, err := l.writer.ints("PRAGMA wal_checkpoint(NOOP)") // busy, frames, copied
+	if err != nil {
+		_ = l.fail(err)
+		return
+	}
+	used := wal[1]*frameSize + walHeader
+	l.walFrames.Store(wal[1])
+	l.walBytes.Store(max(l.walBytes.Load(), used))
+	switch {
+	case used >= walLimit && now.After(l.nextTry):
+		if err := l.checkpointAll("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
+			_ = l.fail(err)
+		}
+	case used >= walTarget:
+		select {
+		case l.kick <- struct{}{}:
+		default: // already asked for
+		}
+	}
+}
+
+// checkpointLoop does the checkpoints that are not the writer's until Close.
+func (l *Log) checkpointLoop() {
+	defer l.stopped.Done()
+	idle := time.NewTicker(idleAfter / 2)
+	defer idle.Stop()
+	for {
+		var err error
+		select {
+		case <-l.done:
+			return
+		case <-l.kick:
+			err = l.checkpointBeside()
+		case <-idle.C:
+			err = l.checkpointIdle()
+		}
+		if err != nil && !errors.Is(err, eventlog.ErrClosed) {
+			_ = l.fail(err)
+		}
+	}
+}
+
+// checkpointBeside copies most of the WAL while the writer goes on, and the
+// rest while it waits.
+func (l *Log) checkpointBeside() error {
+	if err := l.checkpointPassive(); err != nil {
+		return err
+	}
+	if err := l.acquire(context.Background()); err != nil {
+		return err
+	}
+	defer l.release()
+	if l.walBytes.Load() > 2*walTarget {
+		return l.checkpointAll("PRAGMA wal_checkpoint(TRUNCATE)")
+	}
+	return l.checkpointAll("PRAGMA wal_checkpoint(RESTART)")
+}
+
+// checkpointPassive copies what it can without waiting for anybody.
+func (l *Log) checkpointPassive() error {
+	l.janitorMu.Lock()
+	defer l.janitorMu.Unlock()
+	start := time.Now()
+	_, err := l.janitor.ints("PRAGMA wal_checkpoint(PASSIVE)")
+	l.checkpointTime.Add(int64(time.Since(start)))
+	return err
+}
+
+// checkpointIdle empties the WAL of a log that nobody has written to for a
+// while, so that a start after a crash has nothing to replay.
+func (l *Log) checkpointIdle() error {
+	if l.walBytes.Load() == 0 || time.Since(time.Unix(0, l.lastCommit.Load())) < idleAfter {
+		return nil
+	}
+	if err := l.checkpointPassive(); err != nil {
+		return err
+	}
+	if err := l.acquire(context.Background()); err != nil {
+		return err
+	}
+	defer l.release()
+	return l.checkpointAll("PRAGMA wal_checkpoint(TRUNCATE)")
+}
+
+// checkpointAll copies the whole WAL, so that the next batch starts it over.
+// The caller holds the token, or is the only one to know the Log. That the
+// checkpoint is held up by a foreign reader is no error.
+func (l *Log) checkpointAll(pragma string) error {
+	l.janitorMu.Lock()
+	defer l.janitorMu.Unlock()
+	held := make([]*conn, l.pooled)
+	for i := range held {
+		held[i] = <-l.readers
+	}
+	defer func() {
+		for _, c := range held {
+			l.readers <- c
+		}
+	}()
+
+	start := time.Now()
+	res, err := l.janitor.ints(pragma) // busy, frames, copied
+	l.checkpointTime.Add(int64(time.Since(start)))
+	if err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	if busy := res[0] != 0; busy {
+		l.nextTry = time.Now().Add(retryWait)
+		l.logger.WithField("wal_bytes", l.walBytes.Load()).
+			Warn("Another process reads the database in a long transaction: the WAL grows until it ends")
+		return nil
+	}
+	l.checkpoints.Add(1)
+	l.checkpointed.Store(l.head.Load())
+	info, err := os.Stat(l.path + "-wal")
+	if errors.Is(err, fs.ErrNotExist) {
+		l.walBytes.Store(0)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	l.walFrames.Store(0)
+	l.walBytes.Store(info.Size())
+	return nil
+}

@@ -1,0 +1,127 @@
+package sqlite
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+)
+
+const (
+	// stepTime bounds a transaction of Compact and Defragment, and with it
+	// what an Append that comes meanwhile waits; one that waits ends it at
+	// the next check.
+	stepTime = 3 * time.Millisecond
+	// stepRows rows are deleted, or pages moved, between two checks.
+	stepRows = 16
+
+	// freeShare of the pages may be free: they are for the writes to come.
+	// Compact gives back what is more.
+	freeShare = 0.25
+	// vacuumStep moves stepRows pages.
+	vacuumStep = "PRAGMA incremental_vacuum(16)"
+)
+
+// Compact implements eventlog.Log. Its transactions are not fsynced; the next
+// batch's is enough, and after a crash the caller names the records again.
+func (l *Log) Compact(ctx context.Context, seqs []int64) error {
+	seqs = slices.Clone(seqs)
+	slices.Sort(seqs)
+	for first := true; first || len(seqs) > 0; first = false {
+		err := l.step(ctx, func(more func() bool) error {
+			n := len(seqs)
+			if n > 0 && seqs[n-1] >= l.markSeq && seqs[n-1] <= l.headSeq {
+				return fmt.Errorf("compact: record %d is not below the newest compaction, %d", seqs[n-1], l.markSeq)
+			}
+			var floor, deleted int64
+			for i := 0; len(seqs) > 0 && (i%stepRows != 0 || i == 0 || more()); i++ {
+				changes, err := l.writer.execChanges("DELETE FROM log WHERE seq = ?", seqs[0])
+				if err != nil {
+					return err
+				}
+				if changes > 0 {
+					floor = seqs[0]
+					deleted += changes
+				}
+				seqs = seqs[1:]
+			}
+			if deleted == 0 {
+				return nil
+			}
+			return l.writer.exec("UPDATE kept SET floor = max(floor, ?), deleted = deleted + ?", floor, deleted)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return l.vacuum(ctx, freeShare)
+}
+
+// step runs fn in a write transaction of its own. fn is to stop soon once
+// more returns false.
+func (l *Log) step(ctx context.Context, fn func(more func() bool) error) error {
+	if err := l.acquire(ctx); err != nil {
+		return err
+	}
+	defer l.release()
+	start := time.Now()
+	if err := l.begin(false); err != nil {
+		return l.fail(err)
+	}
+	if err := fn(func() bool { return l.writers.Load() == 0 && time.Since(start) < stepTime }); err != nil {
+		return l.rollback(err)
+	}
+	if err := l.commit(); err != nil {
+		return err
+	}
+	l.afterCommit()
+	return nil
+}
+
+// vacuum moves pages from the end of the file into free ones until at most
+// this share of the pages is free.
+func (l *Log) vacuum(ctx context.Context, share float64) error {
+	for {
+		pages, free := l.pages.Load(), l.freePages.Load()
+		if float64(free) <= float64(pages)*share {
+			return nil
+		}
+		err := l.step(ctx, func(more func() bool) error {
+			for first := true; first || more(); first = false {
+				if err := l.writer.exec(vacuumStep); err != nil {
+					return err
+				}
+				left, err := l.writer.int("PRAGMA freelist_count")
+				if err != nil {
+					return err
+				}
+				if float64(left) <= float64(pages)*share {
+					return nil
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if l.freePages.Load() >= free {
+			return fmt.Errorf("incremental vacuum does not go on at %d free pages", free)
+		}
+	}
+}
+
+// Defragment implements eventlog.Log: it empties the list of free pages, in
+// small transactions, and truncates both files.
+func (l *Log) Defragment(ctx context.Context) error {
+	if err := l.vacuum(ctx, 0); err != nil {
+		return err
+	}
+	if err := l.acquire(ctx); err != nil {
+		return err
+	}
+	defer l.release()
+	if err := l.checkpointAll("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
+		return l.fail(err)
+	}
+	return nil
+}

@@ -1,0 +1,2 @@
+// Package sqlite keeps a log in one SQLite file (modernc.org/sqlite, no cgo).
+package sqlite

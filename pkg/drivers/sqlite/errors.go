@@ -1,0 +1,40 @@
+package sqlite
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+	modernc "modernc.org/sqlite"
+	codes "modernc.org/sqlite/lib"
+)
+
+// The sentinels of Open, next to those of package eventlog.
+var (
+	// ErrLocked: another process, which the message names, has the log open.
+	ErrLocked = errors.New("sqlite: in use by another process")
+
+	// ErrForeign: the file was not made by keelson. It was not touched.
+	ErrForeign = errors.New("sqlite: not a keelson database")
+
+	// ErrNewer: the file was written by a newer keelson. It was not touched.
+	ErrNewer = errors.New("sqlite: written by a newer keelson")
+)
+
+// classify adds to an error of SQLite the sentinel that says what it means
+// for the log. Errors of anything else, and those that carry one of the two
+// already, pass unchanged.
+func classify(err error) error {
+	var e *modernc.Error
+	if !errors.As(err, &e) || errors.Is(err, eventlog.ErrFailed) || errors.Is(err, eventlog.ErrCorrupt) {
+		return err
+	}
+	switch e.Code() & 0xff { // the rest is the extended code
+	case codes.SQLITE_CORRUPT, codes.SQLITE_NOTADB, codes.SQLITE_CONSTRAINT, codes.SQLITE_FORMAT:
+		// A constraint fails only if what is stored is not what was written.
+		return fmt.Errorf("%w: %w", eventlog.ErrCorrupt, err)
+	case codes.SQLITE_FULL, codes.SQLITE_IOERR, codes.SQLITE_READONLY, codes.SQLITE_CANTOPEN, codes.SQLITE_PERM:
+		return fmt.Errorf("%w: %w", eventlog.ErrFailed, err)
+	}
+	return err
+}

@@ -1,0 +1,149 @@
+package sqlite
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	selectLoad = "SELECT seq, header, key FROM log WHERE seq >= ? AND seq < ? ORDER BY seq"
+
+	// loadWorkers scan and decode, side by side, ranges of at least loadRange
+	// seqs; holes make for more ranges than records, so that there are at
+	// most loadRanges.
+	loadWorkers = 2
+	loadRange   = 4096
+	loadRanges  = 8192
+)
+
+// loader checks that records are complete and in order.
+type loader struct {
+	floor, deleted int64 // the row of kept
+	newest         int64 // seq of the newest row
+	prev           *eventlog.Record
+	count          int64
+	head           eventlog.Head
+	mark           int64 // seq of the newest KindCompact record
+}
+
+// Load implements eventlog.Log. The values are not read.
+func (l *Log) Load(ctx context.Context, fn func(*eventlog.Record) error) (eventlog.Head, error) {
+	var ld loader
+	var oldest int64
+	err := l.read(ctx, func(c *conn) error {
+		state, err := c.ints("SELECT floor, deleted, (SELECT min(seq) FROM log), (SELECT max(seq) FROM log) FROM kept")
+		if err == nil {
+			ld.floor, ld.deleted, oldest, ld.newest = state[0], state[1], state[2], state[3]
+		}
+		return err
+	})
+	if err != nil {
+		return eventlog.Head{}, fmt.Errorf("load: %w", err)
+	}
+	if ld.newest > 0 {
+		if err := l.scan(ctx, oldest, ld.newest, func(records []*eventlog.Record) error {
+			for _, r := range records {
+				if err := ld.check(r); err != nil {
+					return err
+				}
+				if err := fn(r); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return eventlog.Head{}, err
+		}
+	}
+	if ld.count != ld.newest-ld.deleted || ld.newest < ld.floor || ld.head.Seq != ld.newest {
+		return eventlog.Head{}, fmt.Errorf("%w: %d records up to %d are there, and %d were deleted up to %d",
+			eventlog.ErrCorrupt, ld.count, ld.newest, ld.deleted, ld.floor)
+	}
+	if err := l.acquire(ctx); err != nil {
+		return eventlog.Head{}, err
+	}
+	defer l.release()
+	l.markSeq = ld.mark
+	return ld.head, nil
+}
+
+// check takes the next record.
+func (ld *loader) check(r *eventlog.Record) error {
+	var seq int64
+	var position eventlog.Position
+	if ld.prev != nil {
+		seq, position = ld.prev.Seq, ld.prev.Position
+	}
+	hole := r.Seq != seq+1
+	switch {
+	case hole && r.Seq > ld.floor+1:
+		return fmt.Errorf("%w: record %d is missing", eventlog.ErrCorrupt, max(seq, ld.floor)+1)
+	case r.Position < position || !hole && r.Position > position+1:
+		return fmt.Errorf("%w: record %d of position %d follows one of position %d", eventlog.ErrCorrupt, r.Seq, r.Position, position)
+	}
+	ld.prev = r
+	ld.count++
+	ld.head.Seq, ld.head.Position = r.Seq, r.Position
+	switch r.Kind {
+	case eventlog.KindCompact:
+		ld.mark = r.Seq
+		fallthrough // it names a revision that was there, and may be all that is left of it
+	case eventlog.KindPut, eventlog.KindDelete:
+		ld.head.Revision = max(ld.head.Revision, r.Revision.Main)
+	}
+	return nil
+}
+
+// scan calls fn with the records of [oldest, newest] in order, range by range.
+func (l *Log) scan(ctx context.Context, oldest, newest int64, fn func([]*eventlog.Record) error) error {
+	width := max(loadRange, (newest-oldest)/loadRanges+1)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	group, ctx := errgroup.WithContext(ctx)
+	var results [loadWorkers]chan []*eventlog.Record
+	for w := range results {
+		results[w] = make(chan []*eventlog.Record, 2)
+		group.Go(func() error {
+			defer close(results[w])
+			for from := oldest + int64(w)*width; from <= newest; from += loadWorkers * width {
+				records, err := l.scanRange(ctx, from, from+width)
+				if err != nil {
+					return err
+				}
+				select {
+				case results[w] <- records:
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+			return nil
+		})
+	}
+	for w, from := 0, oldest; from <= newest; w, from = (w+1)%loadWorkers, from+width {
+		records, ok := <-results[w]
+		if !ok {
+			break // the worker's error is the group's
+		}
+		if err := fn(records); err != nil {
+			cancel()
+			_ = group.Wait() // what it says comes of the cancellation
+			return err
+		}
+	}
+	return group.Wait()
+}
+
+func (l *Log) scanRange(ctx context.Context, from, to int64) ([]*eventlog.Record, error) {
+	var records []*eventlog.Record
+	err := l.read(ctx, func(c *conn) error {
+		return c.query(func(row row) error {
+			r, _, err := decodeRow(row[0], row[1], row[2])
+			records = append(records, r)
+			return err
+		}, selectLoad, from, to)
+	})
+	return records, err
+}

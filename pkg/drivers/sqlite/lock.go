@@ -1,0 +1,58 @@
+package sqlite
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// fileLock is an advisory lock (flock) that ends with the process, however it
+// ends. The file says who holds it; it is never removed, because another
+// process may just be about to lock it.
+type fileLock struct {
+	f *os.File
+}
+
+// lockFile takes the lock or returns ErrLocked with what its holder wrote.
+func lockFile(path string) (*fileLock, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		holder, _ := io.ReadAll(io.LimitReader(f, 1024))
+		_ = f.Close()
+		who := strings.Join(strings.Fields(string(holder)), " ")
+		if who == "" {
+			who = "its name is not written yet"
+		}
+		return nil, fmt.Errorf("%w (%s)", ErrLocked, who)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	host, _ := os.Hostname() // for people only
+	holder := fmt.Sprintf("pid %d\nhost %s\nsince %s\n", os.Getpid(), host, time.Now().UTC().Format(time.RFC3339))
+	if err := errors.Join(f.Truncate(0), writeAt(f, holder)); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("write %s: %w", path, err)
+	}
+	return &fileLock{f: f}, nil
+}
+
+func writeAt(f *os.File, s string) error {
+	_, err := f.WriteAt([]byte(s), 0)
+	return err
+}
+
+// release gives the lock up; an empty file says that its holder ended well.
+func (l *fileLock) release() error {
+	return errors.Join(l.f.Truncate(0), l.f.Close())
+}

@@ -1,0 +1,164 @@
+package sqlite
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+const (
+	// applicationID is "keel" in the file's header, where file(1) finds it.
+	applicationID = 0x6b65656c
+
+	// pageSize is fixed when a file is made; see the package comment.
+	pageSize = 4096
+
+	magic = "SQLite format 3\x00"
+)
+
+// migrations[i] brings a file from schema version i (PRAGMA user_version) to
+// i+1. What has been released is never changed, only followed by another.
+var migrations = []string{
+	// Of a batch's records the first carries the batch id, the others NULL:
+	// a table of batches would be one more page for each commit to write.
+	// header is eventlog.AppendHeader; value is NULL unless it is a put;
+	// revision repeats the header's main revision, for people.
+	//
+	// kept has one row: floor is the highest seq that compaction deleted and
+	// deleted the number of them. Above floor seqs are dense, and in all
+	// there are (newest seq - deleted) rows: a lost row cannot go unnoticed.
+	`CREATE TABLE log (
+		seq      INTEGER PRIMARY KEY,
+		revision INTEGER NOT NULL,
+		batch    BLOB,
+		header   BLOB NOT NULL,
+		key      BLOB,
+		value    BLOB
+	);
+	CREATE TABLE kept (
+		id      INTEGER PRIMARY KEY CHECK (id = 1),
+		floor   INTEGER NOT NULL,
+		deleted INTEGER NOT NULL
+	);
+	INSERT INTO kept VALUES (1, 0, 0);
+	CREATE VIEW live AS
+		SELECT CAST(key AS TEXT) AS key, revision, value
+		FROM log
+		WHERE seq IN (SELECT max(seq) FROM log WHERE key IS NOT NULL GROUP BY key)
+			AND value IS NOT NULL
+		ORDER BY log.key;`,
+}
+
+// migrate runs the steps that the file lacks, in one transaction.
+func migrate(c *conn, steps []string) error {
+	version, err := c.int("PRAGMA user_version")
+	if err != nil {
+		return err
+	}
+	if version > int64(len(steps)) {
+		return fmt.Errorf("%w: it has schema version %d, this keelson knows up to %d", ErrNewer, version, len(steps))
+	}
+	if version == int64(len(steps)) {
+		return nil
+	}
+	if err := c.exec("BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	for i, step := range steps[version:] {
+		if err := c.exec(step); err != nil {
+			return errors.Join(fmt.Errorf("migrate from schema version %d: %w", version+int64(i), err), c.exec("ROLLBACK"))
+		}
+	}
+	// A PRAGMA takes no parameter.
+	if err := c.exec(fmt.Sprintf("PRAGMA user_version=%d", len(steps))); err != nil {
+		return errors.Join(err, c.exec("ROLLBACK"))
+	}
+	return c.exec("COMMIT")
+}
+
+// create makes the database in a file of another name and renames it when it
+// is complete and durable, so that a file at path is always a whole database.
+func create(path string) (err error) {
+	part := path + ".new"
+	for _, suffix := range []string{"", "-wal", "-shm", "-journal"} {
+		if err := os.Remove(part + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	f, err := os.OpenFile(part, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	c, err := openConn(part,
+		fmt.Sprintf("PRAGMA page_size=%d", pageSize),
+		"PRAGMA auto_vacuum=INCREMENTAL",
+		"PRAGMA journal_mode=WAL",
+		"PRAGMA synchronous=FULL",
+		fmt.Sprintf("PRAGMA application_id=%d", applicationID),
+	)
+	if err != nil {
+		return err
+	}
+	err = migrate(c, migrations)
+	if err == nil {
+		err = c.exec("PRAGMA wal_checkpoint(TRUNCATE)")
+	}
+	if err := errors.Join(err, c.close()); err != nil {
+		return err
+	}
+	if err := syncFile(part); err != nil {
+		return err
+	}
+	if err := os.Rename(part, path); err != nil {
+		return err
+	}
+	return syncFile(filepath.Dir(path))
+}
+
+// syncFile makes a file or a directory's entries durable.
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// checkFile reads the header of the file at path, before SQLite touches it. A
+// file that is not there is fs.ErrNotExist.
+func checkFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var header [100]byte
+	n, err := io.ReadFull(f, header[:])
+	switch {
+	case n == 0 && errors.Is(err, io.EOF):
+		return fmt.Errorf("%w: the file is empty", eventlog.ErrCorrupt)
+	case err != nil && !errors.Is(err, io.ErrUnexpectedEOF):
+		return err
+	case n < len(magic) || string(header[:len(magic)]) != magic:
+		return fmt.Errorf("%w: it is not an SQLite file", ErrForeign)
+	case n < len(header):
+		return fmt.Errorf("%w: the file ends after %d bytes", eventlog.ErrCorrupt, n)
+	}
+	// Offsets 60 and 68 of SQLite's file format.
+	if id := binary.BigEndian.Uint32(header[68:]); id != applicationID {
+		return fmt.Errorf("%w: its application_id is %#x, not %#x", ErrForeign, id, applicationID)
+	}
+	if version := binary.BigEndian.Uint32(header[60:]); int64(version) > int64(len(migrations)) {
+		return fmt.Errorf("%w: it has schema version %d, this keelson knows up to %d", ErrNewer, version, len(migrations))
+	}
+	return nil
+}

@@ -1,0 +1,358 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/sirupsen/logrus"
+)
+
+// FileName is the name of the database in the data directory. Next to it are
+// SQLite's own -wal and -shm files, which belong to it, and the lock file.
+const FileName = "keelson.db"
+
+// Synchronous says when an acknowledged batch survives what.
+type Synchronous int
+
+const (
+	// SynchronousFull: a batch survives a power cut (one fsync for each).
+	SynchronousFull Synchronous = iota
+
+	// UnsafeLosesAcknowledgedWritesOnPowerCut: a batch survives the end of
+	// the process, but not that of the machine; whole batches are lost from
+	// the end. Only for callers that have the batches durable elsewhere.
+	UnsafeLosesAcknowledgedWritesOnPowerCut
+)
+
+func (s Synchronous) pragma() string {
+	if s == UnsafeLosesAcknowledgedWritesOnPowerCut {
+		return "PRAGMA synchronous=NORMAL"
+	}
+	return "PRAGMA synchronous=FULL"
+}
+
+// Options are those of Open.
+type Options struct {
+	// Dir is the data directory; it is made if it is not there.
+	Dir string
+
+	// Synchronous is SynchronousFull unless set.
+	Synchronous Synchronous
+
+	// Logger is logrus's standard logger unless set.
+	Logger *logrus.Entry
+}
+
+// readerCount is the size of the read pool. Two saturate what SQLite reads
+// side by side on small machines; the others keep a short read from waiting
+// behind a long one.
+const readerCount = 4
+
+// Log is the log in one SQLite file.
+type Log struct {
+	path   string
+	sync   Synchronous
+	logger *logrus.Entry
+	lock   *fileLock
+
+	// writing holds the one token that allows to write. Waiters get it in
+	// the order in which they came. writers counts the Appends that wait.
+	writing chan struct{}
+	writers atomic.Int32
+
+	// The following belong to the holder of the token.
+	writer   *conn
+	headSeq  int64
+	markSeq  int64     // of the newest KindCompact record; 0 until Load
+	relaxed  bool      // the writer runs with synchronous=NORMAL for now
+	nextTry  time.Time // no inline checkpoint before, after one that failed
+	onCommit func(commit func() error) error
+
+	// readers is the pool; whoever takes a connection puts it back. Holding
+	// all of them means that nobody reads.
+	readers chan *conn
+	pooled  int // connections in the pool when nobody reads; set by open
+
+	// janitor does the checkpoints; it belongs to the holder of janitorMu,
+	// which is locked after the token is taken and before readers are.
+	janitorMu sync.Mutex
+	janitor   *conn
+	kick      chan struct{} // asks for a checkpoint, buffered
+	stopped   sync.WaitGroup
+
+	head   atomic.Int64 // position; written by the holder of the token
+	failed atomic.Pointer[error]
+	done   chan struct{} // closed by Close
+	closed atomic.Bool
+
+	counters
+}
+
+var _ eventlog.Log = (*Log)(nil)
+
+// Open opens the log in opt.Dir, and makes it if the directory has none. The
+// errors are ErrLocked, ErrForeign, ErrNewer, eventlog.ErrCorrupt, or those of
+// the file system.
+func Open(ctx context.Context, opt Options) (*Log, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if opt.Logger == nil {
+		opt.Logger = logrus.NewEntry(logrus.StandardLogger())
+	}
+	dir, err := filepath.Abs(opt.Dir)
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(dir, FileName)
+	l := &Log{
+		path:    path,
+		sync:    opt.Synchronous,
+		logger:  opt.Logger.WithField("database", path),
+		writing: make(chan struct{}, 1),
+		readers: make(chan *conn, readerCount),
+		kick:    make(chan struct{}, 1),
+		done:    make(chan struct{}),
+	}
+	if err := makeDir(dir); err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	if l.lock, err = lockFile(path + ".lock"); err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	if err := l.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", path, classify(err)), l.closeConns(), l.lock.release())
+	}
+	l.writing <- struct{}{}
+	l.stopped.Add(1)
+	go l.checkpointLoop()
+	return l, nil
+}
+
+// makeDir makes the data directory and its entry in its parent durable.
+func makeDir(dir string) error {
+	info, err := os.Stat(dir)
+	if err == nil && !info.IsDir() {
+		return fmt.Errorf("%s is not a directory", dir)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return syncFile(filepath.Dir(dir))
+}
+
+// open checks the file, makes it if there is none, and opens the connections.
+func (l *Log) open() error {
+	err := checkFile(l.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		// A WAL holds acknowledged batches; without its database it would
+		// be replayed into the new one, or lost.
+		if _, statErr := os.Stat(l.path + "-wal"); !errors.Is(statErr, fs.ErrNotExist) {
+			return fmt.Errorf("%w: the database is missing but its -wal file is there", eventlog.ErrCorrupt)
+		}
+		err = create(l.path)
+	}
+	if err != nil {
+		return err
+	}
+	if l.writer, err = openConn(l.path,
+		"PRAGMA busy_timeout=5000", // somebody with an SQL shell
+		"PRAGMA journal_mode=WAL",
+		"PRAGMA wal_autocheckpoint=0",
+		"PRAGMA cache_size=-8192",
+		"PRAGMA cell_size_check=1",
+		l.sync.pragma(),
+	); err != nil {
+		return err
+	}
+	if err := l.checkMode(); err != nil {
+		return err
+	}
+	if err := migrate(l.writer, migrations); err != nil {
+		return err
+	}
+	if l.janitor, err = openConn(l.path,
+		"PRAGMA busy_timeout=0", "PRAGMA wal_autocheckpoint=0", "PRAGMA synchronous=FULL",
+	); err != nil {
+		return err
+	}
+	for range readerCount {
+		c, err := openConn(l.path,
+			"PRAGMA busy_timeout=5000", "PRAGMA wal_autocheckpoint=0", "PRAGMA cache_size=-4096",
+			"PRAGMA cell_size_check=1", "PRAGMA query_only=1",
+		)
+		if err != nil {
+			return err
+		}
+		l.readers <- c
+		l.pooled++
+	}
+	return l.readState()
+}
+
+// checkMode makes sure that SQLite took what it may silently not take.
+func (l *Log) checkMode() error {
+	mode := ""
+	if err := l.writer.query(func(row row) error { mode, _ = row[0].(string); return nil }, "PRAGMA journal_mode"); err != nil {
+		return err
+	}
+	if mode != "wal" {
+		return fmt.Errorf("the file system does not allow SQLite's WAL mode (shared memory and locks are needed): journal mode is %q", mode)
+	}
+	vacuum, err := l.writer.int("PRAGMA auto_vacuum")
+	if err == nil && vacuum != 2 {
+		err = fmt.Errorf("%w: the database was changed: auto_vacuum is %d, not incremental", ErrForeign, vacuum)
+	}
+	return err
+}
+
+// readState fills the head and the counters from the file, and empties the
+// WAL that a killed process left.
+func (l *Log) readState() error {
+	if err := l.checkpointAll("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
+		return err
+	}
+	if err := l.countPages(); err != nil {
+		return err
+	}
+	return l.writer.query(func(row row) error {
+		r, _, err := decodeRow(row[0], row[1], row[2])
+		if err != nil {
+			return err
+		}
+		l.headSeq = r.Seq
+		l.head.Store(int64(r.Position))
+		return nil
+	}, "SELECT seq, header, key FROM log ORDER BY seq DESC LIMIT 1")
+}
+
+// decodeRow makes a record, without its value, of the columns seq, header and
+// key.
+func decodeRow(seq, header, key any) (*eventlog.Record, eventlog.Header, error) {
+	r := &eventlog.Record{}
+	r.Seq, _ = seq.(int64)
+	raw, ok := header.([]byte)
+	if !ok {
+		return nil, eventlog.Header{}, fmt.Errorf("%w: record %d has no header", eventlog.ErrCorrupt, r.Seq)
+	}
+	r.Key, _ = key.([]byte)
+	h, err := eventlog.DecodeHeader(raw, r)
+	return r, h, err
+}
+
+// check returns why nothing more can be asked of the log, or nil.
+func (l *Log) check() error {
+	if l.closed.Load() {
+		return eventlog.ErrClosed
+	}
+	if err := l.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// fail ends the log if err, which it returns classified, is one that leaves
+// its durability or its content in doubt.
+func (l *Log) fail(err error) error {
+	err = classify(err)
+	if errors.Is(err, eventlog.ErrFailed) || errors.Is(err, eventlog.ErrCorrupt) {
+		l.stop(err)
+	}
+	return err
+}
+
+// stop makes every later call return err as ErrFailed.
+func (l *Log) stop(err error) {
+	final := err
+	if !errors.Is(err, eventlog.ErrFailed) {
+		final = fmt.Errorf("%w: %w", eventlog.ErrFailed, err)
+	}
+	if l.failed.CompareAndSwap(nil, &final) {
+		l.logger.WithError(err).Error("The log has failed and takes no more calls")
+	}
+}
+
+// acquire takes the write token.
+func (l *Log) acquire(ctx context.Context) error {
+	if err := errors.Join(l.check(), ctx.Err()); err != nil {
+		return err
+	}
+	select {
+	case <-l.writing:
+	case <-l.done:
+		return eventlog.ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := l.check(); err != nil {
+		l.release()
+		return err
+	}
+	return nil
+}
+
+func (l *Log) release() { l.writing <- struct{}{} }
+
+// reader takes a connection of the pool, to be put back with l.readers <- c.
+func (l *Log) reader(ctx context.Context) (*conn, error) {
+	if err := errors.Join(l.check(), ctx.Err()); err != nil {
+		return nil, err
+	}
+	select {
+	case c := <-l.readers:
+		if err := l.check(); err != nil {
+			l.readers <- c
+			return nil, err
+		}
+		return c, nil
+	case <-l.done:
+		return nil, eventlog.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Head implements eventlog.Log. Nobody else writes, so it is known.
+func (l *Log) Head(ctx context.Context) (eventlog.Position, error) {
+	if err := errors.Join(l.check(), ctx.Err()); err != nil {
+		return 0, err
+	}
+	return eventlog.Position(l.head.Load()), nil
+}
+
+// Close implements eventlog.Log. It waits for what is under way.
+func (l *Log) Close() error {
+	if !l.closed.CompareAndSwap(false, true) {
+		return eventlog.ErrClosed
+	}
+	close(l.done)
+	l.stopped.Wait()
+	<-l.writing
+	return errors.Join(l.closeConns(), l.lock.release())
+}
+
+// closeConns closes the connections, the writer last: the last one to close
+// checkpoints and removes the WAL.
+func (l *Log) closeConns() error {
+	var errs []error
+	for range l.pooled {
+		errs = append(errs, (<-l.readers).close())
+	}
+	for _, c := range []*conn{l.janitor, l.writer} {
+		if c != nil {
+			errs = append(errs, c.close())
+		}
+	}
+	return errors.Join(errs...)
+}
