@@ -1,0 +1,69 @@
+# make help lists what there is.
+
+MODULE  := github.com/keelson-io/keelson
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X $(MODULE)/pkg/version.version=$(VERSION) -X $(MODULE)/pkg/version.commit=$(COMMIT)
+
+# Tools and what the tests against other programs build are kept here.
+export KEELSON_CACHE ?= $(HOME)/.cache/keelson
+GOLANGCI_VERSION := v2.15.0
+GOLANGCI := $(KEELSON_CACHE)/bin/golangci-lint-$(GOLANGCI_VERSION)
+
+# Each fuzz target runs this long in fuzz-short.
+FUZZTIME ?= 10s
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build bin/keelson, one static file
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/keelson .
+
+.PHONY: test
+test: ## run the tests of this module (two minutes)
+	go test ./...
+
+.PHONY: race
+race: ## the same under the race detector
+	go test -race -timeout 20m ./...
+
+.PHONY: lint
+lint: $(GOLANGCI) ## check formatting and run the linters
+	$(GOLANGCI) run ./...
+
+$(GOLANGCI):
+	mkdir -p $(KEELSON_CACHE)/bin
+	cd / && GOBIN=$(KEELSON_CACHE)/bin GOFLAGS=-mod=mod go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	mv $(KEELSON_CACHE)/bin/golangci-lint $@
+
+.PHONY: check
+check: build lint test ## what every change must pass
+
+.PHONY: fuzz-short
+fuzz-short: ## run each fuzz target for FUZZTIME
+	@for package in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+			echo "$$package $$target"; \
+			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
+		done; \
+	done
+
+.PHONY: test-etcdctl
+test-etcdctl: build ## etcdctl 3.7.3 against bin/keelson
+	$(MAKE) -C test etcdctl
+
+.PHONY: test-apiserver
+test-apiserver: build ## a real kube-apiserver on bin/keelson
+	$(MAKE) -C test apiserver
+
+.PHONY: test-contract
+test-contract: build ## the same client tests against bin/keelson and a real etcd
+	$(MAKE) -C test contract
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
