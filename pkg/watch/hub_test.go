@@ -320,6 +320,22 @@ func TestCancel(t *testing.T) {
 	h.expect(s, "#3 @3 created", "#3 @4 canceled", "#3 @4 created", "#3 @5 +a/5")
 }
 
+// Progress says that all before it was seen, by cancelled watchers too.
+func TestCancelBehindProgress(t *testing.T) {
+	h := newHarness(t, Options{}, false)
+	s := h.stream()
+	s.Create(prefix("a"))
+	h.put("a")
+	s.RequestProgress()
+	h.put("a")
+	s.Cancel(0)
+	h.expect(s, "#0 @1 created", "#0 @2 +a/2", "#-1 @2", "#0 @3 canceled")
+	h.quiet(s)
+	if s.events != 0 || s.bytes != 0 {
+		t.Fatalf("left on the account: %d events, %d bytes", s.events, s.bytes)
+	}
+}
+
 func TestCancelWhileBehind(t *testing.T) {
 	h := newHarness(t, Options{RingEvents: 1}, true)
 	gate := make(chan struct{})

@@ -144,11 +144,11 @@ func (s *Stream) takeQuiet(w *watcher) bool {
 	return quiet
 }
 
-// drop makes Pop pass over what is queued for w.
+// drop makes Pop pass over what is queued for w since the last barrier.
 func (s *Stream) drop(w *watcher) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	w.dropped = true
+	w.dropped, w.dropAt = true, s.epoch
 }
 
 // end empties the queue for good.
@@ -196,7 +196,7 @@ func (s *Stream) take() (resp Response, form func() []*mvccpb.Event, ok, hungry 
 			s.controls--
 			signal(s.room)
 			resp = *it.answer
-		case it.w != nil && it.w.dropped:
+		case it.w != nil && it.w.dropped && it.epoch >= it.w.dropAt:
 			s.queue.pop()
 			s.forget(it)
 			ok = false

@@ -64,7 +64,8 @@ type watcher struct {
 	// Guarded by Stream.mu.
 	newest  *item // its last queued events or progress, if not all sent
 	quiet   bool  // no events were sent since the last progress interval
-	dropped bool  // cancelled: what is queued for it is not sent
+	dropped bool  // cancelled: what is queued for it since dropAt is not sent
+	dropAt  uint64
 }
 
 // required is the revision that must be published before w's stream can claim
@@ -192,8 +193,9 @@ func (s *Stream) refuse(revision int64, reason string) {
 	s.hub.mark(s)
 }
 
-// Cancel ends a watcher and queues the answer; what is still queued for the
-// watcher is not sent. An unknown id is not answered.
+// Cancel ends a watcher and queues the answer. What is still queued for the
+// watcher is not sent, unless progress of the stream is queued behind it. An
+// unknown id is not answered.
 func (s *Stream) Cancel(id int64) {
 	h := s.hub
 	current, _ := h.source.Revision()
