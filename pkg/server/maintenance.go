@@ -1,0 +1,103 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+)
+
+// maintenanceServer is the gRPC Maintenance service.
+type maintenanceServer struct {
+	*Server
+	pb.UnsafeMaintenanceServer // a method that is new in etcd fails to compile
+}
+
+// Status describes the member. Positions of the log stand for raft's indices.
+func (s *maintenanceServer) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
+	position := uint64(s.store.Position())
+	size := s.store.Size()
+	resp := &pb.StatusResponse{
+		Header:           s.currentHeader(),
+		Version:          s.cfg.Version,
+		DbSize:           size.Total,
+		DbSizeInUse:      size.InUse,
+		DbSizeQuota:      s.cfg.QuotaBytes,
+		Leader:           s.cfg.MemberID,
+		RaftIndex:        position,
+		RaftAppliedIndex: position,
+		RaftTerm:         s.cfg.Term(),
+		StorageVersion:   storageVersion,
+		DowngradeInfo:    &pb.DowngradeInfo{},
+	}
+	for _, alarm := range s.store.Alarms() {
+		resp.Errors = append(resp.Errors, alarm.String())
+	}
+	return resp, nil
+}
+
+func (s *maintenanceServer) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
+	bounded, cancel := s.bound(ctx)
+	defer cancel()
+	resp, err := s.store.Alarm(bounded, r)
+	if err != nil {
+		return nil, toStatus(ctx, err)
+	}
+	if resp.Header == nil || resp.Header.Revision == 0 {
+		resp.Header = s.currentHeader()
+	}
+	s.fill(resp.Header)
+	return resp, nil
+}
+
+// Defragment waits as long as the client does, and answers without a header,
+// as etcd does.
+func (s *maintenanceServer) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
+	start := time.Now()
+	before := s.store.Size()
+	s.log.WithField("size", before.Total).Info("defragmentation starts")
+	if err := s.store.Defragment(ctx); err != nil {
+		s.log.WithError(err).Warn("defragmentation failed")
+		return nil, toStatus(ctx, err)
+	}
+	s.log.WithField("size", s.store.Size().Total).Infof("defragmentation finished in %v", time.Since(start))
+	return &pb.DefragmentResponse{}, nil
+}
+
+func (s *maintenanceServer) Hash(ctx context.Context, _ *pb.HashRequest) (*pb.HashResponse, error) {
+	hash, err := s.store.Hash(ctx)
+	if err != nil {
+		return nil, toStatus(ctx, err)
+	}
+	return &pb.HashResponse{Header: s.currentHeader(), Hash: hash}, nil
+}
+
+func (s *maintenanceServer) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.HashKVResponse, error) {
+	hash, err := s.store.HashKV(ctx, r.Revision)
+	if err != nil {
+		return nil, toStatus(ctx, err)
+	}
+	return &pb.HashKVResponse{
+		Header:          s.header(hash.Revision),
+		Hash:            hash.Hash,
+		HashRevision:    hash.HashRevision,
+		CompactRevision: hash.CompactRevision,
+	}, nil
+}
+
+func (s *maintenanceServer) Snapshot(*pb.SnapshotRequest, pb.Maintenance_SnapshotServer) error {
+	return unimplemented("etcd snapshots are not supported by this server; back up the database with its own tools")
+}
+
+// MoveLeader succeeds when this member, the leader, is to be it.
+func (s *maintenanceServer) MoveLeader(_ context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
+	if r.TargetID != s.cfg.MemberID {
+		return nil, rpctypes.ErrGRPCBadLeaderTransferee
+	}
+	return &pb.MoveLeaderResponse{}, nil
+}
+
+func (s *maintenanceServer) Downgrade(context.Context, *pb.DowngradeRequest) (*pb.DowngradeResponse, error) {
+	return nil, unimplemented("downgrades are not supported; install an older keelson if its release notes allow it")
+}

@@ -1,0 +1,60 @@
+package server
+
+import (
+	"math"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/mem"
+)
+
+// requestOverheadBytes is what a message may have above MaxRequestBytes
+// before gRPC refuses to receive it.
+const requestOverheadBytes = 512 << 10
+
+// GRPCOptions returns the options the gRPC server must be made with: etcd's
+// limits, and the interceptors that count. Credentials are the caller's.
+func (s *Server) GRPCOptions() []grpc.ServerOption {
+	opts := []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(s.cfg.MaxRequestBytes + requestOverheadBytes),
+		grpc.MaxSendMsgSize(math.MaxInt32),
+		grpc.MaxConcurrentStreams(s.cfg.MaxConcurrentStreams),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
+			MinTime:             s.cfg.KeepAliveMinTime,
+			PermitWithoutStream: false,
+		}),
+		// Write buffers are shared: a kube-apiserver holds many connections,
+		// most of them idle.
+		grpc.SharedWriteBuffer(true),
+		grpc.ForceServerCodecV2(countingCodec{encoding.GetCodecV2(proto.Name), &s.traffic}),
+		grpc.ChainUnaryInterceptor(s.interceptUnary),
+		grpc.ChainStreamInterceptor(s.interceptStream),
+	}
+	if s.cfg.KeepAliveInterval > 0 && s.cfg.KeepAliveTimeout > 0 {
+		opts = append(opts, grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time:    s.cfg.KeepAliveInterval,
+			Timeout: s.cfg.KeepAliveTimeout,
+		}))
+	}
+	return opts
+}
+
+// countingCodec is gRPC's own codec, and counts the bytes. (A stats handler
+// would do it too, at several allocations for every message.)
+type countingCodec struct {
+	encoding.CodecV2
+	traffic *traffic
+}
+
+func (c countingCodec) Marshal(v any) (mem.BufferSlice, error) {
+	data, err := c.CodecV2.Marshal(v)
+	c.traffic.sent.Add(int64(data.Len()))
+	return data, err
+}
+
+func (c countingCodec) Unmarshal(data mem.BufferSlice, v any) error {
+	c.traffic.received.Add(int64(data.Len()))
+	return c.CodecV2.Unmarshal(data, v)
+}
