@@ -120,6 +120,9 @@ func (c *Config) zeroIsOff() {
 	if c.Server.GRPCKeepAliveInterval == 0 {
 		c.Server.GRPCKeepAliveInterval = -1
 	}
+	if c.Server.WarningUnaryRequestDuration == 0 {
+		c.Server.WarningUnaryRequestDuration = -1
+	}
 	if c.Server.GRPCKeepAliveTimeout == 0 {
 		c.Server.GRPCKeepAliveTimeout = -1
 	}

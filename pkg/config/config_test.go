@@ -80,7 +80,7 @@ listen-client-urls:
 
 // Every flag can be set by its variable and by the file.
 func TestEverySettingHasAllThreeForms(t *testing.T) {
-	values := map[string]string{"string": "x", "list": "x,y", "int64": "7", "uint": "7", "uint32": "7", "duration": "7s", "bool": "true", "mode": "0640"}
+	values := map[string]string{"string": "x", "list": "x,y", "int64": "7", "uint": "7", "uint32": "7", "duration": "7s", "bool": "true", "mode": "0640", "metrics": "extensive"}
 	all := pflag.NewFlagSet("", pflag.ContinueOnError)
 	New().AddFlags(all)
 	all.VisitAll(func(f *pflag.Flag) {

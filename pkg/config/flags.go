@@ -84,6 +84,8 @@ func (c *Config) diagnosticFlags(f *pflag.FlagSet) {
 	f.StringVar(&l.Level, "log-level", l.Level, "`level`: debug, info, warn, error, panic or fatal")
 	f.StringVar(&l.Format, "log-format", l.Format, "`format`: json, console, or auto (console on a terminal)")
 	listVar(f, &l.Outputs, "log-outputs", "stderr, stdout or `files`")
+	f.DurationVar(&c.Server.WarningUnaryRequestDuration, "warning-unary-request-duration", c.Server.WarningUnaryRequestDuration, "log a request that takes longer than this `time`; 0 logs none")
+	f.Var((*metricsValue)(&c.Server.ExtensiveMetrics), "metrics", "`detail` of the metrics: basic, or extensive with histograms of each method's time")
 	f.BoolVar(&c.Server.EnablePprof, "enable-pprof", false, "serve /debug/pprof/ on the client and metrics URLs")
 }
 
@@ -132,4 +134,24 @@ func (m *modeValue) String() string {
 		return ""
 	}
 	return "0" + strconv.FormatUint(uint64(*m), 8)
+}
+
+// metricsValue is true for "extensive".
+type metricsValue bool
+
+func (m *metricsValue) Set(text string) error {
+	if text != "basic" && text != "extensive" {
+		return errors.New("use basic or extensive")
+	}
+	*m = text == "extensive"
+	return nil
+}
+
+func (m *metricsValue) Type() string { return "metrics" }
+
+func (m *metricsValue) String() string {
+	if *m {
+		return "extensive"
+	}
+	return "basic"
 }

@@ -33,6 +33,7 @@ const (
 	DefaultKeepAliveInterval    = 2 * time.Hour
 	DefaultKeepAliveTimeout     = 20 * time.Second
 	DefaultCacheBytes           = 256 << 20
+	DefaultSlowRequest          = 300 * time.Millisecond
 	DefaultDrainTimeout         = 10 * time.Second
 )
 
@@ -73,7 +74,13 @@ type Config struct {
 	GRPCKeepAliveInterval time.Duration // --grpc-keepalive-interval; negative is off
 	GRPCKeepAliveTimeout  time.Duration // --grpc-keepalive-timeout; negative is off
 
-	EnablePprof bool // --enable-pprof: /debug/pprof/ on the client and metrics URLs
+	// WarningUnaryRequestDuration is how long a request may take before it is
+	// logged (--warning-unary-request-duration); negative logs none.
+	WarningUnaryRequestDuration time.Duration
+	// ExtensiveMetrics adds histograms of the handling time
+	// (--metrics=extensive).
+	ExtensiveMetrics bool
+	EnablePprof      bool // --enable-pprof: /debug/pprof/ on the client and metrics URLs
 
 	// DrainTimeout is how long requests under way may take once the server
 	// stops (--drain-timeout).
@@ -135,6 +142,7 @@ func (c *Config) setDefaults() {
 	orDefault(&c.GRPCKeepAliveMinTime, DefaultKeepAliveMinTime)
 	orDefault(&c.GRPCKeepAliveInterval, DefaultKeepAliveInterval)
 	orDefault(&c.GRPCKeepAliveTimeout, DefaultKeepAliveTimeout)
+	orDefault(&c.WarningUnaryRequestDuration, DefaultSlowRequest)
 	orDefault(&c.DrainTimeout, DefaultDrainTimeout)
 	orDefault(&c.TLS.MinVersion, "TLS1.2")
 }

@@ -1,113 +1,19 @@
 package listen
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/sirupsen/logrus"
 	"github.com/sirupsen/logrus/hooks/test"
+
+	"github.com/keelson-io/keelson/pkg/listen/certtest"
 )
-
-// authority is a certificate authority for tests.
-type authority struct {
-	cert   *x509.Certificate
-	key    *ecdsa.PrivateKey
-	serial int64
-}
-
-func newAuthority(t *testing.T) *authority {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test ca"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &authority{cert: cert, key: key, serial: 1}
-}
-
-func (a *authority) pool() *x509.CertPool {
-	pool := x509.NewCertPool()
-	pool.AddCert(a.cert)
-	return pool
-}
-
-func (a *authority) write(t *testing.T, path string) {
-	t.Helper()
-	writePEM(t, path, "CERTIFICATE", a.cert.Raw)
-}
-
-// issue writes name.crt and name.key into dir, for 127.0.0.1 and the host
-// name.
-func (a *authority) issue(t *testing.T, dir, name string) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a.serial++
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(a.serial), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		DNSNames: []string{name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		KeyUsage:    x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	writePEM(t, filepath.Join(dir, name+".crt"), "CERTIFICATE", der)
-	writePEM(t, filepath.Join(dir, name+".key"), "PRIVATE KEY", keyDER)
-	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, name+".crt"), filepath.Join(dir, name+".key"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pair
-}
-
-func writePEM(t *testing.T, path, kind string, der []byte) {
-	t.Helper()
-	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	// Two writes within the clock's tick must not look like one.
-	stamps++
-	at := time.Now().Add(time.Duration(stamps) * time.Second)
-	if err := os.Chtimes(path, at, at); err != nil {
-		t.Fatal(err)
-	}
-}
-
-var stamps int
 
 func loadCerts(t *testing.T, files TLSFiles) *Certs {
 	t.Helper()
@@ -148,14 +54,14 @@ func shake(t *testing.T, certs *Certs, client *tls.Config) (state tls.Connection
 }
 
 func TestCertificatesFollowTheirFiles(t *testing.T) {
-	ca, dir := newAuthority(t), t.TempDir()
-	ca.issue(t, dir, "server")
+	ca, dir := certtest.New(t), t.TempDir()
+	ca.Issue(t, dir, "server")
 	logger, hook := test.NewNullLogger()
 	certs, err := LoadCerts(TLSFiles{CertFile: filepath.Join(dir, "server.crt"), KeyFile: filepath.Join(dir, "server.key")}, logrus.NewEntry(logger))
 	if err != nil {
 		t.Fatal(err)
 	}
-	client := &tls.Config{RootCAs: ca.pool(), MinVersion: tls.VersionTLS12}
+	client := &tls.Config{RootCAs: ca.Pool(), MinVersion: tls.VersionTLS12}
 	serial := func() int64 {
 		t.Helper()
 		state, clientErr, serverErr := shake(t, certs, client)
@@ -166,12 +72,12 @@ func TestCertificatesFollowTheirFiles(t *testing.T) {
 	}
 	first := serial()
 
-	ca.issue(t, dir, "server")
+	ca.Issue(t, dir, "server")
 	if got := serial(); got != first+1 {
 		t.Errorf("after the change: serial %d, want %d", got, first+1)
 	}
 
-	writePEM(t, filepath.Join(dir, "server.key"), "PRIVATE KEY", []byte("broken"))
+	certtest.WritePEM(t, filepath.Join(dir, "server.key"), "PRIVATE KEY", []byte("broken"))
 	hook.Reset()
 	for range 2 {
 		if got := serial(); got != first+1 {
@@ -188,23 +94,23 @@ func TestCertificatesFollowTheirFiles(t *testing.T) {
 	if got := serial(); got != first+1 {
 		t.Errorf("with no key: serial %d, want %d as before", got, first+1)
 	}
-	ca.issue(t, dir, "server")
+	ca.Issue(t, dir, "server")
 	if got := serial(); got != first+2 {
 		t.Errorf("after the repair: serial %d, want %d", got, first+2)
 	}
 }
 
 func TestClientCertificates(t *testing.T) {
-	ca, other, dir := newAuthority(t), newAuthority(t), t.TempDir()
-	ca.issue(t, dir, "server")
-	good := ca.issue(t, dir, "apiserver")
-	stranger := other.issue(t, dir, "apiserver2")
+	ca, other, dir := certtest.New(t), certtest.New(t), t.TempDir()
+	ca.Issue(t, dir, "server")
+	good := ca.Issue(t, dir, "apiserver")
+	stranger := other.Issue(t, dir, "apiserver2")
 	bundle := filepath.Join(dir, "ca.crt")
-	ca.write(t, bundle)
+	ca.Write(t, bundle)
 	files := TLSFiles{CertFile: filepath.Join(dir, "server.crt"), KeyFile: filepath.Join(dir, "server.key"), TrustedCAFile: bundle}
 	certs := loadCerts(t, files)
 	config := func(certificates ...tls.Certificate) *tls.Config {
-		return &tls.Config{RootCAs: ca.pool(), Certificates: certificates, MinVersion: tls.VersionTLS12}
+		return &tls.Config{RootCAs: ca.Pool(), Certificates: certificates, MinVersion: tls.VersionTLS12}
 	}
 
 	if _, _, err := shake(t, certs, config(good)); err != nil {
@@ -217,7 +123,7 @@ func TestClientCertificates(t *testing.T) {
 		t.Error("another authority's certificate was let in")
 	}
 
-	other.write(t, bundle)
+	other.Write(t, bundle)
 	if _, _, err := shake(t, certs, config(stranger)); err != nil {
 		t.Errorf("after the CA file changed: %v", err)
 	}
@@ -225,7 +131,7 @@ func TestClientCertificates(t *testing.T) {
 		t.Error("the old authority's certificate was let in after the CA file changed")
 	}
 
-	ca.write(t, bundle)
+	ca.Write(t, bundle)
 	files.AllowedHostnames = []string{"apiserver"}
 	if _, _, err := shake(t, loadCerts(t, files), config(good)); err != nil {
 		t.Errorf("an allowed host name: %v", err)
@@ -237,9 +143,9 @@ func TestClientCertificates(t *testing.T) {
 }
 
 func TestLoadCertsErrors(t *testing.T) {
-	ca, dir := newAuthority(t), t.TempDir()
-	ca.issue(t, dir, "a")
-	ca.issue(t, dir, "b")
+	ca, dir := certtest.New(t), t.TempDir()
+	ca.Issue(t, dir, "a")
+	ca.Issue(t, dir, "b")
 	path := func(name string) string { return filepath.Join(dir, name) }
 	for _, tt := range []struct {
 		name  string

@@ -21,6 +21,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/keelson-io/keelson/pkg/listen/certtest"
 )
 
 // front is a gRPC and an HTTP server behind one Mux.
@@ -132,15 +134,15 @@ func TestOnePortSpeaksAll(t *testing.T) {
 }
 
 func TestTLSPortSpeaksAll(t *testing.T) {
-	ca := newAuthority(t)
+	ca := certtest.New(t)
 	dir := t.TempDir()
-	ca.issue(t, dir, "server")
+	ca.Issue(t, dir, "server")
 	certs := loadCerts(t, TLSFiles{CertFile: filepath.Join(dir, "server.crt"), KeyFile: filepath.Join(dir, "server.key")})
 	l := listenOn(t, "https://127.0.0.1:0")
 	startFront(t, 0, certs, l)
 	addr := l.Addr().String()
 
-	trust := &tls.Config{RootCAs: ca.pool(), MinVersion: tls.VersionTLS12}
+	trust := &tls.Config{RootCAs: ca.Pool(), MinVersion: tls.VersionTLS12}
 	checkGRPC(t, addr, credentials.NewTLS(trust))
 
 	t.Run("grpc that also offers http/1.1", func(t *testing.T) {
@@ -179,9 +181,9 @@ func TestTLSPortSpeaksAll(t *testing.T) {
 
 // A connection that says nothing must neither keep others waiting nor stay.
 func TestSilentConnection(t *testing.T) {
-	ca := newAuthority(t)
+	ca := certtest.New(t)
 	dir := t.TempDir()
-	ca.issue(t, dir, "server")
+	ca.Issue(t, dir, "server")
 	certs := loadCerts(t, TLSFiles{CertFile: filepath.Join(dir, "server.crt"), KeyFile: filepath.Join(dir, "server.key")})
 	plain, secure := listenOn(t, "http://127.0.0.1:0"), listenOn(t, "https://127.0.0.1:0")
 	startFront(t, 300*time.Millisecond, nil, plain)

@@ -1,0 +1,379 @@
+package cmd
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+)
+
+// The test binary is the command when this variable is set.
+const beCommand = "KEELSON_TEST_BE_THE_COMMAND"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(beCommand) != "" {
+		_ = os.Unsetenv(beCommand)
+		os.Exit(Execute(os.Args[1:]))
+	}
+	os.Exit(m.Run())
+}
+
+// command is keelson with args, in dir, with a clean environment.
+func command(dir string, args ...string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Dir = dir
+	cmd.Env = []string{beCommand + "=1", "PATH=" + os.Getenv("PATH"), "GORACE=" + os.Getenv("GORACE")}
+	return cmd
+}
+
+// outcome runs a command to its end.
+func outcome(t *testing.T, dir string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	cmd := command(dir, args...)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
+}
+
+// process is a running server.
+type process struct {
+	*exec.Cmd
+	t     *testing.T
+	lines chan string // of its log; closed at its end
+	log   bytes.Buffer
+	mu    sync.Mutex // guards log
+}
+
+func startProcess(t *testing.T, dir string, env []string, args ...string) *process {
+	t.Helper()
+	p := &process{Cmd: command(dir, args...), t: t, lines: make(chan string, 10000)}
+	p.Env = append(p.Env, env...)
+	stderr, err := p.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(p.lines)
+		for scan := bufio.NewScanner(stderr); scan.Scan(); {
+			p.mu.Lock()
+			p.log.WriteString(scan.Text() + "\n")
+			p.mu.Unlock()
+			p.lines <- scan.Text()
+		}
+	}()
+	t.Cleanup(func() {
+		if p.ProcessState == nil {
+			_ = p.Process.Kill()
+			_ = p.Wait()
+		}
+		if t.Failed() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			t.Logf("log of pid %d:\n%s", p.Process.Pid, p.log.String())
+		}
+	})
+	return p
+}
+
+// says waits until the log has text.
+func (p *process) says(text string) {
+	p.t.Helper()
+	deadline := time.After(30 * time.Second)
+	for {
+		select {
+		case line, ok := <-p.lines:
+			if !ok {
+				p.t.Fatalf("it ended without saying %q", text)
+			}
+			if strings.Contains(line, text) {
+				return
+			}
+		case <-deadline:
+			p.t.Fatalf("it does not say %q", text)
+		}
+	}
+}
+
+func (p *process) signal(s syscall.Signal) {
+	p.t.Helper()
+	if err := p.Process.Signal(s); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// ends waits for the end and returns the exit code, -1 after a signal.
+func (p *process) ends() int {
+	p.t.Helper()
+	for range p.lines { // the pipe must be drained before Wait
+	}
+	_ = p.Wait()
+	return p.ProcessState.ExitCode()
+}
+
+const ready = "ready to serve client requests"
+
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "kc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func connect(t *testing.T, endpoint string) *clientv3.Client {
+	t.Helper()
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func TestVersionAndHelp(t *testing.T) {
+	for _, args := range [][]string{{"version"}, {"--version"}} {
+		code, stdout, stderr := outcome(t, t.TempDir(), args...)
+		if code != 0 || !strings.HasPrefix(stdout, "keelson ") || !strings.Contains(stdout, "etcd API: 3.7.3") || stderr != "" {
+			t.Errorf("%v: %d %q %q", args, code, stdout, stderr)
+		}
+	}
+	code, stdout, _ := outcome(t, t.TempDir(), "--help")
+	for _, want := range []string{"kube-apiserver --etcd-servers=unix://", "etcdctl --endpoints", "Storage:", "TLS:", "--listen-client-urls", "KEELSON_DATA_DIR"} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("the help does not say %q", want)
+		}
+	}
+	if code != 0 {
+		t.Errorf("--help: exit code %d", code)
+	}
+}
+
+func TestUsageErrors(t *testing.T) {
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--initial-cluster=a=b"}, "keelson: keelson has no --initial-cluster: "},
+		{[]string{"--data-directory=x"}, "keelson: unknown flag --data-directory; did you mean --data-dir?"},
+		{[]string{"serve"}, `keelson: unexpected argument "serve": keelson --help`},
+		{[]string{"--client-cert-auth", "true"}, "--client-cert-auth=true"},
+		{[]string{"--config-file=none.yaml"}, "none.yaml"},
+		{[]string{"--datastore=postgres://localhost/k"}, "no Postgres driver yet"},
+	} {
+		dir := t.TempDir()
+		code, stdout, stderr := outcome(t, dir, tt.args...)
+		if code != exitUsage || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, tt.want) {
+			t.Errorf("%v: exit code %d, %q, %q; want %d and one line that says %q", tt.args, code, stdout, stderr, exitUsage, tt.want)
+		}
+		if made, _ := os.ReadDir(dir); len(made) > 0 {
+			t.Errorf("%v: made %v", tt.args, made)
+		}
+	}
+}
+
+func TestSecondStartNamesTheFirst(t *testing.T) {
+	dir := shortDir(t)
+	p := startProcess(t, dir, nil, "--listen-client-urls=unix://k.sock", "--name=first")
+	p.says(ready)
+	code, _, stderr := outcome(t, dir, "--listen-client-urls=unix://other.sock", "--name=first", "--log-format=json")
+	if code != exitFailed || !strings.Contains(stderr, fmt.Sprintf("pid %d", p.Process.Pid)) {
+		t.Errorf("exit code %d, %q", code, stderr)
+	}
+	p.signal(syscall.SIGINT)
+	if code := p.ends(); code != 0 {
+		t.Errorf("after SIGINT: exit code %d", code)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "first.keelson", "keelson.db")); err != nil {
+		t.Error(err)
+	}
+}
+
+// Every put that was acknowledged is there after SIGTERM under load, and
+// after kill -9 under load.
+func TestNoAcknowledgedPutIsLost(t *testing.T) {
+	dir := shortDir(t)
+	endpoint := "unix://" + filepath.Join(dir, "k.sock")
+	args := []string{"--data-dir", filepath.Join(dir, "data"), "--listen-client-urls", endpoint}
+	acked := make(map[string]bool)
+	for i, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		p := startProcess(t, dir, nil, args...)
+		p.says(ready)
+		check(t, connect(t, endpoint), acked)
+		load(t, p, endpoint, fmt.Sprintf("run%d", i), sig, acked)
+	}
+	p := startProcess(t, dir, nil, args...)
+	p.says(ready) // the killed one's socket is replaced
+	check(t, connect(t, endpoint), acked)
+	p.signal(syscall.SIGTERM)
+	if code := p.ends(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// load puts keys from many goroutines, ends the server with sig when enough
+// were acknowledged, and adds those to acked.
+func load(t *testing.T, p *process, endpoint, prefix string, sig syscall.Signal, acked map[string]bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var (
+		mu     sync.Mutex
+		wg     sync.WaitGroup
+		enough = make(chan struct{})
+		before = len(acked)
+	)
+	for w := range 16 {
+		c := connect(t, endpoint)
+		wg.Go(func() {
+			for n := 0; ; n++ {
+				key := fmt.Sprintf("%s/%02d/%06d", prefix, w, n)
+				if _, err := c.Put(ctx, key, key); err != nil {
+					return
+				}
+				mu.Lock()
+				acked[key] = true
+				if len(acked) == before+500 {
+					close(enough)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	select {
+	case <-enough:
+	case <-ctx.Done():
+		t.Fatal("too few puts were acknowledged")
+	}
+	p.signal(sig)
+	code := p.ends()
+	cancel() // clients would wait for the server to come back
+	wg.Wait()
+	if want := map[syscall.Signal]int{syscall.SIGTERM: 0, syscall.SIGKILL: -1}[sig]; code != want {
+		t.Errorf("after %v: exit code %d, want %d", sig, code, want)
+	}
+}
+
+func check(t *testing.T, c *clientv3.Client, acked map[string]bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	resp, err := c.Get(ctx, "run", clientv3.WithPrefix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := make(map[string]bool)
+	for _, kv := range resp.Kvs {
+		there[string(kv.Key)] = string(kv.Value) == string(kv.Key)
+	}
+	for key := range acked {
+		if !there[key] {
+			t.Errorf("%s was acknowledged and is not there", key)
+		}
+	}
+}
+
+func TestSecondSignalEndsAtOnce(t *testing.T) {
+	dir := shortDir(t)
+	p := startProcess(t, dir, nil, "--listen-client-urls=unix://k.sock", "--drain-timeout=1h")
+	p.says(ready)
+	// Half a request keeps the drain waiting.
+	conn, err := net.Dial("unix", filepath.Join(dir, "k.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if _, err := io.WriteString(conn, "GET /health HTTP/1.1\r\nHost: k\r\n\r\nGET /he"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	p.signal(syscall.SIGTERM)
+	p.says("a second signal stops at once")
+	p.signal(syscall.SIGTERM)
+	if code := p.ends(); code != -1 {
+		t.Errorf("exit code %d, want the end by a signal", code)
+	}
+}
+
+func TestTellsSystemd(t *testing.T) {
+	dir := shortDir(t)
+	path := filepath.Join(dir, "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetReadDeadline(time.Now().Add(30 * time.Second))
+	next := func() string {
+		t.Helper()
+		buf := make([]byte, 4096)
+		n, err := conn.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(buf[:n])
+	}
+	p := startProcess(t, dir, []string{"NOTIFY_SOCKET=" + path}, "--listen-client-urls=unix://k.sock")
+	if got := next(); !strings.HasPrefix(got, "READY=1\nSTATUS=serving unix://") {
+		t.Errorf("got %q", got)
+	}
+	if _, err := connect(t, "unix://"+filepath.Join(dir, "k.sock")).Put(t.Context(), "k", "v"); err != nil {
+		t.Errorf("ready, and yet: %v", err)
+	}
+	p.signal(syscall.SIGTERM)
+	if got := next(); got != "STOPPING=1" {
+		t.Errorf("got %q", got)
+	}
+	if code := p.ends(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// The default addresses are the socket in the data directory and port 2379;
+// only the socket is certain to be free here.
+func TestEnvironmentAndFile(t *testing.T) {
+	dir := shortDir(t)
+	file := filepath.Join(dir, "keelson.yaml")
+	if err := os.WriteFile(file, []byte("name: filed\nlog-format: json\nlisten-client-urls: [\"unix://"+dir+"/f.sock\"]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := startProcess(t, dir, []string{"KEELSON_CONFIG_FILE=" + file, "KEELSON_DATA_DIR=" + filepath.Join(dir, "from-env"), "ETCD_NAME=x"})
+	p.says("ETCD_NAME is etcd's and is not read: use KEELSON_NAME")
+	p.says(`"msg":"` + ready + `"`)
+	members, err := connect(t, "unix://"+dir+"/f.sock").MemberList(t.Context())
+	if err != nil || members.Members[0].Name != "filed" {
+		t.Errorf("%v, %v", members, err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "from-env", "keelson.db")); err != nil {
+		t.Error(err)
+	}
+	p.signal(syscall.SIGTERM)
+	if code := p.ends(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}

@@ -1,0 +1,34 @@
+package embed
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
+)
+
+// newRegistry returns a registry with what is not the API's: the process, the
+// Go runtime and the database.
+func newRegistry(db *sqlite.Log) *prometheus.Registry {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	gauge := func(name, help string, value func(sqlite.Stats) float64) {
+		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: "keelson", Subsystem: "sqlite", Name: name, Help: help,
+		}, func() float64 { return value(db.Stats()) }))
+	}
+	counter := func(name, help string, value func(sqlite.Stats) float64) {
+		registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Namespace: "keelson", Subsystem: "sqlite", Name: name, Help: help,
+		}, func() float64 { return value(db.Stats()) }))
+	}
+	gauge("wal_bytes", "Size of the write-ahead log file.", func(s sqlite.Stats) float64 { return float64(s.WALBytes) })
+	gauge("pages", "Pages of the database file.", func(s sqlite.Stats) float64 { return float64(s.Pages) })
+	gauge("free_pages", "Pages of the database file that are free.", func(s sqlite.Stats) float64 { return float64(s.FreePages) })
+	counter("checkpoints_total", "Completed checkpoints.", func(s sqlite.Stats) float64 { return float64(s.Checkpoints) })
+	counter("checkpoint_seconds_total", "Time spent in checkpoints.", func(s sqlite.Stats) float64 { return s.CheckpointTime.Seconds() })
+	return registry
+}

@@ -1,0 +1,161 @@
+package embed
+
+import (
+	"context"
+	"errors"
+	stdlog "log"
+	"net/http"
+	"net/http/pprof"
+	"strings"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"google.golang.org/grpc"
+
+	"github.com/keelson-io/keelson/pkg/listen"
+	"github.com/keelson-io/keelson/pkg/server"
+)
+
+// Limits of HTTP connections, which serve probes and scrapes.
+const (
+	httpHeaderTimeout = 10 * time.Second
+	httpIdleTimeout   = 2 * time.Minute
+)
+
+// build makes the servers; nothing is served yet.
+func (s *Server) build() error {
+	set := s.set
+	api, err := server.New(server.Config{
+		Store:                s.backend.store,
+		Hub:                  s.backend.hub.Load(),
+		Lessor:               s.backend.lessor,
+		ClusterID:            identity("cluster"),
+		MemberID:             s.backend.memberID,
+		Name:                 set.Name,
+		ClientURLs:           s.advertise,
+		MaxRequestBytes:      int(set.MaxRequestBytes),
+		MaxTxnOps:            int(set.MaxTxnOps),
+		QuotaBytes:           set.QuotaBackendBytes,
+		MaxConcurrentStreams: set.MaxConcurrentStreams,
+		KeepAliveMinTime:     set.GRPCKeepAliveMinTime,
+		KeepAliveInterval:    set.GRPCKeepAliveInterval,
+		KeepAliveTimeout:     set.GRPCKeepAliveTimeout,
+		ProgressInterval:     set.WatchProgressNotifyInterval,
+		SlowRequest:          set.WarningUnaryRequestDuration,
+		ExtensiveMetrics:     set.ExtensiveMetrics,
+		Registry:             newRegistry(s.backend.data),
+		Logger:               s.log,
+	})
+	if err != nil {
+		return err
+	}
+	s.api = api
+	s.grpc = grpc.NewServer(append(api.GRPCOptions(), grpc.WaitForHandlers(true))...)
+	api.Register(s.grpc)
+	handler := http.NewServeMux()
+	handler.Handle("/", api.Handler())
+	if set.EnablePprof {
+		handler.HandleFunc("/debug/pprof/", pprof.Index)
+		handler.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+		handler.HandleFunc("/debug/pprof/profile", pprof.Profile)
+		handler.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+		handler.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	}
+	s.http = newHTTPServer(s.log, grpcOr(s.grpc, handler))
+	s.metrics = newHTTPServer(s.log, handler)
+	s.mux = listen.NewMux(s.log, 0)
+	s.metricsMux = listen.NewMux(s.log, 0)
+	return s.metricsMux.GRPC().Close() // turns gRPC away
+}
+
+// grpcOr passes gRPC on that came in through net/http: from clients that
+// offered HTTP/1.1 too, so that the mux could not tell.
+func grpcOr(g *grpc.Server, rest http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+			g.ServeHTTP(w, r)
+			return
+		}
+		rest.ServeHTTP(w, r)
+	})
+}
+
+func newHTTPServer(log *logrus.Entry, handler http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: httpHeaderTimeout,
+		IdleTimeout:       httpIdleTimeout,
+		ErrorLog:          stdlog.New(errorLog{log}, "", 0),
+	}
+}
+
+// serve starts every goroutine.
+func (s *Server) serve() {
+	s.backend.run(s.fail)
+	s.serving.Go(func() { s.fail(s.grpc.Serve(s.mux.GRPC())) })
+	s.serving.Go(func() { s.fail(ignoreClosed(s.http.Serve(s.mux.HTTP()))) })
+	s.serving.Go(func() { s.fail(ignoreClosed(s.metrics.Serve(s.metricsMux.HTTP()))) })
+	for _, l := range s.listeners {
+		mux := s.mux
+		if l.metrics {
+			mux = s.metricsMux
+		}
+		s.serving.Go(func() { s.fail(mux.Serve(l, l.certs)) })
+	}
+	s.api.SetReady(true)
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// shutdown stops everything from the clients to the disk.
+func (s *Server) shutdown() error {
+	start := time.Now()
+	s.closeListeners()
+	s.api.Stop()
+	s.backend.endWatches()
+	if !s.drain() {
+		s.log.WithField("drain-timeout", s.set.DrainTimeout.String()).Warn("requests still under way were cut off")
+	}
+	_ = s.mux.Close()
+	_ = s.metricsMux.Close()
+	s.serving.Wait()
+	err := s.backend.stop()
+	s.log.WithField("took", time.Since(start).Round(time.Millisecond).String()).Info("all connections and the data are closed")
+	return err
+}
+
+// drain lets requests under way end and reports whether they did in time.
+func (s *Server) drain() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), s.set.DrainTimeout)
+	defer cancel()
+	for _, h := range []*http.Server{s.http, s.metrics} {
+		s.serving.Go(func() {
+			if h.Shutdown(ctx) != nil {
+				_ = h.Close()
+			}
+		})
+	}
+	graceful := make(chan struct{})
+	go func() { s.grpc.GracefulStop(); close(graceful) }()
+	select {
+	case <-graceful:
+		return true
+	case <-ctx.Done():
+		s.grpc.Stop()
+		<-graceful
+		return false
+	}
+}
+
+// errorLog takes what net/http logs, which is about single connections.
+type errorLog struct{ log *logrus.Entry }
+
+func (e errorLog) Write(p []byte) (int, error) {
+	e.log.Debug("http: " + strings.TrimSpace(string(p)))
+	return len(p), nil
+}
