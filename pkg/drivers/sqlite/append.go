@@ -40,11 +40,14 @@ func (l *Log) Append(ctx context.Context, batch *eventlog.Batch) error {
 	if err := l.commit(); err != nil {
 		return fmt.Errorf("%w: %w", eventlog.ErrUnknown, err)
 	}
-	last := len(batch.Records) - 1
-	l.headSeq = batch.Records[last].Seq
 	for i := range batch.Records {
-		if batch.Records[i].Kind == eventlog.KindCompact {
-			l.markSeq = batch.Records[i].Seq
+		r := &batch.Records[i]
+		l.headSeq = r.Seq
+		switch r.Kind {
+		case eventlog.KindCompact:
+			l.markSeq = r.Seq
+		case eventlog.KindPut, eventlog.KindDelete:
+			l.headRevision = max(l.headRevision, r.Revision.Main)
 		}
 	}
 	l.head.Store(int64(batch.Position()))
@@ -62,6 +65,9 @@ func (l *Log) checkBatch(batch *eventlog.Batch) error {
 		if want := l.headSeq + 1 + int64(i); r.Seq != want || r.Position != batch.Position() {
 			return fmt.Errorf("append at %d: record %d of position %d where %d of position %d belongs",
 				batch.Base, r.Seq, r.Position, want, batch.Position())
+		}
+		if r.Kind != eventlog.KindPut && len(r.Value) > 0 {
+			return fmt.Errorf("append at %d: the %v record %d has a value", batch.Base, r.Kind, r.Seq)
 		}
 	}
 	return nil

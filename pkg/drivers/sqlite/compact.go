@@ -15,9 +15,11 @@ const (
 	// stepRows rows are deleted, or pages moved, between two checks.
 	stepRows = 16
 
-	// freeShare of the pages may be free: they are for the writes to come.
-	// Compact gives back what is more.
-	freeShare = 0.25
+	// So many pages may be free, for the writes to come; Compact gives back
+	// what is more. A smaller share would move pages only to need room again.
+	freeShare  = 0.25
+	freeNumber = 4 << 20 / pageSize
+
 	// vacuumStep moves stepRows pages.
 	vacuumStep = "PRAGMA incremental_vacuum(16)"
 )
@@ -29,9 +31,8 @@ func (l *Log) Compact(ctx context.Context, seqs []int64) error {
 	slices.Sort(seqs)
 	for first := true; first || len(seqs) > 0; first = false {
 		err := l.step(ctx, func(more func() bool) error {
-			n := len(seqs)
-			if n > 0 && seqs[n-1] >= l.markSeq && seqs[n-1] <= l.headSeq {
-				return fmt.Errorf("compact: record %d is not below the newest compaction, %d", seqs[n-1], l.markSeq)
+			if i, _ := slices.BinarySearch(seqs, l.markSeq); i < len(seqs) && seqs[i] <= l.headSeq {
+				return fmt.Errorf("compact: record %d is not below the newest compaction mark, record %d", seqs[i], l.markSeq)
 			}
 			var floor, deleted int64
 			for i := 0; len(seqs) > 0 && (i%stepRows != 0 || i == 0 || more()); i++ {
@@ -48,13 +49,13 @@ func (l *Log) Compact(ctx context.Context, seqs []int64) error {
 			if deleted == 0 {
 				return nil
 			}
-			return l.writer.exec("UPDATE kept SET floor = max(floor, ?), deleted = deleted + ?", floor, deleted)
+			return l.writer.exec("UPDATE kept SET floor = max(floor, ?), deleted = deleted + ?, revision = ?", floor, deleted, l.headRevision)
 		})
 		if err != nil {
 			return err
 		}
 	}
-	return l.vacuum(ctx, freeShare)
+	return l.vacuum(ctx, freeShare, freeNumber)
 }
 
 // step runs fn in a write transaction of its own. fn is to stop soon once
@@ -79,24 +80,19 @@ func (l *Log) step(ctx context.Context, fn func(more func() bool) error) error {
 }
 
 // vacuum moves pages from the end of the file into free ones until at most
-// this share of the pages is free.
-func (l *Log) vacuum(ctx context.Context, share float64) error {
-	for {
-		pages, free := l.pages.Load(), l.freePages.Load()
-		if float64(free) <= float64(pages)*share {
-			return nil
-		}
+// this share of the pages, or this number of them, is free.
+func (l *Log) vacuum(ctx context.Context, share float64, number int64) error {
+	enough := func(free int64) bool { return free <= max(number, int64(share*float64(l.pages.Load()))) }
+	for !enough(l.freePages.Load()) {
+		before := l.freePages.Load()
 		err := l.step(ctx, func(more func() bool) error {
 			for first := true; first || more(); first = false {
 				if err := l.writer.exec(vacuumStep); err != nil {
 					return err
 				}
-				left, err := l.writer.int("PRAGMA freelist_count")
-				if err != nil {
+				free, err := l.writer.int("PRAGMA freelist_count")
+				if err != nil || enough(free) {
 					return err
-				}
-				if float64(left) <= float64(pages)*share {
-					return nil
 				}
 			}
 			return nil
@@ -104,16 +100,17 @@ func (l *Log) vacuum(ctx context.Context, share float64) error {
 		if err != nil {
 			return err
 		}
-		if l.freePages.Load() >= free {
-			return fmt.Errorf("incremental vacuum does not go on at %d free pages", free)
+		if l.freePages.Load() == before {
+			return fmt.Errorf("incremental vacuum gets no further than %d free pages", before)
 		}
 	}
+	return nil
 }
 
 // Defragment implements eventlog.Log: it empties the list of free pages, in
 // small transactions, and truncates both files.
 func (l *Log) Defragment(ctx context.Context) error {
-	if err := l.vacuum(ctx, 0); err != nil {
+	if err := l.vacuum(ctx, 0, 0); err != nil {
 		return err
 	}
 	if err := l.acquire(ctx); err != nil {

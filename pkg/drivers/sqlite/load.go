@@ -9,7 +9,8 @@ import (
 )
 
 const (
-	selectLoad = "SELECT seq, header, key FROM log WHERE seq >= ? AND seq < ? ORDER BY seq"
+	selectLoad  = "SELECT seq, header, key FROM log WHERE seq >= ? AND seq < ? ORDER BY seq"
+	selectState = "SELECT floor, deleted, revision, (SELECT min(seq) FROM log), (SELECT max(seq) FROM log) FROM kept"
 
 	// loadWorkers scan and decode, side by side, ranges of at least loadRange
 	// seqs; holes make for more ranges than records, so that there are at
@@ -31,17 +32,25 @@ type loader struct {
 
 // Load implements eventlog.Log. The values are not read.
 func (l *Log) Load(ctx context.Context, fn func(*eventlog.Record) error) (eventlog.Head, error) {
+	head, err := l.load(ctx, fn)
+	if err != nil {
+		return eventlog.Head{}, fmt.Errorf("load %s: %w", l.path, err)
+	}
+	return head, nil
+}
+
+func (l *Log) load(ctx context.Context, fn func(*eventlog.Record) error) (eventlog.Head, error) {
 	var ld loader
 	var oldest int64
 	err := l.read(ctx, func(c *conn) error {
-		state, err := c.ints("SELECT floor, deleted, (SELECT min(seq) FROM log), (SELECT max(seq) FROM log) FROM kept")
+		state, err := c.ints(selectState)
 		if err == nil {
-			ld.floor, ld.deleted, oldest, ld.newest = state[0], state[1], state[2], state[3]
+			ld.floor, ld.deleted, ld.head.Revision, oldest, ld.newest = state[0], state[1], state[2], state[3], state[4]
 		}
 		return err
 	})
 	if err != nil {
-		return eventlog.Head{}, fmt.Errorf("load: %w", err)
+		return eventlog.Head{}, err
 	}
 	if ld.newest > 0 {
 		if err := l.scan(ctx, oldest, ld.newest, func(records []*eventlog.Record) error {
@@ -66,7 +75,7 @@ func (l *Log) Load(ctx context.Context, fn func(*eventlog.Record) error) (eventl
 		return eventlog.Head{}, err
 	}
 	defer l.release()
-	l.markSeq = ld.mark
+	l.markSeq, l.headRevision = ld.mark, ld.head.Revision
 	return ld.head, nil
 }
 
@@ -90,7 +99,6 @@ func (ld *loader) check(r *eventlog.Record) error {
 	switch r.Kind {
 	case eventlog.KindCompact:
 		ld.mark = r.Seq
-		fallthrough // it names a revision that was there, and may be all that is left of it
 	case eventlog.KindPut, eventlog.KindDelete:
 		ld.head.Revision = max(ld.head.Revision, r.Revision.Main)
 	}

@@ -30,9 +30,10 @@ var migrations = []string{
 	// header is eventlog.AppendHeader; value is NULL unless it is a put;
 	// revision repeats the header's main revision, for people.
 	//
-	// kept has one row: floor is the highest seq that compaction deleted and
-	// deleted the number of them. Above floor seqs are dense, and in all
-	// there are (newest seq - deleted) rows: a lost row cannot go unnoticed.
+	// kept has one row: floor is the highest seq that compaction deleted,
+	// deleted the number of records deleted, and revision the newest main
+	// revision when that was. Above floor seqs are dense, and in all there
+	// are (newest seq - deleted) rows: a lost row cannot go unnoticed.
 	`CREATE TABLE log (
 		seq      INTEGER PRIMARY KEY,
 		revision INTEGER NOT NULL,
@@ -42,11 +43,12 @@ var migrations = []string{
 		value    BLOB
 	);
 	CREATE TABLE kept (
-		id      INTEGER PRIMARY KEY CHECK (id = 1),
-		floor   INTEGER NOT NULL,
-		deleted INTEGER NOT NULL
+		id       INTEGER PRIMARY KEY CHECK (id = 1),
+		floor    INTEGER NOT NULL,
+		deleted  INTEGER NOT NULL,
+		revision INTEGER NOT NULL
 	);
-	INSERT INTO kept VALUES (1, 0, 0);
+	INSERT INTO kept VALUES (1, 0, 0, 0);
 	CREATE VIEW live AS
 		SELECT CAST(key AS TEXT) AS key, revision, value
 		FROM log

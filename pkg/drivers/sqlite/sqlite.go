@@ -69,12 +69,13 @@ type Log struct {
 	writers atomic.Int32
 
 	// The following belong to the holder of the token.
-	writer   *conn
-	headSeq  int64
-	markSeq  int64     // of the newest KindCompact record; 0 until Load
-	relaxed  bool      // the writer runs with synchronous=NORMAL for now
-	nextTry  time.Time // no inline checkpoint before, after one that failed
-	onCommit func(commit func() error) error
+	writer       *conn
+	headSeq      int64
+	headRevision int64     // newest main revision; 0 until Load
+	markSeq      int64     // of the newest KindCompact record; 0 until Load
+	relaxed      bool      // the writer runs with synchronous=NORMAL for now
+	nextTry      time.Time // no inline checkpoint before, after one held up
+	onCommit     func(commit func() error) error
 
 	// readers is the pool; whoever takes a connection puts it back. Holding
 	// all of them means that nobody reads.

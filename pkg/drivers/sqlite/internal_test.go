@@ -1,0 +1,252 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+func mustOpen(t *testing.T, dir string) *Log {
+	t.Helper()
+	l, err := Open(context.Background(), Options{Dir: dir})
+	if err != nil {
+		t.Fatalf("Open: %v", err)
+	}
+	return l
+}
+
+// appendPuts appends one batch of n puts of the same key.
+func appendPuts(t *testing.T, l *Log, n, size int) {
+	t.Helper()
+	head, seq := l.head.Load(), l.headSeq
+	b := eventlog.Batch{ID: eventlog.NewBatchID(), Base: eventlog.Position(head)}
+	for i := range n {
+		b.Records = append(b.Records, eventlog.Record{
+			Seq: seq + 1 + int64(i), Position: b.Position(), Kind: eventlog.KindPut, Revision: eventlog.Revision{Main: head + 1, Sub: int64(i)},
+			Key: []byte("key"), Value: make([]byte, size), CreateRevision: 1, Version: head + 1,
+		})
+	}
+	if err := l.Append(context.Background(), &b); err != nil {
+		t.Fatalf("Append: %v", err)
+	}
+}
+
+func walSize(t *testing.T, l *Log) int64 {
+	t.Helper()
+	info, err := os.Stat(l.path + "-wal")
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Size()
+}
+
+// TestWALBounded writes as fast as it can beside readers that never pause.
+func TestWALBounded(t *testing.T) {
+	l := mustOpen(t, t.TempDir())
+	defer l.Close()
+	appendPuts(t, l, 100, 100_000)
+
+	ctx, cancel := context.WithCancel(context.Background())
+	var readers sync.WaitGroup
+	for i := range readerCount + 1 {
+		readers.Add(1)
+		go func() {
+			defer readers.Done()
+			for ctx.Err() == nil {
+				var err error
+				if i%2 == 0 {
+					_, err = l.Tail(ctx, 0, 100)
+				} else {
+					_, err = l.Values(ctx, []int64{1, 50, 100, 20, 30})
+				}
+				if err != nil && !errors.Is(err, context.Canceled) {
+					t.Error(err)
+				}
+			}
+		}()
+	}
+	const batch = 2 << 20
+	largest := int64(0)
+	for range 70 {
+		appendPuts(t, l, 20, batch/20)
+		largest = max(largest, walSize(t, l))
+	}
+	cancel()
+	readers.Wait()
+	if largest > 64<<20+batch || largest < walTarget {
+		t.Errorf("the WAL grew to %d bytes", largest)
+	}
+	if s := l.Stats(); s.Checkpoints < 2 || s.CheckpointTime == 0 || s.WALBytes < walSize(t, l) || s.Checkpointed == 0 {
+		t.Errorf("Stats: %+v", s)
+	}
+	t.Logf("the WAL grew to %d MiB", largest>>20)
+}
+
+// TestForeignReader: somebody else's long transaction stops no write, and the
+// WAL shrinks when it ends.
+func TestForeignReader(t *testing.T) {
+	l := mustOpen(t, t.TempDir())
+	defer l.Close()
+	appendPuts(t, l, 1, 10)
+	foreign, err := openConn(l.path, "BEGIN")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := foreign.int("SELECT count(*) FROM log"); err != nil {
+		t.Fatal(err)
+	}
+	for walSize(t, l) < walLimit+walTarget {
+		appendPuts(t, l, 20, 100_000)
+	}
+	if n, err := foreign.int("SELECT count(*) FROM log"); err != nil || n != 1 {
+		t.Fatalf("the foreign reader sees %d records, %v", n, err)
+	}
+	if err := errors.Join(foreign.exec("COMMIT"), foreign.close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Defragment(context.Background()); err != nil {
+		t.Fatalf("Defragment: %v", err)
+	}
+	if size := walSize(t, l); size != 0 {
+		t.Fatalf("the WAL has %d bytes after Defragment", size)
+	}
+}
+
+// TestIdle: a log that is left alone has no WAL.
+func TestIdle(t *testing.T) {
+	l := mustOpen(t, t.TempDir())
+	defer l.Close()
+	appendPuts(t, l, 10, 1000)
+	if err := l.checkpointIdle(); err != nil || walSize(t, l) == 0 {
+		t.Fatalf("checkpoint of a log just written: %v, %d bytes left", err, walSize(t, l))
+	}
+	l.lastCommit.Add(-int64(idleAfter))
+	if err := l.checkpointIdle(); err != nil || walSize(t, l) != 0 {
+		t.Fatalf("checkpoint of an idle log: %v, %d bytes left", err, walSize(t, l))
+	}
+	if size := l.Size(); size.Total != l.pages.Load()*pageSize {
+		t.Fatalf("Size: %+v with %d pages", size, l.pages.Load())
+	}
+}
+
+// TestVacuum: Compact keeps free pages for later and gives the rest back.
+func TestVacuum(t *testing.T) {
+	l := mustOpen(t, t.TempDir())
+	defer l.Close()
+	appendPuts(t, l, 400, 100_000)
+	full := l.Size().Total
+	l.writerDo(t, func() { l.markSeq = 400 }) // as if it were one
+	for _, seqs := range [][]int64{{400}, {1, 400, 999}} {
+		if err := l.Compact(context.Background(), seqs); err == nil || errors.Is(err, eventlog.ErrFailed) {
+			t.Fatalf("Compact of the newest mark: %v", err)
+		}
+	}
+	var seqs []int64
+	for seq := int64(1); seq < 400; seq++ {
+		seqs = append(seqs, seq)
+	}
+	if err := l.Compact(context.Background(), seqs); err != nil {
+		t.Fatalf("Compact: %v", err)
+	}
+	if s := l.Stats(); s.FreePages > freeNumber || s.FreePages < freeNumber/2 || s.Pages*pageSize > full/4 {
+		t.Fatalf("%d of %d pages are free", s.FreePages, s.Pages)
+	}
+	if err := l.Defragment(context.Background()); err != nil {
+		t.Fatalf("Defragment: %v", err)
+	}
+	if s := l.Stats(); s.FreePages != 0 || s.WALBytes != 0 {
+		t.Fatalf("after Defragment: %+v", s)
+	}
+}
+
+func (l *Log) writerDo(t *testing.T, fn func()) {
+	t.Helper()
+	if err := l.acquire(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	defer l.release()
+	fn()
+}
+
+func TestMigrate(t *testing.T) {
+	dir := t.TempDir()
+	l := mustOpen(t, dir)
+	appendPuts(t, l, 1, 10)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, FileName)
+	c, err := openConn(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+
+	failing := append(migrations[:len(migrations):len(migrations)], "CREATE TABLE more (a); CREATE TABLE log (a)")
+	if err := migrate(c, failing); err == nil || !strings.Contains(err.Error(), "schema version 1") {
+		t.Fatalf("migrate with a step that fails: %v", err)
+	}
+	if n, err := c.int("SELECT count(*) FROM sqlite_schema WHERE name = 'more'"); err != nil || n != 0 {
+		t.Fatalf("a failed step left %d tables, %v", n, err)
+	}
+	next := append(migrations[:len(migrations):len(migrations)], "CREATE TABLE more (a)", "INSERT INTO more VALUES (7)")
+	for range 2 { // the second time there is nothing to do
+		if err := migrate(c, next); err != nil {
+			t.Fatalf("migrate: %v", err)
+		}
+		if n, err := c.int("SELECT sum(a) FROM more"); err != nil || n != 7 {
+			t.Fatalf("the migrated table has %d, %v", n, err)
+		}
+	}
+	if err := migrate(c, migrations); !errors.Is(err, ErrNewer) {
+		t.Fatalf("migrate of a newer file: %v, want ErrNewer", err)
+	}
+	if _, err := Open(context.Background(), Options{Dir: dir}); !errors.Is(err, ErrNewer) {
+		t.Fatalf("Open of a newer file: %v, want ErrNewer", err)
+	}
+}
+
+// TestLive reads what a person with an SQL shell would.
+func TestLive(t *testing.T) {
+	l := mustOpen(t, t.TempDir())
+	defer l.Close()
+	var records []eventlog.Record
+	for i, kv := range []string{"b=1", "a=1", "a=2", "c=1", "c", "lease", "d="} {
+		key, value, put := strings.Cut(kv, "=")
+		r := eventlog.Record{Seq: int64(i + 1), Position: 1, Kind: eventlog.KindDelete, Revision: eventlog.Revision{Main: int64(i + 2)}, Key: []byte(key)}
+		if put {
+			r.Kind, r.Value = eventlog.KindPut, []byte(value)
+		}
+		if key == "lease" {
+			r = eventlog.Record{Seq: r.Seq, Position: 1, Kind: eventlog.KindLeaseGrant, Lease: 1, TTL: 1}
+		}
+		records = append(records, r)
+	}
+	if err := l.Append(context.Background(), &eventlog.Batch{Records: records}); err != nil {
+		t.Fatal(err)
+	}
+	got := ""
+	l.writerDo(t, func() {
+		if err := l.writer.query(func(r row) error {
+			value, _ := r[2].([]byte)
+			got += fmt.Sprintf("%v@%v=%s ", r[0], r[1], value)
+			return nil
+		}, "SELECT key, revision, value FROM live"); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if want := "a@4=2 b@2=1 d@8= "; got != want {
+		t.Fatalf("live has %q, want %q", got, want)
+	}
+}
