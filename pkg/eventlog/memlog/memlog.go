@@ -255,3 +255,10 @@ func (l *Log) Close() error {
 	}
 	return nil
 }
+
+// Records returns how many records compaction has left.
+func (d *Disk) Records() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.records)
+}

@@ -1,0 +1,431 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+// request is a write that waits for the committer.
+type request struct {
+	// eval may run several times; the last run counts.
+	eval func(*evaluation) error
+	err  error
+	done chan struct{} // closed when err and what eval has set are final
+}
+
+// maxQueuedBytes bounds what the requests in the queue and in the batch under
+// way hold; further ones wait outside.
+const maxQueuedBytes = 128 << 20
+
+// queue is where writers leave requests for the committer.
+type queue struct {
+	bytes   *semaphore.Weighted
+	wake    chan struct{} // 1 buffered: the committer has something to look at
+	stopped chan struct{} // closed when nothing is taken any more
+
+	mu       sync.Mutex
+	requests []*request
+	closed   bool
+	err      error // why the committer must stop, from fail
+}
+
+func newQueue() *queue {
+	return &queue{
+		bytes:   semaphore.NewWeighted(maxQueuedBytes),
+		wake:    make(chan struct{}, 1),
+		stopped: make(chan struct{}),
+	}
+}
+
+func (q *queue) wakeUp() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (q *queue) push(r *request) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return ErrStopped
+	}
+	q.requests = append(q.requests, r)
+	if len(q.requests) == 1 {
+		q.wakeUp()
+	}
+	return nil
+}
+
+// take returns all requests there are.
+func (q *queue) take() ([]*request, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	requests := q.requests
+	q.requests = nil
+	return requests, q.err
+}
+
+// close refuses further requests.
+func (q *queue) close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+}
+
+// fail makes the committer stop with err.
+func (q *queue) fail(err error) {
+	q.mu.Lock()
+	q.err = err
+	q.mu.Unlock()
+	q.wakeUp()
+}
+
+// submit hands eval to the committer and waits until its effects are durable.
+// If ctx ends first the request may or may not take effect. cost is how much
+// memory the request holds, in bytes.
+func (s *Store) submit(ctx context.Context, cost int, eval func(*evaluation) error) error {
+	weight := min(int64(cost)+1024, maxQueuedBytes)
+	if err := s.queue.bytes.Acquire(ctx, weight); err != nil {
+		return err
+	}
+	r := &request{eval: eval, done: make(chan struct{})}
+	if err := s.queue.push(r); err != nil {
+		s.queue.bytes.Release(weight)
+		return err
+	}
+	select {
+	case <-r.done:
+		s.queue.bytes.Release(weight)
+		return r.err
+	case <-ctx.Done():
+		go func() { // the memory is held until the committer lets go of it
+			<-r.done
+			s.queue.bytes.Release(weight)
+		}()
+		return ctx.Err()
+	}
+}
+
+// submitFor is submit for an eval with a result. A request that ctx has cut
+// off may still be evaluated, so the result is handed over only with done.
+func submitFor[R any](ctx context.Context, s *Store, cost int, eval func(*evaluation) (R, error)) (R, error) {
+	var result R
+	err := s.submit(ctx, cost, func(ev *evaluation) (err error) {
+		result, err = eval(ev)
+		return err
+	})
+	if err != nil {
+		var none R
+		return none, err
+	}
+	return result, nil
+}
+
+func answer(requests []*request, err error) {
+	for _, r := range requests {
+		if r.err == nil {
+			r.err = err
+		}
+		close(r.done)
+	}
+}
+
+// trimSlice is how many records are taken out of the index between two
+// batches: well below a millisecond of work.
+const trimSlice = 500
+
+// commitUntil is the committer: it alone makes and publishes states.
+func (s *Store) commitUntil(ctx context.Context) (err error) {
+	// What a caller cancels must not reach the log: a batch is many callers'.
+	background := context.WithoutCancel(ctx)
+	defer func() {
+		s.queue.close()
+		requests, _ := s.queue.take()
+		answer(requests, ErrStopped)
+		close(s.queue.stopped)
+	}()
+	for stopping := false; ; {
+		requests, err := s.queue.take()
+		if err != nil {
+			answer(requests, ErrStopped)
+			return err
+		}
+		switch {
+		case len(requests) > 0:
+			if err := s.commit(background, requests); err != nil {
+				return err
+			}
+		case stopping:
+			return nil
+		default:
+			if err := s.followHead(background); err != nil {
+				return err
+			}
+		}
+		s.trim()
+		select {
+		case <-s.queue.wake:
+		case <-ctx.Done():
+			stopping = true
+			s.queue.close()
+		}
+	}
+}
+
+// commit evaluates requests, appends their effects as one batch, publishes the
+// outcome and answers everyone. The error is final.
+func (s *Store) commit(ctx context.Context, requests []*request) error {
+	for {
+		ev, err := s.evaluate(ctx, requests)
+		if err == nil {
+			err = s.append(ctx, ev, len(requests))
+		}
+		switch {
+		case err == nil:
+			answer(requests, nil)
+			return nil
+		case errors.Is(err, eventlog.ErrStale):
+			if err = s.catchUp(ctx); err == nil {
+				continue
+			}
+		}
+		return s.refuse(requests, err)
+	}
+}
+
+// refuse answers requests whose batch was not appended, or may not have been,
+// and returns err if it is final.
+func (s *Store) refuse(requests []*request, err error) error {
+	for _, r := range requests {
+		r.err = nil // an outcome evaluated on a state that never was
+	}
+	final := errors.Is(err, eventlog.ErrFailed) || errors.Is(err, eventlog.ErrCorrupt) || errors.Is(err, eventlog.ErrClosed)
+	switch {
+	case errors.Is(err, eventlog.ErrUnknown):
+		answer(requests, fmt.Errorf("%w: %w", ErrUnknownOutcome, err))
+	case final:
+		answer(requests, fmt.Errorf("%w: %w", ErrStopped, err))
+	default:
+		s.opt.Logger.WithError(err).Warn("the log refused a batch of writes; its clients get Unavailable")
+		answer(requests, fmt.Errorf("%w: %w", ErrUnavailable, err))
+	}
+	if final {
+		return err
+	}
+	return nil
+}
+
+// evaluate runs requests on a copy of the newest state. A request that fails
+// does so alone.
+func (s *Store) evaluate(ctx context.Context, requests []*request) (*evaluation, error) {
+	ev := newEvaluation(s.now(), s.values.cache.get, quota{s.opt.QuotaBytes, s.log.Size().InUse, s.opt.MemberID})
+	for _, r := range requests {
+		for {
+			ev.begin()
+			r.err = r.eval(ev)
+			var need *needValues
+			if !errors.As(r.err, &need) {
+				break
+			}
+			read, err := s.values.read(ctx, need.seqs)
+			if err != nil {
+				return nil, err
+			}
+			ev.learn(need.seqs, read)
+		}
+		if r.err != nil && ev.sub > 0 {
+			panic(fmt.Sprintf("store: a request failed after it had changed something: %v", r.err))
+		}
+	}
+	return ev, nil
+}
+
+// append makes the batch of ev durable and publishes its state. Values that
+// responses and events wait for are read from the log meanwhile.
+func (s *Store) append(ctx context.Context, ev *evaluation, requests int) error {
+	missing := ev.missing()
+	read := make(chan error, 1)
+	if len(missing) > 0 {
+		go func() { read <- s.values.fill(ctx, missing) }()
+	} else {
+		read <- nil
+	}
+
+	err := s.appendRecords(ctx, ev, requests)
+	readErr := <-read
+	if err != nil {
+		return err
+	}
+	if readErr != nil {
+		ev.dropUnread()
+		// The batch may be durable, and nobody can be told what it did.
+		err = fmt.Errorf("%w: reading values: %w", eventlog.ErrUnknown, readErr)
+	}
+	if len(ev.records) > 0 {
+		s.publish(ev)
+	}
+	return err
+}
+
+// dropUnread takes the PrevKv off events whose value could not be read: none is
+// what a watcher gets for a compacted one, too, where an empty one would lie.
+func (ev *evaluation) dropUnread() {
+	for _, event := range ev.events {
+		if event.PrevKv != nil && event.PrevKv.Value == nil {
+			event.PrevKv = nil
+		}
+	}
+}
+
+// missing fills what is in memory and returns the rest.
+func (ev *evaluation) missing() []fill {
+	var rest []fill
+	for _, f := range ev.fills {
+		if value, ok := ev.value(f.seq); ok {
+			f.kv.Value = value
+		} else {
+			rest = append(rest, f)
+		}
+	}
+	return rest
+}
+
+// appendRecords appends the batch of ev and resolves an unknown outcome. A
+// batch without records is a read and needs a fence of its own: its requests
+// were evaluated on a state that may be an old one.
+func (s *Store) appendRecords(ctx context.Context, ev *evaluation, requests int) error {
+	if len(ev.records) == 0 {
+		head, err := s.log.Head(ctx)
+		if err == nil && head != ev.base {
+			err = eventlog.ErrStale
+		}
+		return err
+	}
+	batch := &eventlog.Batch{ID: eventlog.NewBatchID(), Base: ev.base, Records: ev.records}
+	start := time.Now()
+	err := s.log.Append(ctx, batch)
+	if errors.Is(err, eventlog.ErrUnknown) && !errors.Is(err, eventlog.ErrFailed) {
+		s.opt.Logger.WithError(err).Warn("the log did not say whether a batch is durable; looking it up")
+		err = s.resolve(ctx, batch)
+	}
+	s.opt.OnCommit(requests, len(ev.records), time.Since(start))
+	return err
+}
+
+// The look-up of an unknown batch is repeated this often, this far apart, and
+// more at each try.
+const (
+	resolveTries = 10
+	resolvePause = 10 * time.Millisecond
+)
+
+// resolve finds out whether batch, whose Append gave ErrUnknown, is there: nil
+// if it is, ErrStale if it is not and may be evaluated again, and ErrUnknown
+// if the log does not answer.
+func (s *Store) resolve(ctx context.Context, batch *eventlog.Batch) error {
+	var err error
+	for try := range resolveTries {
+		var found []eventlog.Batch
+		found, err = s.log.Tail(ctx, batch.Base, 1)
+		switch {
+		case err == nil && len(found) > 0 && found[0].ID == batch.ID:
+			return nil
+		case err == nil:
+			return eventlog.ErrStale
+		case errors.Is(err, eventlog.ErrFailed), errors.Is(err, eventlog.ErrCorrupt), errors.Is(err, eventlog.ErrClosed):
+			return fmt.Errorf("%w: %w", eventlog.ErrUnknown, err)
+		}
+		time.Sleep(resolvePause << try)
+	}
+	return fmt.Errorf("%w: looking it up: %w", eventlog.ErrUnknown, err)
+}
+
+// publish makes the state of an appended batch visible and tells the world.
+func (s *Store) publish(ev *evaluation) {
+	applied := Applied{Revision: ev.state.revision, Events: ev.events}
+	for i := range ev.records {
+		switch r := &ev.records[i]; r.Kind {
+		case eventlog.KindPut:
+			s.values.cache.put(r.Seq, r.Value)
+		case eventlog.KindLeaseGrant:
+			applied.Granted = append(applied.Granted, Lease{ID: r.Lease, TTL: r.TTL})
+		case eventlog.KindLeaseRevoke:
+			applied.Revoked = append(applied.Revoked, r.Lease)
+		}
+	}
+	for _, seq := range ev.superseded {
+		s.values.cache.drop(seq)
+	}
+	s.install(ev.state)
+	s.opt.OnApply(applied)
+}
+
+// install makes st the state that readers see.
+func (s *Store) install(st state) {
+	old := s.published.Swap(&published{state: st, next: make(chan struct{})})
+	close(old.next)
+}
+
+// followHead catches up if another instance has written.
+func (s *Store) followHead(ctx context.Context) error {
+	head, err := s.log.Head(ctx)
+	if err == nil && head > s.now().position {
+		err = s.catchUp(ctx)
+	}
+	if err == nil || errors.Is(err, eventlog.ErrFailed) || errors.Is(err, eventlog.ErrCorrupt) || errors.Is(err, eventlog.ErrClosed) {
+		return err
+	}
+	s.opt.Logger.WithError(err).Warn("cannot read the head of the log; will try again")
+	return nil
+}
+
+// tailRecords is about how many records catching up reads at a time.
+const tailRecords = 1000
+
+// catchUp applies and publishes what others have written.
+func (s *Store) catchUp(ctx context.Context) error {
+	for {
+		batches, err := s.log.Tail(ctx, s.now().position, tailRecords)
+		if err != nil || len(batches) == 0 {
+			return err
+		}
+		ev := newEvaluation(s.now(), s.values.cache.get, quota{})
+		for i := range batches {
+			for j := range batches[i].Records {
+				if err := ev.replay(&batches[i].Records[j]); err != nil {
+					return err
+				}
+			}
+		}
+		if err := s.values.fill(ctx, ev.missing()); errors.Is(err, ErrCompacted) {
+			ev.dropUnread()
+		} else if err != nil {
+			return err
+		}
+		s.publish(ev)
+	}
+}
+
+// replay applies a record that another instance has evaluated.
+func (ev *evaluation) replay(r *eventlog.Record) error {
+	var prev *entry
+	if r.Kind == eventlog.KindPut || r.Kind == eventlog.KindDelete {
+		prev, _ = ev.living(stringOf(r.Key))
+	}
+	ev.records = append(ev.records, *r)
+	if err := ev.state.apply(r); err != nil {
+		return err
+	}
+	if r.Kind == eventlog.KindPut || r.Kind == eventlog.KindDelete {
+		ev.addEvent(r, prev)
+	}
+	return nil
+}

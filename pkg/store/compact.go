@@ -1,0 +1,161 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+// trim takes a slice of what compaction has freed out of the index, hands it
+// to the compactor, and comes back for more after the next batch.
+func (s *Store) trim() {
+	st := s.now()
+	if st.trimmed() {
+		s.compactor.add(nil, st.compacted)
+		return
+	}
+	next := st.edit()
+	freed := next.trim(trimSlice)
+	through := int64(-1)
+	if next.trimmed() {
+		through = next.compacted
+	} else {
+		s.queue.wakeUp()
+	}
+	for _, seq := range freed {
+		s.values.cache.drop(seq)
+	}
+	s.install(next)
+	s.compactor.add(freed, through)
+}
+
+// compactor deletes records from the log behind the committer's back. What is
+// left over when it stops is found again at the next start.
+type compactor struct {
+	log    eventlog.Log
+	logger *logrus.Entry
+	wake   chan struct{} // 1 buffered
+
+	mu      sync.Mutex
+	pending []int64       // seqs to delete, in the order to delete them in
+	through int64         // compact revision that all of pending belongs to, once it is empty
+	reached int64         // compact revision whose records are all deleted
+	changed chan struct{} // closed when reached changes or the compactor stops
+	stopped bool
+}
+
+func newCompactor(log eventlog.Log, logger *logrus.Entry) *compactor {
+	return &compactor{
+		log: log, logger: logger,
+		wake: make(chan struct{}, 1), through: -1, reached: -1, changed: make(chan struct{}),
+	}
+}
+
+// add queues seqs for deletion; with them, all records that a compaction at
+// through frees have been queued.
+func (c *compactor) add(seqs []int64, through int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(seqs) == 0 && through <= c.through {
+		return
+	}
+	c.pending = append(c.pending, seqs...)
+	c.through = max(c.through, through)
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// deleteSlice is how many records one call of Log.Compact deletes at most.
+const deleteSlice = 10_000
+
+func (c *compactor) take() (seqs []int64, through int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := min(len(c.pending), deleteSlice)
+	seqs = c.pending[:n:n]
+	c.pending = c.pending[n:]
+	if len(c.pending) == 0 {
+		c.pending = nil
+		return seqs, c.through
+	}
+	return seqs, -1
+}
+
+// finish records that all of a compaction's records are deleted.
+func (c *compactor) finish(through int64, stopped bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.reached = max(c.reached, through)
+	c.stopped = c.stopped || stopped
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// run deletes what add queues until ctx ends. An error means that the log is
+// not to be used any more.
+func (c *compactor) run(ctx context.Context) error {
+	defer c.finish(-1, true)
+	for {
+		select {
+		case <-c.wake:
+		case <-ctx.Done():
+			return nil
+		}
+		for more := true; more; {
+			seqs, through := c.take()
+			if err := c.delete(ctx, seqs); err != nil || ctx.Err() != nil {
+				return err
+			}
+			if more = through < 0 && len(seqs) > 0; !more {
+				c.finish(through, false)
+			}
+		}
+	}
+}
+
+// delete deletes seqs, trying again until it works, ctx ends or the log fails.
+func (c *compactor) delete(ctx context.Context, seqs []int64) error {
+	for len(seqs) > 0 && ctx.Err() == nil {
+		err := c.log.Compact(ctx, seqs)
+		switch {
+		case err == nil || ctx.Err() != nil || errors.Is(err, eventlog.ErrClosed):
+			return nil
+		case errors.Is(err, eventlog.ErrFailed), errors.Is(err, eventlog.ErrCorrupt):
+			return fmt.Errorf("deleting compacted records: %w", err)
+		}
+		c.logger.WithError(err).Warn("cannot delete compacted records; will try again in a second")
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+// wait returns when the records that a compaction at revision frees are gone.
+func (c *compactor) wait(ctx context.Context, revision int64) error {
+	for {
+		c.mu.Lock()
+		reached, stopped, changed := c.reached, c.stopped, c.changed
+		c.mu.Unlock()
+		switch {
+		case reached >= revision:
+			return nil
+		case stopped:
+			return ErrStopped
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

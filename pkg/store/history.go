@@ -1,0 +1,268 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"slices"
+	"sync"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/protobuf/proto"
+)
+
+// revisionRef is one version of a key, in the entry of some snapshot.
+type revisionRef struct {
+	entry *entry
+	index int // of entry.older, or its length for entry.last
+}
+
+func (r revisionRef) version() version {
+	if r.index == len(r.entry.older) {
+		return r.entry.last
+	}
+	return r.entry.older[r.index]
+}
+
+func compareRefs(a, b revisionRef) int {
+	v, w := a.version(), b.version()
+	if c := cmp.Compare(v.main, w.main); c != 0 {
+		return c
+	}
+	return cmp.Compare(v.sub, w.sub)
+}
+
+// revisions returns the versions in span, tombstones too, with main revisions
+// in [from, to], in order.
+func (st *state) revisions(s span, from, to int64) []revisionRef {
+	var refs []revisionRef
+	if s.empty() {
+		return nil
+	}
+	st.ascend(s, from, func(e *entry) bool {
+		i, _ := slices.BinarySearchFunc(e.older, from, func(v version, rev int64) int { return cmp.Compare(v.main, rev) })
+		for ; i <= len(e.older); i++ {
+			ref := revisionRef{e, i}
+			if main := ref.version().main; main >= from && main <= to {
+				refs = append(refs, ref)
+			}
+		}
+		return true
+	})
+	slices.SortFunc(refs, compareRefs)
+	return refs
+}
+
+// Walks through the past come in pages; a plan keeps what one walk has found
+// for the pages to come, so that the index is not searched for each.
+const (
+	maxPlans    = 8
+	maxPlanRefs = 50_000
+)
+
+// plan is the rest of a walk: refs has all revisions of the span in [from,
+// until), in order.
+type plan struct {
+	span        span
+	from, until int64
+	refs        []revisionRef
+}
+
+// plans are the rests of recent walks.
+type plans struct {
+	mu    sync.Mutex
+	plans []plan // the oldest first
+}
+
+// take removes and returns the plan that goes on at from.
+func (p *plans) take(s span, from int64) (plan, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, candidate := range p.plans {
+		if candidate.span == s && candidate.from == from {
+			p.plans = slices.Delete(p.plans, i, i+1)
+			return candidate, true
+		}
+	}
+	return plan{}, false
+}
+
+func (p *plans) put(rest plan) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.plans) == maxPlans {
+		p.plans = slices.Delete(p.plans, 0, 1)
+	}
+	p.plans = append(p.plans, rest)
+}
+
+// History returns the events of the keys in [key, end), by etcd's conventions
+// for ranges, with main revisions from `from` on: those of whole revisions, at
+// most limit of them (1 or more), in order, with PrevKv if prevKV asks for it
+// and compaction has left it. next is the revision to go on from: all before
+// it is covered. It is the current revision + 1 when nothing is left.
+//
+// ErrCompacted means that from is before the compact revision.
+func (s *Store) History(ctx context.Context, key, end []byte, from int64, limit int, prevKV bool) (events []*mvccpb.Event, next int64, err error) {
+	sp := newSpan(slices.Clone(key), slices.Clone(end)) // outlives the request in a plan
+	err = s.read(ctx, true, func(st *state) ([]fill, error) {
+		if from < st.compacted {
+			return nil, ErrCompacted
+		}
+		p, ok := s.plans.take(sp, from)
+		if !ok {
+			p = st.plan(sp, from)
+		}
+		refs := p.page(limit)
+		next = p.from
+		if len(p.refs) > 0 {
+			s.plans.put(p)
+		}
+		var fills []fill
+		events, fills = pastEvents(refs, prevKV, st.compacted)
+		return fills, nil
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	return events, next, nil
+}
+
+// plan searches the index for the revisions of a span from a revision on.
+func (st *state) plan(s span, from int64) plan {
+	p := plan{span: s, from: from, until: st.revision + 1, refs: st.revisions(s, from, st.revision)}
+	if len(p.refs) <= maxPlanRefs {
+		return p
+	}
+	// Cut before the revision that does not fit whole, unless it is the first.
+	cut := p.refs[maxPlanRefs].version().main
+	n, _ := slices.BinarySearchFunc(p.refs, cut, func(r revisionRef, main int64) int { return cmp.Compare(r.version().main, main) })
+	if n == 0 {
+		cut++
+		n, _ = slices.BinarySearchFunc(p.refs, cut, func(r revisionRef, main int64) int { return cmp.Compare(r.version().main, main) })
+	}
+	p.refs, p.until = slices.Clone(p.refs[:n]), cut
+	return p
+}
+
+// page takes the references of up to limit main revisions off p.
+func (p *plan) page(limit int) []revisionRef {
+	mains, last := 0, int64(0)
+	for i, ref := range p.refs {
+		main := ref.version().main
+		if main == last {
+			continue
+		}
+		if mains == limit {
+			page := p.refs[:i]
+			p.refs, p.from = p.refs[i:], main
+			return page
+		}
+		mains++
+		last = main
+	}
+	page := p.refs
+	p.refs, p.from = nil, p.until
+	return page
+}
+
+// pastEvents returns the events that refs were when they happened, and the
+// values that these wait for.
+func pastEvents(refs []revisionRef, prevKV bool, compacted int64) ([]*mvccpb.Event, []fill) {
+	events := make([]*mvccpb.Event, len(refs))
+	fills := make([]fill, 0, len(refs))
+	for i, ref := range refs {
+		v := ref.version()
+		event := &mvccpb.Event{Kv: &mvccpb.KeyValue{}}
+		if v.tombstone {
+			event.Type = mvccpb.Event_DELETE
+			event.Kv.Key, event.Kv.ModRevision = bytesOf(ref.entry.key), v.main
+		} else {
+			ref.entry.kv(v, event.Kv)
+			fills = append(fills, fill{v.seq, event.Kv})
+		}
+		if prev, ok := ref.entry.previous(ref.index); ok && prevKV && ref.entry.kept(ref.index-1, compacted) {
+			event.PrevKv = &mvccpb.KeyValue{}
+			ref.entry.kv(prev, event.PrevKv)
+			fills = append(fills, fill{prev.seq, event.PrevKv})
+		}
+		events[i] = event
+	}
+	return events, fills
+}
+
+// HashKV is a hash over all revisions up to HashRevision that a compaction at
+// CompactRevision keeps, comparable with any etcd's.
+type HashKV struct {
+	Hash            uint32
+	HashRevision    int64
+	CompactRevision int64
+	Revision        int64 // the current one
+}
+
+// hashPage is how many values are in memory at a time while hashing.
+const hashPage = 1000
+
+// HashKV hashes the revisions up to revision, or the current one for 0.
+//
+// Source: etcd's kvHasher: CRC-32C over "key" and, for every revision in
+// order, its 17-byte key (18 with a tombstone's "t") and marshalled KeyValue.
+func (s *Store) HashKV(ctx context.Context, revision int64) (HashKV, error) {
+	var h HashKV
+	err := s.read(ctx, true, func(st *state) ([]fill, error) {
+		var err error
+		h, err = s.hashState(ctx, st, revision)
+		return nil, err
+	})
+	return h, err
+}
+
+func (s *Store) hashState(ctx context.Context, st *state, revision int64) (HashKV, error) {
+	switch {
+	case revision > st.revision:
+		return HashKV{}, ErrFutureRev
+	case revision <= 0:
+		revision = st.revision
+	case revision < st.compacted:
+		return HashKV{}, ErrCompacted
+	}
+	crc := crc32.New(crc32.MakeTable(crc32.Castagnoli))
+	crc.Write([]byte("key"))
+	refs := slices.DeleteFunc(st.revisions(span{unbounded: true}, 0, revision), func(r revisionRef) bool {
+		v := r.version()
+		return !r.entry.kept(r.index, st.compacted) || v.tombstone && v.main == st.compacted
+	})
+	var raw, marshalled []byte
+	for page := range slices.Chunk(refs, hashPage) {
+		events, fills := pastEvents(page, false, st.compacted)
+		if err := s.values.fill(ctx, fills); err != nil {
+			return HashKV{}, err
+		}
+		for i, ref := range page {
+			v, kv := ref.version(), events[i].Kv
+			raw = binary.BigEndian.AppendUint64(raw[:0], uint64(v.main))
+			raw = append(raw, '_')
+			raw = binary.BigEndian.AppendUint64(raw, uint64(v.sub))
+			if v.tombstone {
+				raw = append(raw, 't')
+				kv = &mvccpb.KeyValue{Key: kv.Key}
+			}
+			var err error
+			if marshalled, err = (proto.MarshalOptions{Deterministic: true}).MarshalAppend(marshalled[:0], kv); err != nil {
+				return HashKV{}, fmt.Errorf("marshalling revision %d: %w", v.main, err)
+			}
+			crc.Write(raw)
+			crc.Write(marshalled)
+		}
+	}
+	return HashKV{Hash: crc.Sum32(), HashRevision: revision, CompactRevision: st.compacted, Revision: st.revision}, nil
+}
+
+// Hash returns a hash over the current content. Unlike HashKV's it is not
+// comparable with etcd's, which covers the bytes of its own storage.
+func (s *Store) Hash(ctx context.Context) (uint32, error) {
+	h, err := s.HashKV(ctx, 0)
+	return h.Hash, err
+}

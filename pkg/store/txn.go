@@ -1,0 +1,214 @@
+package store
+
+import (
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+)
+
+// txn evaluates a transaction in three passes, as etcd does: compares of all
+// levels on the state before, which gives the path through the branches;
+// checks of the operations on that path, on the state before, too; then the
+// operations. Only the last changes anything, and it cannot fail.
+func (ev *evaluation) txn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
+	if err := ev.charge(txnCost(r)); err != nil {
+		return nil, err
+	}
+	path, err := ev.comparePath(r, nil)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := ev.checkTxn(r, path); err != nil {
+		return nil, err
+	}
+	resp, _ := ev.applyTxn(r, path)
+	resp.Header = ev.header()
+	return resp, nil
+}
+
+// readOnlyTxn answers a transaction of nothing but ranges on st, whose values
+// the returned fills wait for.
+func readOnlyTxn(st *state, r *pb.TxnRequest, values valueFunc) (*pb.TxnResponse, []fill, error) {
+	resp := &pb.TxnResponse{Succeeded: true, Header: &pb.ResponseHeader{Revision: st.revision}}
+	for _, c := range r.Compare {
+		ok, err := st.compare(c, values)
+		if err != nil {
+			return nil, nil, err
+		}
+		resp.Succeeded = resp.Succeeded && ok
+	}
+	var fills []fill
+	for _, op := range branch(r, resp.Succeeded) {
+		if err := checkRange(st, op.GetRequestRange()); err != nil {
+			return nil, nil, err
+		}
+	}
+	for _, op := range branch(r, resp.Succeeded) {
+		ranged, f, err := st.rangeRequest(op.GetRequestRange(), values)
+		if err != nil {
+			return nil, nil, err
+		}
+		fills = append(fills, f...)
+		resp.Responses = append(resp.Responses, &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: ranged}})
+	}
+	return resp, fills, nil
+}
+
+// isReadOnly reports whether both branches have only ranges, and whether all
+// of these are serializable. A nested transaction counts as a write.
+func isReadOnly(r *pb.TxnRequest) (readOnly, serializable bool) {
+	serializable = true
+	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
+		for _, op := range ops {
+			ranged := op.GetRequestRange()
+			if ranged == nil {
+				return false, false
+			}
+			serializable = serializable && ranged.Serializable
+		}
+	}
+	return true, serializable
+}
+
+// branch returns the operations that the outcome of the compares selects.
+func branch(r *pb.TxnRequest, succeeded bool) []*pb.RequestOp {
+	if succeeded {
+		return r.Success
+	}
+	return r.Failure
+}
+
+// txnCost is the cost of the dearer branch.
+func txnCost(r *pb.TxnRequest) int64 {
+	var costs [2]int64
+	for i, ops := range [...][]*pb.RequestOp{r.Success, r.Failure} {
+		for _, op := range ops {
+			switch {
+			case op.GetRequestPut() != nil:
+				costs[i] += putCost(op.GetRequestPut())
+			case op.GetRequestTxn() != nil:
+				costs[i] += txnCost(op.GetRequestTxn())
+			}
+		}
+	}
+	return max(costs[0], costs[1])
+}
+
+// comparePath appends to path the outcome of r's compares and of those of the
+// transactions nested in the branch taken, depth first.
+func (ev *evaluation) comparePath(r *pb.TxnRequest, path []bool) ([]bool, error) {
+	succeeded := true
+	for _, c := range r.Compare {
+		ok, err := ev.state.compare(c, ev.values)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			succeeded = false
+			break
+		}
+	}
+	path = append(path, succeeded)
+	var err error
+	for _, op := range branch(r, succeeded) {
+		if nested := op.GetRequestTxn(); nested != nil {
+			if path, err = ev.comparePath(nested, path); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return path, nil
+}
+
+// checkTxn checks the operations on path and returns what of path is left
+// after r.
+func (ev *evaluation) checkTxn(r *pb.TxnRequest, path []bool) ([]bool, error) {
+	ops := branch(r, path[0])
+	path = path[1:]
+	for _, op := range ops {
+		var err error
+		switch op := op.Request.(type) {
+		case *pb.RequestOp_RequestRange:
+			err = ev.checkTxnRange(op.RequestRange)
+		case *pb.RequestOp_RequestPut:
+			err = ev.checkPut(op.RequestPut)
+		case *pb.RequestOp_RequestTxn:
+			path, err = ev.checkTxn(op.RequestTxn, path)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return path, nil
+}
+
+// checkTxnRange is checkRange, and sees to it that the values a sort by value
+// will need are there before anything is changed.
+func (ev *evaluation) checkTxnRange(r *pb.RangeRequest) error {
+	if err := checkRange(&ev.state, r); err != nil || r.SortTarget != pb.RangeRequest_VALUE {
+		return err
+	}
+	hits, _ := ev.state.collect(newSpan(r.Key, r.RangeEnd), readable(&ev.state, r.Revision), 0, &pb.RangeRequest{})
+	seqs := make([]int64, len(hits))
+	for i, h := range hits {
+		seqs[i] = h.version.seq
+	}
+	_, err := ev.values(seqs)
+	return err
+}
+
+// checkRange fails if r's revision cannot be read from st. Unlike a range
+// alone, one within a transaction has its negative revisions checked, too.
+func checkRange(st *state, r *pb.RangeRequest) error {
+	switch {
+	case r.Revision == 0:
+		return nil
+	case r.Revision > st.revision:
+		return ErrFutureRev
+	case r.Revision < st.compacted:
+		return ErrCompacted
+	}
+	return nil
+}
+
+// readable is the revision that a range checked by checkRange reads at.
+func readable(st *state, rev int64) int64 {
+	if rev <= 0 {
+		return st.revision
+	}
+	return rev
+}
+
+// applyTxn applies the operations on path and returns what of path is left
+// after r.
+func (ev *evaluation) applyTxn(r *pb.TxnRequest, path []bool) (*pb.TxnResponse, []bool) {
+	resp := &pb.TxnResponse{Succeeded: path[0]}
+	path = path[1:]
+	for _, op := range branch(r, resp.Succeeded) {
+		out := &pb.ResponseOp{}
+		switch op := op.Request.(type) {
+		case *pb.RequestOp_RequestRange:
+			out.Response = &pb.ResponseOp_ResponseRange{ResponseRange: ev.applyRange(op.RequestRange)}
+		case *pb.RequestOp_RequestPut:
+			out.Response = &pb.ResponseOp_ResponsePut{ResponsePut: ev.applyPut(op.RequestPut)}
+		case *pb.RequestOp_RequestDeleteRange:
+			out.Response = &pb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: ev.applyDelete(op.RequestDeleteRange)}
+		case *pb.RequestOp_RequestTxn:
+			var nested *pb.TxnResponse
+			nested, path = ev.applyTxn(op.RequestTxn, path)
+			nested.Header = &pb.ResponseHeader{}
+			out.Response = &pb.ResponseOp_ResponseTxn{ResponseTxn: nested}
+		}
+		resp.Responses = append(resp.Responses, out)
+	}
+	return resp, path
+}
+
+// applyRange answers a range within a transaction, which sees the changes made
+// before it.
+func (ev *evaluation) applyRange(r *pb.RangeRequest) *pb.RangeResponse {
+	resp, fills, err := ev.state.rangeRequest(r, ev.values)
+	if err != nil {
+		panic("store: a checked range failed: " + err.Error())
+	}
+	ev.fills = append(ev.fills, fills...)
+	return resp
+}

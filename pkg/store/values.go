@@ -1,0 +1,212 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+// fill is a place that waits for the value of record seq.
+type fill struct {
+	seq int64
+	kv  *mvccpb.KeyValue
+}
+
+// valueFunc returns the values of records. Evaluation gives one without I/O,
+// which fails with a needValues for what is not in memory.
+type valueFunc func(seqs []int64) ([][]byte, error)
+
+// needValues says that an evaluation cannot go on without these values.
+type needValues struct{ seqs []int64 }
+
+func (e *needValues) Error() string {
+	return fmt.Sprintf("store: %d values must be read before the request can be evaluated", len(e.seqs))
+}
+
+// values reads the values of records through the cache.
+type values struct {
+	cache *valueCache
+	log   eventlog.Log
+}
+
+// valuesPerRead bounds one call of Log.Values.
+const valuesPerRead = 1000
+
+// fill reads the value of each of fills into place. ErrCompacted means that
+// one of them has been deleted meanwhile.
+func (v *values) fill(ctx context.Context, fills []fill) error {
+	var missing []int
+	for i, f := range fills {
+		if value, ok := v.cache.get(f.seq); ok {
+			f.kv.Value = value
+		} else {
+			missing = append(missing, i)
+		}
+	}
+	for len(missing) > 0 {
+		page := missing[:min(len(missing), valuesPerRead)]
+		missing = missing[len(page):]
+		seqs := make([]int64, len(page))
+		for i, at := range page {
+			seqs[i] = fills[at].seq
+		}
+		read, err := v.log.Values(ctx, seqs)
+		if err != nil {
+			return logError(err)
+		}
+		for i, at := range page {
+			if read[i] == nil {
+				read[i] = []byte{} // nil is for what was not read
+			}
+			fills[at].kv.Value = read[i]
+			v.cache.put(seqs[i], read[i])
+		}
+	}
+	return nil
+}
+
+// read is fill for seqs.
+func (v *values) read(ctx context.Context, seqs []int64) ([][]byte, error) {
+	kvs := make([]mvccpb.KeyValue, len(seqs))
+	fills := make([]fill, len(seqs))
+	for i, seq := range seqs {
+		fills[i] = fill{seq, &kvs[i]}
+	}
+	if err := v.fill(ctx, fills); err != nil {
+		return nil, err
+	}
+	read := make([][]byte, len(seqs))
+	for i := range kvs {
+		read[i] = kvs[i].Value
+	}
+	return read, nil
+}
+
+// logError gives an error of the log that a reader met as one of the store.
+func logError(err error) error {
+	switch {
+	case errors.Is(err, eventlog.ErrCompacted):
+		return fmt.Errorf("%w: %w", ErrCompacted, err)
+	case errors.Is(err, eventlog.ErrFailed), errors.Is(err, eventlog.ErrClosed):
+		return fmt.Errorf("%w: %w", ErrStopped, err)
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, eventlog.ErrCorrupt):
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// valueCache keeps values in memory up to a number of bytes, by the CLOCK
+// algorithm: what was read since the hand came by last stays for another
+// round. It is sharded by seq, so that readers and the committer seldom meet.
+type valueCache struct {
+	shards [16]cacheShard
+}
+
+type cacheShard struct {
+	mu    sync.Mutex
+	index map[int64]int // seq → slot
+	slots []cacheSlot
+	hand  int
+	bytes int64
+	limit int64
+}
+
+type cacheSlot struct {
+	seq   int64
+	value []byte
+	used  bool
+}
+
+// slotOverhead is about what a slot costs beside its value: the slot, its
+// entry in the index, and the allocator's rounding.
+const slotOverhead = 128
+
+func newValueCache(limit int64) *valueCache {
+	c := &valueCache{}
+	for i := range c.shards {
+		c.shards[i].index = map[int64]int{}
+		c.shards[i].limit = limit / int64(len(c.shards))
+	}
+	return c
+}
+
+func (c *valueCache) shard(seq int64) *cacheShard {
+	return &c.shards[uint64(seq)%uint64(len(c.shards))]
+}
+
+func (c *valueCache) get(seq int64) ([]byte, bool) {
+	s := c.shard(seq)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i, ok := s.index[seq]
+	if !ok {
+		return nil, false
+	}
+	s.slots[i].used = true
+	return s.slots[i].value, true
+}
+
+func (c *valueCache) put(seq int64, value []byte) {
+	s := c.shard(seq)
+	cost := int64(len(value)) + slotOverhead
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.index[seq]; ok || cost > s.limit {
+		return
+	}
+	for s.bytes+cost > s.limit {
+		if s.hand >= len(s.slots) {
+			s.hand = 0
+		}
+		if slot := &s.slots[s.hand]; slot.used {
+			slot.used = false
+			s.hand++
+		} else {
+			s.remove(s.hand)
+		}
+	}
+	s.index[seq] = len(s.slots)
+	s.slots = append(s.slots, cacheSlot{seq: seq, value: value})
+	s.bytes += cost
+}
+
+// drop forgets a value that is not the newest of its key any more.
+func (c *valueCache) drop(seq int64) {
+	s := c.shard(seq)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i, ok := s.index[seq]; ok {
+		s.remove(i)
+	}
+}
+
+// remove frees slot i by moving the last one there.
+func (s *cacheShard) remove(i int) {
+	gone := s.slots[i]
+	s.bytes -= int64(len(gone.value)) + slotOverhead
+	delete(s.index, gone.seq)
+	last := len(s.slots) - 1
+	if i != last {
+		s.slots[i] = s.slots[last]
+		s.index[s.slots[i].seq] = i
+	}
+	s.slots[last] = cacheSlot{}
+	s.slots = s.slots[:last]
+}
+
+// size returns the bytes that the cache accounts for.
+func (c *valueCache) size() int64 {
+	var n int64
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		n += s.bytes
+		s.mu.Unlock()
+	}
+	return n
+}
