@@ -36,6 +36,9 @@ type Options struct {
 	// QuotaBytes is how much the log may hold before the NOSPACE alarm is
 	// raised; 0 or less is no limit.
 	QuotaBytes int64
+	// ChunkBytes is about the size of RangeStream's chunks; 0 is
+	// DefaultChunkBytes.
+	ChunkBytes int
 	// MemberID names this member in the alarms it raises.
 	MemberID uint64
 	// OnApply is called once at the end of Open with the leases there are, and
@@ -91,6 +94,9 @@ func Open(ctx context.Context, log eventlog.Log, opt Options) (*Store, error) {
 	}
 	if opt.CacheBytes == 0 {
 		opt.CacheBytes = DefaultCacheBytes
+	}
+	if opt.ChunkBytes == 0 {
+		opt.ChunkBytes = DefaultChunkBytes
 	}
 	if opt.OnApply == nil {
 		opt.OnApply = func(Applied) {}
