@@ -1,13 +1,27 @@
 package config
 
-import "github.com/spf13/pflag"
+import (
+	"strings"
 
-// Nearest returns the flag that name was most likely meant to be, or "".
+	"github.com/spf13/pflag"
+)
+
+// Nearest returns the flag that name was most likely meant to be, or "": the
+// one with the fewest different letters, or else one that goes on where the
+// other ends, as in data-directory.
 func Nearest(name string, fs *pflag.FlagSet) string {
 	best, bestDistance := "", max(2, len(name)/4)+1
 	fs.VisitAll(func(f *pflag.Flag) {
 		if d := distance(name, f.Name); d < bestDistance {
 			best, bestDistance = f.Name, d
+		}
+	})
+	if best != "" || len(name) < 4 {
+		return best
+	}
+	fs.VisitAll(func(f *pflag.Flag) {
+		if len(f.Name) > max(4, len(best)) && (strings.HasPrefix(name, f.Name) || strings.HasPrefix(f.Name, name)) {
+			best = f.Name
 		}
 	})
 	return best

@@ -15,7 +15,8 @@ import (
 
 // As a kube-apiserver and an operator with curl use it: mutual TLS for gRPC
 // and HTTP on one port, over TCP and a unix socket; and certificates that are
-// replaced while the server runs.
+// replaced while the server runs. A unix socket is called like the
+// certificate: clients verify it against the file name.
 func TestMutualTLS(t *testing.T) {
 	dir, ca := shortDir(t), certtest.New(t)
 	path := func(name string) string { return filepath.Join(dir, name) }
@@ -23,7 +24,7 @@ func TestMutualTLS(t *testing.T) {
 	ca.Issue(t, dir, "server")
 	s, _ := start(t, Config{
 		DataDir:           filepath.Join(dir, "data"),
-		ListenClientURLs:  []string{"https://127.0.0.1:0", "unixs://" + path("k.sock")},
+		ListenClientURLs:  []string{"https://127.0.0.1:0", "unixs://" + path("server")},
 		ListenMetricsURLs: []string{"https://127.0.0.1:0"},
 		TLS: TLS{
 			CertFile: path("server.crt"), KeyFile: path("server.key"),
