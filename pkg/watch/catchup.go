@@ -2,7 +2,6 @@ package watch
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -155,11 +154,8 @@ func (h *Hub) advance(ctx context.Context, w *watcher) error {
 		r, next = w.collect(chunks, from, compacted, page{maxRevisions, pageBytes})
 	} else {
 		events, n, err := h.source.History(ctx, w.key, w.end, from, w.limit, w.prevKV)
-		if errors.Is(err, ErrCompacted) {
-			return h.overtaken(w, err)
-		}
 		if err != nil {
-			return fmt.Errorf("history from revision %d: %w", from, err)
+			return h.unread(w, fmt.Errorf("history from revision %d: %w", from, err))
 		}
 		if n <= from {
 			return fmt.Errorf("%w: from %d to %d", errNoAdvance, from, n)
@@ -257,18 +253,19 @@ func (h *Hub) expire(w *watcher, compacted int64) {
 	h.mark(w.stream)
 }
 
-// overtaken cancels w after the source has said that its next page is gone.
-func (h *Hub) overtaken(w *watcher, err error) error {
+// unread follows a failed read of w's past: compaction is the reason if it has
+// overtaken w, which is cancelled then; else the error is.
+func (h *Hub) unread(w *watcher, err error) error {
 	_, compacted := h.source.Revision()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	defer h.wake()
-	if w.state != behind {
+	switch {
+	case w.state != behind:
+		return nil
+	case w.next < compacted:
+		h.expire(w, compacted)
 		return nil
 	}
-	if compacted <= w.next {
-		return err // the source contradicts itself
-	}
-	h.expire(w, compacted)
-	return nil
+	return err
 }

@@ -96,7 +96,7 @@ func (f *fakeSource) History(ctx context.Context, key, end []byte, from int64, l
 		return nil, 0, f.fail
 	}
 	if from < f.compacted {
-		return nil, 0, fmt.Errorf("fake: %w", ErrCompacted)
+		return nil, 0, errors.New("fake: compacted")
 	}
 	sp := newSpan(key, end)
 	var events []*mvccpb.Event

@@ -19,6 +19,7 @@ type modelWatcher struct {
 	span span
 	from int64 // the first revision that it must see
 	at   int   // its place in the source's events
+	seen int64 // the newest revision that it has seen
 	live bool  // neither cancelled nor overtaken
 	dead bool  // was created below the compacted revision: sees nothing
 }
@@ -198,6 +199,9 @@ func (m *model) check(st *modelStream, resp Response) {
 			if ev := m.peek(w); w.live && (resp.Revision < w.req.StartRevision || ev != nil && ev.Kv.ModRevision <= resp.Revision) {
 				t.Fatalf("%s: ahead of watcher %d, which is to see %v", text(resp), id, ev)
 			}
+			if w.seen > resp.Revision {
+				t.Fatalf("%s: watcher %d has seen %d before", text(resp), id, w.seen)
+			}
 		}
 	default:
 		m.checkEvents(st.watchers[resp.WatchID], resp)
@@ -219,7 +223,7 @@ func (m *model) checkEvents(w *modelWatcher, resp Response) {
 			m.t.Fatalf("%s: got previous %v, want %v", text(resp), got.PrevKv, want.PrevKv)
 		}
 		w.at++
-		w.from = got.Kv.ModRevision // for compaction
+		w.from, w.seen = got.Kv.ModRevision, got.Kv.ModRevision
 		if resp.Revision < w.from {
 			m.t.Fatalf("%s: header behind its events", text(resp))
 		}
