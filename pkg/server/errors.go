@@ -37,7 +37,6 @@ var statuses = []struct {
 	{store.ErrStopped, rpctypes.ErrGRPCStopped},
 	{lease.ErrNotFound, rpctypes.ErrGRPCLeaseNotFound},
 	{lease.ErrNotPrimary, rpctypes.ErrGRPCNoLeader},
-	{watch.ErrCompacted, rpctypes.ErrGRPCCompacted},
 	{watch.ErrStopped, rpctypes.ErrGRPCStopped},
 	{eventlog.ErrUnknown, rpctypes.ErrGRPCTimeout},
 	{eventlog.ErrCompacted, rpctypes.ErrGRPCCompacted},
