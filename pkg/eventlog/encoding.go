@@ -13,18 +13,22 @@ import (
 //	header  format(1 byte)=1 kind(1 byte) position main sub create version
 //	        lease ttl member alarm valueLen valueCRC(4) headerCRC(4)
 //	record  headerLen header keyLen key value
-//	batch   format(1 byte)=1 id(16) base firstSeq count record…
+//	batch   format(1 byte)=1 id(16) base firstSeq count batchCRC(4) record…
 //
 // CRCs are CRC-32 (Castagnoli), big-endian. headerCRC covers seq (8 bytes,
 // big-endian), the header before it and the key, so that neither a key nor a
 // header can be taken for another record's; valueCRC covers the value, which
-// may then be read or left alone separately.
+// may then be read or left alone separately; batchCRC covers the batch's
+// fields before it. Headers of every format end with headerCRC, so that a
+// newer format is told from damage.
 
 // formatVersion is the first byte of every header and batch. A reader refuses
 // what it does not know.
 const formatVersion = 1
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
 
 func headerCRC(seq int64, header, key []byte) uint32 {
 	var s [8]byte
@@ -47,7 +51,7 @@ func AppendHeader(dst []byte, r *Record) []byte {
 	dst = binary.AppendUvarint(dst, r.Member)
 	dst = binary.AppendVarint(dst, int64(r.Alarm))
 	dst = binary.AppendUvarint(dst, uint64(len(r.Value)))
-	dst = binary.BigEndian.AppendUint32(dst, crc32.Checksum(r.Value, castagnoli))
+	dst = binary.BigEndian.AppendUint32(dst, checksum(r.Value))
 	return binary.BigEndian.AppendUint32(dst, headerCRC(r.Seq, dst[start:], r.Key))
 }
 
@@ -63,7 +67,7 @@ func (h Header) VerifyValue(value []byte) error {
 	if uint64(len(value)) != h.valueLen {
 		return fmt.Errorf("%w: value has %d bytes, %d were written", ErrCorrupt, len(value), h.valueLen)
 	}
-	if crc32.Checksum(value, castagnoli) != h.valueCRC {
+	if checksum(value) != h.valueCRC {
 		return fmt.Errorf("%w: checksum of the value does not match", ErrCorrupt)
 	}
 	return nil
@@ -73,8 +77,15 @@ func (h Header) VerifyValue(value []byte) error {
 // verifies the checksum over all three; the error is ErrCorrupt, or one that
 // names an unknown format. r.Value is not touched.
 func DecodeHeader(header []byte, r *Record) (Header, error) {
-	d := decoder{buf: header}
-	if version := d.byte(); version != formatVersion && d.err == nil {
+	if len(header) < 1+4 {
+		return Header{}, fmt.Errorf("%w: header of record %d has %d bytes", ErrCorrupt, r.Seq, len(header))
+	}
+	covered, crc := header[:len(header)-4], binary.BigEndian.Uint32(header[len(header)-4:])
+	if crc != headerCRC(r.Seq, covered, r.Key) {
+		return Header{}, fmt.Errorf("%w: checksum of record %d does not match", ErrCorrupt, r.Seq)
+	}
+	d := decoder{buf: covered}
+	if version := d.byte(); version != formatVersion {
 		return Header{}, fmt.Errorf("record %d has format %d; this keelson reads format %d: use a newer keelson", r.Seq, version, formatVersion)
 	}
 	r.Kind = Kind(d.byte())
@@ -88,13 +99,9 @@ func DecodeHeader(header []byte, r *Record) (Header, error) {
 	r.Member = d.uvarint()
 	alarm := d.varint()
 	h := Header{valueLen: d.uvarint(), valueCRC: d.uint32()}
-	covered := header[:len(header)-len(d.buf)]
-	crc := d.uint32()
 	switch {
 	case d.err != nil || len(d.buf) != 0 || alarm < 0 || alarm > math.MaxInt32:
 		return Header{}, fmt.Errorf("%w: header of record %d cannot be decoded", ErrCorrupt, r.Seq)
-	case crc != headerCRC(r.Seq, covered, r.Key):
-		return Header{}, fmt.Errorf("%w: checksum of record %d does not match", ErrCorrupt, r.Seq)
 	case r.Kind < KindPut || r.Kind > KindAlarmDisarm:
 		return Header{}, fmt.Errorf("%w: record %d has the unknown kind %d", ErrCorrupt, r.Seq, r.Kind)
 	}
@@ -104,11 +111,13 @@ func DecodeHeader(header []byte, r *Record) (Header, error) {
 
 // AppendBatch appends the encoding of b to dst.
 func AppendBatch(dst []byte, b *Batch) []byte {
+	start := len(dst)
 	dst = append(dst, formatVersion)
 	dst = append(dst, b.ID[:]...)
 	dst = binary.AppendVarint(dst, int64(b.Base))
 	dst = binary.AppendVarint(dst, b.Records[0].Seq)
 	dst = binary.AppendUvarint(dst, uint64(len(b.Records)))
+	dst = binary.BigEndian.AppendUint32(dst, checksum(dst[start:]))
 	var header []byte
 	for i := range b.Records {
 		r := &b.Records[i]
@@ -134,6 +143,10 @@ func DecodeBatch(src []byte) (*Batch, error) {
 	b.Base = Position(d.varint())
 	seq := d.varint()
 	count := d.uvarint()
+	fields := src[:len(src)-len(d.buf)]
+	if crc := d.uint32(); d.err == nil && crc != checksum(fields) {
+		return nil, fmt.Errorf("%w: checksum of the batch does not match", ErrCorrupt)
+	}
 	// A record takes more than 16 bytes: a count beyond that is a lie, and
 	// must not be allocated for.
 	if d.err != nil || count == 0 || count > uint64(len(d.buf))/16 {

@@ -18,10 +18,11 @@ type filler struct {
 	seq      int64
 	position eventlog.Position
 	value    []byte
+	id       eventlog.BatchID // of every batch
 }
 
 func (f *filler) append(t testing.TB, n int) {
-	b := eventlog.Batch{ID: eventlog.NewBatchID(), Base: f.position, Records: make([]eventlog.Record, n)}
+	b := eventlog.Batch{ID: f.id, Base: f.position, Records: make([]eventlog.Record, n)}
 	for i := range b.Records {
 		f.seq++
 		b.Records[i] = eventlog.Record{
@@ -48,7 +49,7 @@ func (f *filler) mark(t testing.TB) {
 }
 
 func fill(b testing.TB, dir string, rows, size int) *filler {
-	f := &filler{log: openLog(b, dir), value: make([]byte, size)}
+	f := &filler{log: openLog(b, dir), value: make([]byte, size), id: eventlog.NewBatchID()}
 	for i := range f.value {
 		f.value[i] = byte(i * 7)
 	}

@@ -30,8 +30,9 @@ func classify(err error) error {
 		return err
 	}
 	switch e.Code() & 0xff { // the rest is the extended code
-	case codes.SQLITE_CORRUPT, codes.SQLITE_NOTADB, codes.SQLITE_CONSTRAINT, codes.SQLITE_FORMAT:
-		// A constraint fails only if what is stored is not what was written.
+	case codes.SQLITE_CORRUPT, codes.SQLITE_NOTADB, codes.SQLITE_CONSTRAINT, codes.SQLITE_ERROR:
+		// Our statements are constants that fit the schema: neither breaks
+		// unless what is stored is not what was written.
 		return fmt.Errorf("%w: %w", eventlog.ErrCorrupt, err)
 	case codes.SQLITE_FULL, codes.SQLITE_IOERR, codes.SQLITE_READONLY, codes.SQLITE_CANTOPEN, codes.SQLITE_PERM:
 		return fmt.Errorf("%w: %w", eventlog.ErrFailed, err)

@@ -139,7 +139,10 @@ func TestLeftOver(t *testing.T) {
 func TestDamage(t *testing.T) {
 	const rows, size = 200, 400
 	dir := t.TempDir()
-	if err := fill(t, dir, rows, size).log.Close(); err != nil {
+	f := fill(t, dir, 0, size)
+	f.id = eventlog.BatchID{} // so that readAll knows it
+	f.append(t, rows)
+	if err := f.log.Close(); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, sqlite.FileName)
@@ -205,8 +208,12 @@ func readAll(dir string, rows, size int) (string, error) {
 			return "Values", fmt.Errorf("value of %d is %q", i, v)
 		}
 	}
-	if got, err := log.Tail(ctx, 0, 1); err != nil || len(got) != 1 || len(got[0].Records) != rows {
-		return "Tail", fmt.Errorf("%d batches, %w", len(got), err)
+	got, err := log.Tail(ctx, 0, 1)
+	if err != nil {
+		return "Tail", err
+	}
+	if len(got) != 1 || len(got[0].Records) != rows || got[0].ID != (eventlog.BatchID{}) {
+		return "Tail", fmt.Errorf("%d batches, the first %x", len(got), got[0].ID)
 	}
 	return "nothing", nil
 }

@@ -152,7 +152,7 @@ func (t *tail) row(row row) error {
 	if starts {
 		t.position++
 	}
-	if r.Seq != t.next || r.Position != t.position || starts && len(id) != len(eventlog.BatchID{}) {
+	if r.Seq != t.next || r.Position != t.position {
 		return fmt.Errorf("%w: record %d of position %d where %d of position %d belongs",
 			eventlog.ErrCorrupt, r.Seq, r.Position, t.next, t.position)
 	}
@@ -162,6 +162,9 @@ func (t *tail) row(row row) error {
 	if starts {
 		b := eventlog.Batch{Base: t.position - 1}
 		copy(b.ID[:], id)
+		if !bytes.Equal(id, appendBatchID(nil, r.Seq, b.ID)) {
+			return fmt.Errorf("%w: checksum of the batch id of position %d does not match", eventlog.ErrCorrupt, t.position)
+		}
 		t.batches = append(t.batches, b)
 	}
 	b := &t.batches[len(t.batches)-1]

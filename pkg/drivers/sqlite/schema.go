@@ -25,8 +25,9 @@ const (
 // migrations[i] brings a file from schema version i (PRAGMA user_version) to
 // i+1. What has been released is never changed, only followed by another.
 var migrations = []string{
-	// Of a batch's records the first carries the batch id, the others NULL:
-	// a table of batches would be one more page for each commit to write.
+	// Of a batch's records the first carries the batch id with a checksum,
+	// the others NULL: a table of batches would be one more page for each
+	// commit to write.
 	// header is eventlog.AppendHeader; value is NULL unless it is a put;
 	// revision repeats the header's main revision, for people.
 	//
