@@ -209,7 +209,7 @@ func (s *Server) Register(g *grpc.Server) {
 	pb.RegisterMaintenanceServer(g, &maintenanceServer{Server: s})
 	pb.RegisterClusterServer(g, &clusterServer{Server: s})
 	pb.RegisterAuthServer(g, &authServer{Server: s})
-	healthpb.RegisterHealthServer(g, s.health)
+	healthpb.RegisterHealthServer(g, healthServer{s.health, s.stopping})
 	s.rpcs.addMethods(g.GetServiceInfo())
 }
 
@@ -234,6 +234,35 @@ func (s *Server) Stop() {
 		close(s.stopping)
 	})
 }
+
+// healthServer is gRPC's own, whose streams end when stopping is closed.
+type healthServer struct {
+	*health.Server
+	stopping <-chan struct{}
+}
+
+// Watch implements healthpb.HealthServer.
+func (h healthServer) Watch(r *healthpb.HealthCheckRequest, stream healthpb.Health_WatchServer) error {
+	ctx, cancel := context.WithCancel(stream.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-h.stopping:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	defer wg.Wait()
+	defer cancel()
+	return h.Server.Watch(r, healthStream{stream, ctx})
+}
+
+type healthStream struct {
+	healthpb.Health_WatchServer
+	ctx context.Context
+}
+
+func (s healthStream) Context() context.Context { return s.ctx }
 
 // header returns a response header with the given revision, which may be 0.
 func (s *Server) header(revision int64) *pb.ResponseHeader {
