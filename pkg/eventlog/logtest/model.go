@@ -86,24 +86,27 @@ func (m *model) compact(seqs ...int64) {
 	}
 }
 
-func (m *model) tail(after eventlog.Position, limit int) ([]eventlog.Batch, error) {
-	var tail []eventlog.Batch
+// tail returns the batches that Tail gives, or ErrCompacted if it cannot. If
+// only a later batch has lost a record, a driver may say so at once: gone.
+func (m *model) tail(after eventlog.Position, limit int) (tail []eventlog.Batch, gone bool, err error) {
 	count := 0
 	for _, b := range m.batches {
 		if b.Base < after {
 			continue
 		}
+		within := len(tail) == 0 || count < limit
 		for _, r := range b.Records {
-			if m.deleted[r.Seq] {
-				return nil, eventlog.ErrCompacted
-			}
+			gone = gone || m.deleted[r.Seq]
 		}
-		if len(tail) == 0 || count < limit {
+		if gone && within {
+			return nil, true, eventlog.ErrCompacted
+		}
+		if within {
 			tail = append(tail, b)
 			count += len(b.Records)
 		}
 	}
-	return tail, nil
+	return tail, gone, nil
 }
 
 func (m *model) values(seqs []int64) ([][]byte, error) {
