@@ -153,6 +153,10 @@ func run(ctx context.Context, c *config.Config) error {
 	defer restore()
 	c.Server.Logger = log
 	server, err := embed.Start(ctx, c.Server)
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		log.Info("stopped by a signal before it was ready")
+		return nil
+	}
 	if err != nil {
 		return fail(log, err, "keelson could not start")
 	}

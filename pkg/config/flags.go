@@ -46,7 +46,7 @@ func (c *Config) clientFlags(f *pflag.FlagSet) {
 	f.Var((*modeValue)(&s.SocketMode), "unix-socket-mode", "permissions of unix sockets, octal `mode` (default 0600, with a group 0660)")
 	f.StringVar(&s.SocketGroup, "unix-socket-group", "", "`group` of unix sockets, name or number")
 	f.DurationVar(&s.WatchProgressNotifyInterval, "watch-progress-notify-interval", s.WatchProgressNotifyInterval, "`time` between the progress notifications of an idle watch")
-	f.DurationVar(&s.GRPCKeepAliveMinTime, "grpc-keepalive-min-time", s.GRPCKeepAliveMinTime, "a client that pings more often than each `time` is disconnected")
+	f.DurationVar(&s.GRPCKeepAliveMinTime, "grpc-keepalive-min-time", s.GRPCKeepAliveMinTime, "shortest `time` between pings; a client that pings more often is disconnected")
 	f.DurationVar(&s.GRPCKeepAliveInterval, "grpc-keepalive-interval", s.GRPCKeepAliveInterval, "the server pings an idle client after this `time`; 0 is never")
 	f.DurationVar(&s.GRPCKeepAliveTimeout, "grpc-keepalive-timeout", s.GRPCKeepAliveTimeout, "`time` a client has to answer that ping; 0 leaves it to gRPC")
 	f.DurationVar(&s.DrainTimeout, "drain-timeout", s.DrainTimeout, "`time` that requests under way have to end once the server stops")
@@ -76,7 +76,7 @@ func (c *Config) limitFlags(f *pflag.FlagSet) {
 func (c *Config) compactionFlags(f *pflag.FlagSet) {
 	s := &c.Server
 	f.StringVar(&s.AutoCompactionMode, "auto-compaction-mode", s.AutoCompactionMode, "`mode`: periodic (by time) or revision (by number)")
-	f.StringVar(&s.AutoCompactionRetention, "auto-compaction-retention", s.AutoCompactionRetention, "`how much` history to keep: 5m or a number of hours for periodic, a number for revision; 0 is off, as for a kube-apiserver, which compacts by itself")
+	f.StringVar(&s.AutoCompactionRetention, "auto-compaction-retention", s.AutoCompactionRetention, "`length` of the history to keep: 5m or a number of hours for periodic, a number for revision; 0 is off, as for a kube-apiserver, which compacts by itself")
 }
 
 func (c *Config) diagnosticFlags(f *pflag.FlagSet) {

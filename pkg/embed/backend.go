@@ -30,6 +30,8 @@ type backend struct {
 	lessor *lease.Lessor
 	hub    atomic.Pointer[watch.Hub] // nil until the store has loaded
 
+	commits *commitMetrics
+
 	// Each context ends one step of the stop.
 	endHub, endWorkers, endStore context.CancelFunc
 
@@ -41,7 +43,7 @@ type backend struct {
 
 // openBackend opens the data, whose lock is held from then on.
 func openBackend(ctx context.Context, set *settings) (*backend, error) {
-	b := &backend{set: set, log: set.Logger, memberID: identity("member", set.Name)}
+	b := &backend{set: set, log: set.Logger, memberID: identity("member", set.Name), commits: newCommitMetrics()}
 	data, err := sqlite.Open(ctx, sqlite.Options{Dir: set.sqliteDir, Logger: set.Logger})
 	if errors.Is(err, sqlite.ErrLocked) {
 		return nil, fmt.Errorf("%w: stop that process or choose another --data-dir", err)
@@ -64,6 +66,7 @@ func (b *backend) load(ctx context.Context) error {
 		QuotaBytes: b.set.QuotaBackendBytes,
 		MemberID:   b.memberID,
 		OnApply:    b.applied,
+		OnCommit:   b.commits.observe,
 	})
 	if err != nil {
 		return fmt.Errorf("load the data in %s: %w", b.set.sqliteDir, err)
@@ -82,7 +85,7 @@ func (b *backend) applied(a store.Applied) {
 	for _, id := range a.Revoked {
 		b.lessor.Revoked(id)
 	}
-	if hub := b.hub.Load(); hub != nil && len(a.Events) > 0 {
+	if hub := b.hub.Load(); hub != nil {
 		hub.Publish(a.Revision, a.Events)
 	}
 }

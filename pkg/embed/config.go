@@ -16,6 +16,7 @@ import (
 
 	"github.com/keelson-io/keelson/pkg/compactor"
 	"github.com/keelson-io/keelson/pkg/listen"
+	"github.com/keelson-io/keelson/pkg/store"
 )
 
 // The defaults, etcd's where etcd has the setting.
@@ -32,7 +33,7 @@ const (
 	DefaultKeepAliveMinTime     = 5 * time.Second
 	DefaultKeepAliveInterval    = 2 * time.Hour
 	DefaultKeepAliveTimeout     = 20 * time.Second
-	DefaultCacheBytes           = 256 << 20
+	DefaultCacheBytes           = store.DefaultCacheBytes
 	DefaultSlowRequest          = 300 * time.Millisecond
 	DefaultDrainTimeout         = 10 * time.Second
 )

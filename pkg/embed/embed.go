@@ -281,7 +281,11 @@ func (s *Server) supervise(ctx context.Context) {
 	case err = <-s.failed:
 		s.log.WithError(err).Error("stopping after a failure")
 	}
-	s.err = errors.Join(err, s.shutdown())
+	stopErr := s.shutdown()
+	if err != nil && !errors.Is(stopErr, err) {
+		stopErr = errors.Join(err, stopErr)
+	}
+	s.err = stopErr
 }
 
 // fail makes the server stop for err, if it is the first one.

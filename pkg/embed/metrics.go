@@ -1,6 +1,8 @@
 package embed
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
@@ -9,9 +11,10 @@ import (
 
 // newRegistry returns a registry with what is not the API's: the process, the
 // Go runtime and the database.
-func newRegistry(db *sqlite.Log) *prometheus.Registry {
+func newRegistry(db *sqlite.Log, commits *commitMetrics) *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
+		commits.requests, commits.duration,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
@@ -31,4 +34,27 @@ func newRegistry(db *sqlite.Log) *prometheus.Registry {
 	counter("checkpoints_total", "Completed checkpoints.", func(s sqlite.Stats) float64 { return float64(s.Checkpoints) })
 	counter("checkpoint_seconds_total", "Time spent in checkpoints.", func(s sqlite.Stats) float64 { return s.CheckpointTime.Seconds() })
 	return registry
+}
+
+// commitMetrics are about the batches of writes.
+type commitMetrics struct {
+	requests, duration prometheus.Histogram
+}
+
+func newCommitMetrics() *commitMetrics {
+	return &commitMetrics{
+		requests: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Namespace: "keelson", Subsystem: "commit", Name: "requests",
+			Help: "Requests committed together.", Buckets: prometheus.ExponentialBuckets(1, 4, 8),
+		}),
+		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Namespace: "keelson", Subsystem: "commit", Name: "duration_seconds",
+			Help: "Time to make a batch of requests durable.", Buckets: prometheus.ExponentialBuckets(0.0001, 2, 18),
+		}),
+	}
+}
+
+func (m *commitMetrics) observe(requests, _ int, took time.Duration) {
+	m.requests.Observe(float64(requests))
+	m.duration.Observe(took.Seconds())
 }

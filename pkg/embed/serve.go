@@ -43,7 +43,7 @@ func (s *Server) build() error {
 		ProgressInterval:     set.WatchProgressNotifyInterval,
 		SlowRequest:          set.WarningUnaryRequestDuration,
 		ExtensiveMetrics:     set.ExtensiveMetrics,
-		Registry:             newRegistry(s.backend.data),
+		Registry:             newRegistry(s.backend.data, s.backend.commits),
 		Logger:               s.log,
 	})
 	if err != nil {
