@@ -6,6 +6,8 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // maintenanceServer is the gRPC Maintenance service.
@@ -38,6 +40,9 @@ func (s *maintenanceServer) Status(context.Context, *pb.StatusRequest) (*pb.Stat
 }
 
 func (s *maintenanceServer) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
+	if _, ok := pb.AlarmRequest_AlarmAction_name[int32(r.Action)]; !ok {
+		return nil, status.Errorf(codes.InvalidArgument, "keelson: there is no alarm action %d", r.Action)
+	}
 	bounded, cancel := s.bound(ctx)
 	defer cancel()
 	resp, err := s.store.Alarm(bounded, r)

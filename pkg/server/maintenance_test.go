@@ -54,6 +54,8 @@ func TestAlarms(t *testing.T) {
 	if got := alarm(pb.AlarmRequest_ACTIVATE, pb.AlarmType_NOSPACE); len(got.Alarms) != 1 {
 		t.Errorf("activated: %v", got)
 	}
+	_, err := m.maintenance.Alarm(ctx, &pb.AlarmRequest{Action: 9})
+	wantStatus(t, err, codes.InvalidArgument, "keelson: there is no alarm action 9")
 	st, err := m.maintenance.Status(ctx, &pb.StatusRequest{})
 	if err != nil || len(st.Errors) != 1 || !strings.Contains(st.Errors[0], "NOSPACE") {
 		t.Errorf("status errors %q, %v", st.GetErrors(), err)

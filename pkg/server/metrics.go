@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"iter"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -30,6 +31,7 @@ type traffic struct{ received, sent atomic.Int64 }
 // and only read from then on.
 type rpcMetrics struct {
 	methods map[string]*rpcMethod // by full name
+	other   *rpcMethod            // services that were registered by others, later
 	seconds *prometheus.HistogramVec
 }
 
@@ -51,7 +53,10 @@ var (
 )
 
 func newRPCMetrics(extensive bool) *rpcMetrics {
-	m := &rpcMetrics{methods: make(map[string]*rpcMethod)}
+	m := &rpcMetrics{
+		methods: make(map[string]*rpcMethod),
+		other:   &rpcMethod{service: "other", method: "other", kind: "other"},
+	}
 	if extensive {
 		m.seconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "grpc_server_handling_seconds",
@@ -72,6 +77,13 @@ func (m *rpcMetrics) addMethods(services map[string]grpc.ServiceInfo) {
 			m.methods["/"+service+"/"+method.Name] = r
 		}
 	}
+}
+
+func (m *rpcMetrics) method(fullName string) *rpcMethod {
+	if r, ok := m.methods[fullName]; ok {
+		return r
+	}
+	return m.other
 }
 
 func kindOf(m grpc.MethodInfo) string {
@@ -101,7 +113,7 @@ func (m *rpcMetrics) Collect(ch chan<- prometheus.Metric) {
 	counter := func(d *prometheus.Desc, v *atomic.Int64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v.Load()), labels...)
 	}
-	for _, r := range m.methods {
+	for r := range m.used() {
 		counter(rpcStarted, &r.started, r.service, r.method, r.kind)
 		counter(rpcReceived, &r.received, r.service, r.method, r.kind)
 		counter(rpcSent, &r.sent, r.service, r.method, r.kind)
@@ -116,6 +128,20 @@ func (m *rpcMetrics) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
+// used yields the known methods, and other only if it was called.
+func (m *rpcMetrics) used() iter.Seq[*rpcMethod] {
+	return func(yield func(*rpcMethod) bool) {
+		for _, r := range m.methods {
+			if !yield(r) {
+				return
+			}
+		}
+		if m.other.started.Load() > 0 {
+			yield(m.other)
+		}
+	}
+}
+
 func (r *rpcMethod) done(err error, took time.Duration) {
 	if code := codeOf(err); int(code) < codeCount {
 		r.handled[code].Add(1)
@@ -127,7 +153,7 @@ func (r *rpcMethod) done(err error, took time.Duration) {
 
 func (s *Server) interceptUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	start := time.Now()
-	r := s.rpcs.methods[info.FullMethod]
+	r := s.rpcs.method(info.FullMethod)
 	r.started.Add(1)
 	r.received.Add(1)
 	resp, err := handler(ctx, req)
@@ -153,7 +179,7 @@ func (s *Server) logSlow(ctx context.Context, r *rpcMethod, took time.Duration, 
 
 func (s *Server) interceptStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	start := time.Now()
-	r := s.rpcs.methods[info.FullMethod]
+	r := s.rpcs.method(info.FullMethod)
 	r.started.Add(1)
 	err := handler(srv, countingStream{stream, r})
 	r.done(err, time.Since(start))

@@ -199,11 +199,12 @@ func New(cfg Config) (*Server, error) {
 }
 
 // Register registers the services on g, which must have been made with
-// GRPCOptions, and must not serve yet.
+// GRPCOptions and must not serve yet.
 func (s *Server) Register(g *grpc.Server) {
 	pb.RegisterKVServer(g, &kvServer{Server: s})
 	pb.RegisterWatchServer(g, newWatchServer(s.cfg.Hub, s.header, watchOptions{
 		ProgressInterval: s.cfg.ProgressInterval,
+		FragmentBytes:    s.cfg.MaxRequestBytes + requestOverheadBytes,
 	}))
 	pb.RegisterLeaseServer(g, &leaseServer{Server: s})
 	pb.RegisterMaintenanceServer(g, &maintenanceServer{Server: s})
@@ -285,14 +286,6 @@ func (s *Server) fill(h *pb.ResponseHeader) {
 	h.ClusterId = s.cfg.ClusterID
 	h.MemberId = s.cfg.MemberID
 	h.RaftTerm = s.cfg.Term()
-}
-
-// bound returns ctx with RequestTimeout, unless it ends earlier anyway.
-func (s *Server) bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= s.cfg.RequestTimeout {
-		return ctx, func() {}
-	}
-	return context.WithTimeout(ctx, s.cfg.RequestTimeout)
 }
 
 // fence waits until local reads show every write that was acknowledged before.
