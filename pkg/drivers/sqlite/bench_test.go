@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
@@ -187,4 +189,42 @@ func BenchmarkCompact(b *testing.B) {
 			b.ReportMetric(float64(total)/b.Elapsed().Seconds(), "rows/s")
 		})
 	}
+}
+
+// BenchmarkAppendBesideCompact reports how long an Append waits for a running
+// compaction.
+func BenchmarkAppendBesideCompact(b *testing.B) {
+	const rows = 200_000
+	f := fill(b, b.TempDir(), rows, 1024)
+	defer f.log.Close()
+	f.mark(b)
+	var seqs []int64
+	for seq := int64(1); seq <= rows; seq++ {
+		if seq%3 != 0 {
+			seqs = append(seqs, seq)
+		}
+	}
+	done := make(chan error, 1)
+	go func() { done <- f.log.Compact(context.Background(), seqs) }()
+	var waits []time.Duration
+	start := time.Now()
+	for running := true; running; {
+		select {
+		case err := <-done:
+			if err != nil {
+				b.Fatal(err)
+			}
+			running = false
+		default:
+		}
+		before := time.Now()
+		f.append(b, 1)
+		waits = append(waits, time.Since(before))
+	}
+	slices.Sort(waits)
+	b.ReportMetric(float64(time.Since(start).Milliseconds()), "ms/compaction")
+	b.ReportMetric(float64(len(waits)), "appends")
+	b.ReportMetric(float64(waits[len(waits)/2].Microseconds()), "µs/p50")
+	b.ReportMetric(float64(waits[len(waits)*99/100].Microseconds()), "µs/p99")
+	b.ReportMetric(float64(waits[len(waits)-1].Microseconds()), "µs/max")
 }

@@ -106,7 +106,7 @@ func (l *Log) afterCommit() {
 	l.lastCommit.Store(now.UnixNano())
 	wal, err := l.writer.ints("PRAGMA wal_checkpoint(NOOP)") // busy, frames, copied
 	if err != nil {
-		_ = l.fail(err)
+		l.mishap(err)
 		return
 	}
 	used := wal[1]*frameSize + walHeader
@@ -115,7 +115,7 @@ func (l *Log) afterCommit() {
 	switch {
 	case used >= walLimit && now.After(l.nextTry):
 		if err := l.checkpointAll("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
-			_ = l.fail(err)
+			l.mishap(err)
 		}
 	case used >= walTarget:
 		select {
@@ -141,8 +141,15 @@ func (l *Log) checkpointLoop() {
 			err = l.checkpointIdle()
 		}
 		if err != nil && !errors.Is(err, eventlog.ErrClosed) {
-			_ = l.fail(err)
+			l.mishap(err)
 		}
+	}
+}
+
+// mishap takes an error that nobody waits for: it ends the log, or is logged.
+func (l *Log) mishap(err error) {
+	if err = l.fail(err); !errors.Is(err, eventlog.ErrFailed) && !errors.Is(err, eventlog.ErrCorrupt) {
+		l.logger.WithError(err).Warn("A checkpoint failed and will be tried again")
 	}
 }
 

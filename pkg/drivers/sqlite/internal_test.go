@@ -55,7 +55,7 @@ func walSize(t *testing.T, l *Log) int64 {
 func TestWALBounded(t *testing.T) {
 	l := mustOpen(t, t.TempDir())
 	defer l.Close()
-	appendPuts(t, l, 100, 100_000)
+	appendPuts(t, l, 30, 100_000)
 
 	ctx, cancel := context.WithCancel(context.Background())
 	var readers sync.WaitGroup
@@ -66,9 +66,9 @@ func TestWALBounded(t *testing.T) {
 			for ctx.Err() == nil {
 				var err error
 				if i%2 == 0 {
-					_, err = l.Tail(ctx, 0, 100)
+					_, err = l.Tail(ctx, 0, 1)
 				} else {
-					_, err = l.Values(ctx, []int64{1, 50, 100, 20, 30})
+					_, err = l.Values(ctx, []int64{1, 25, 10, 20, 30})
 				}
 				if err != nil && !errors.Is(err, context.Canceled) {
 					t.Error(err)
@@ -78,7 +78,7 @@ func TestWALBounded(t *testing.T) {
 	}
 	const batch = 2 << 20
 	largest := int64(0)
-	for range 70 {
+	for range 50 {
 		appendPuts(t, l, 20, batch/20)
 		largest = max(largest, walSize(t, l))
 	}
@@ -249,4 +249,68 @@ func TestLive(t *testing.T) {
 	if want := "a@4=2 b@2=1 d@8= "; got != want {
 		t.Fatalf("live has %q, want %q", got, want)
 	}
+}
+
+// TestCloseUnderLoad: Close ends whatever is under way, with ErrClosed or
+// with its result, and what was acknowledged is there.
+func TestCloseUnderLoad(t *testing.T) {
+	dir := t.TempDir()
+	l := mustOpen(t, dir)
+	appendPuts(t, l, 200, 1000)
+	l.writerDo(t, func() { l.markSeq = 200 })
+	acknowledged := l.head.Load()
+	ctx := context.Background()
+	var calls sync.WaitGroup
+	started := make(chan struct{}, 10)
+	loop := func(call func() error) {
+		calls.Add(1)
+		go func() {
+			defer calls.Done()
+			for i := 0; ; i++ {
+				err := call()
+				if i == 0 {
+					started <- struct{}{}
+				}
+				if err != nil {
+					if !errors.Is(err, eventlog.ErrClosed) {
+						t.Errorf("beside Close: %v", err)
+					}
+					return
+				}
+			}
+		}()
+	}
+	loop(func() error { _, err := l.Tail(ctx, 0, 10); return notCompacted(err) })
+	loop(func() error { _, err := l.Values(ctx, []int64{200}); return err })
+	loop(func() error { return l.Compact(ctx, []int64{7}) })
+	loop(func() error { return l.Defragment(ctx) })
+	loop(func() error { _ = l.Size(); _ = l.Stats(); _, err := l.Head(ctx); return err })
+	loop(func() error {
+		b := eventlog.Batch{Base: eventlog.Position(acknowledged)}
+		b.Records = []eventlog.Record{{Seq: 200 + acknowledged, Position: b.Position(), Kind: eventlog.KindDelete, Key: []byte("k")}}
+		err := l.Append(ctx, &b)
+		if err == nil {
+			acknowledged++
+		}
+		return err
+	})
+	for range 6 {
+		<-started
+	}
+	if err := l.Close(); err != nil {
+		t.Errorf("Close: %v", err)
+	}
+	calls.Wait()
+	l = mustOpen(t, dir)
+	defer l.Close()
+	if head := l.head.Load(); head != acknowledged {
+		t.Fatalf("the head is %d, %d was acknowledged", head, acknowledged)
+	}
+}
+
+func notCompacted(err error) error {
+	if errors.Is(err, eventlog.ErrCompacted) {
+		return nil
+	}
+	return err
 }
