@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -57,6 +58,7 @@ func openBackend(ctx context.Context, set *settings) (*backend, error) {
 
 // load builds the index from the data and whatever lives on it.
 func (b *backend) load(ctx context.Context) error {
+	start := time.Now()
 	b.lessor = lease.New(b.revoke, lease.Options{Logger: b.log})
 	// The server lives longer than the context it is started with: stopping
 	// has its own order.
@@ -73,6 +75,10 @@ func (b *backend) load(ctx context.Context) error {
 	}
 	b.store = s
 	b.hub.Store(watch.New(s, watch.Options{Logger: b.log}))
+	current, compacted := s.Revision()
+	b.log.WithFields(logrus.Fields{
+		"revision": current, "compacted": compacted, "bytes": s.Size().Total, "took": time.Since(start).Round(time.Millisecond).String(),
+	}).Info("loaded the data")
 	return nil
 }
 

@@ -28,6 +28,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -249,6 +250,7 @@ func (s *Server) closeListeners() {
 // warn tells the operator what is allowed and yet unwise.
 func (s *Server) warn() {
 	for _, b := range s.listeners {
+		s.warnOfDirectory(b.url)
 		if b.url.Secure() || b.url.Loopback() {
 			if b.url.Secure() && s.set.TLS.TrustedCAFile == "" && !b.url.Loopback() && !b.metrics {
 				s.log.WithField("url", b.url.String()).Warn("every machine that reaches this address can read and write everything: ask for client certificates with --client-cert-auth and --trusted-ca-file")
@@ -261,6 +263,18 @@ func (s *Server) warn() {
 	}
 	if info, err := os.Stat(s.set.DataDir); err == nil && info.Mode().Perm()&0o077 != 0 {
 		s.log.WithFields(logrus.Fields{"data-dir": s.set.DataDir, "mode": fmt.Sprintf("%04o", info.Mode().Perm())}).Warn("other users can look into the data directory: chmod 700 it")
+	}
+}
+
+// warnOfDirectory warns if a socket is open to others and its directory is
+// not.
+func (s *Server) warnOfDirectory(u listen.URL) {
+	if u.Network() != "unix" || s.set.SocketGroup == "" && s.set.SocketMode&0o066 == 0 {
+		return
+	}
+	dir := filepath.Dir(u.Address)
+	if info, err := os.Stat(dir); err == nil && info.Mode().Perm()&0o011 == 0 {
+		s.log.WithField("url", u.String()).Warnf("others may open this socket, but not enter %s: put it into another directory with --listen-client-urls", dir)
 	}
 }
 

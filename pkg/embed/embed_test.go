@@ -149,7 +149,7 @@ func TestServesOnEveryURL(t *testing.T) {
 		t.Errorf("%v, %v", info, err)
 	}
 
-	var ready, exposed int
+	var ready, exposed, shut int
 	for _, e := range hook.AllEntries() {
 		if e.Message == "ready to serve client requests" {
 			ready++
@@ -157,9 +157,12 @@ func TestServesOnEveryURL(t *testing.T) {
 		if e.Level == logrus.WarnLevel && strings.Contains(e.Message, "unencrypted") {
 			exposed++
 		}
+		if e.Level == logrus.WarnLevel && strings.Contains(e.Message, "not enter "+dir) {
+			shut++
+		}
 	}
-	if ready != 1 || exposed != 1 {
-		t.Errorf("%d lines say ready, %d warn of a port without TLS; want 1 and 1", ready, exposed)
+	if ready != 1 || exposed != 1 || shut != 2 {
+		t.Errorf("%d lines say ready, %d warn of a port without TLS, %d of a socket that cannot be reached; want 1, 1 and 2", ready, exposed, shut)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)

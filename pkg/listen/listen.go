@@ -79,7 +79,7 @@ func listenUnix(ctx context.Context, path string, opt SocketOptions) (net.Listen
 	if mode == 0 {
 		mode = DefaultSocketMode
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := makeDir(filepath.Dir(path), gid); err != nil {
 		return nil, fmt.Errorf("create the directory of unix socket %s: %w", path, err)
 	}
 	if err := removeStale(ctx, path); err != nil {
@@ -99,6 +99,18 @@ func listenUnix(ctx context.Context, path string, opt SocketOptions) (net.Listen
 		return nil, errors.Join(fmt.Errorf("set the mode of unix socket %s: %w", path, err), l.Close())
 	}
 	return l, nil
+}
+
+// makeDir makes the directory of a socket if there is none, so that the group
+// gid, if it is not negative, can enter.
+func makeDir(dir string, gid int) error {
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil || gid < 0 {
+		return err
+	}
+	return errors.Join(os.Lchown(dir, -1, gid), os.Chmod(dir, 0o750))
 }
 
 // narrowBeforeBind makes Linux create the socket's file with mode 0600, so

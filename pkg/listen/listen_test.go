@@ -83,6 +83,13 @@ func TestUnixSocketMode(t *testing.T) {
 		if err != nil || info.Mode().Perm() != tt.want {
 			t.Errorf("%+v: mode %v, %v, want %v", tt.opt, info.Mode().Perm(), err, tt.want)
 		}
+		wantDir := fs.FileMode(0o700)
+		if tt.opt.Group != "" {
+			wantDir = 0o750
+		}
+		if info, err := os.Stat(filepath.Dir(path)); err != nil || info.Mode().Perm() != wantDir {
+			t.Errorf("%+v: mode of the directory %v, %v, want %v", tt.opt, info.Mode().Perm(), err, wantDir)
+		}
 		_ = l.Close()
 		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("socket left behind: %v", err)
