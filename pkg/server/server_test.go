@@ -63,7 +63,8 @@ func quietLogger() *logrus.Entry {
 // startMember runs a member until the test ends.
 func startMember(t *testing.T, opt memberOptions) *member {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
+	// The member outlives t.Context: clean-ups run after that has ended.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	m := &member{log: new(memlog.Disk).Open(nil)}
 	m.lessor = lease.New(func(ctx context.Context, id int64) error {
 		if err := m.store.LeaseRevoke(ctx, id); !errors.Is(err, store.ErrLeaseNotFound) {
