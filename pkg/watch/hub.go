@@ -275,7 +275,7 @@ func (h *Hub) wake() {
 }
 
 // signal leaves a token in c, a channel with room for one.
-func signal(c chan struct{}) {
+func signal(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
