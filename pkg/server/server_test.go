@@ -128,7 +128,8 @@ func startMember(t *testing.T, opt memberOptions) *member {
 		m.grpc.Stop()
 		cancel()
 		for range cap(running) {
-			if err := <-running; err != nil && !errors.Is(err, context.Canceled) {
+			// gRPC says so when it is stopped before Serve has begun.
+			if err := <-running; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 				t.Errorf("stopping: %v", err)
 			}
 		}
