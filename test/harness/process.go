@@ -1,0 +1,129 @@
+package harness
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Process is a running program. It is ended by its process id, at the latest
+// when its test ends.
+type Process struct {
+	LogFile string
+	cmd     *exec.Cmd
+	done    chan struct{} // closed when the process has ended
+	err     error         // of Wait; read only after done
+}
+
+// StartProcess starts the program at path, its output appended to
+// dir/<name>.log.
+func StartProcess(t testing.TB, dir, name, path string, args ...string) *Process {
+	t.Helper()
+	logFile := filepath.Join(dir, name+".log")
+	out, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Dir = dir
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = dieWithParent()
+	if err := cmd.Start(); err != nil {
+		_ = out.Close()
+		t.Fatalf("starting %s: %v", name, err)
+	}
+	p := &Process{LogFile: logFile, cmd: cmd, done: make(chan struct{})}
+	go func() {
+		p.err = cmd.Wait()
+		_ = out.Close()
+		close(p.done)
+	}()
+	t.Cleanup(p.Kill)
+	return p
+}
+
+// Done is closed when the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// PID is the process id.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Kill ends the process with SIGKILL and waits until it is gone.
+func (p *Process) Kill() {
+	// An error means that it has ended already.
+	_ = p.cmd.Process.Kill()
+	<-p.done
+}
+
+// Stop ends the process with SIGTERM. It returns an error if the process does
+// not exit with status 0 within a minute, the way a service manager sees it;
+// ending by the signal itself counts as a clean end.
+func (p *Process) Stop() error {
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	select {
+	case <-p.done:
+	case <-time.After(time.Minute):
+		p.Kill()
+		return errors.New("still running a minute after SIGTERM")
+	}
+	var exit *exec.ExitError
+	if errors.As(p.err, &exit) {
+		if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signal() == syscall.SIGTERM {
+			return nil
+		}
+	}
+	return p.err
+}
+
+// Log returns everything the process has written.
+func (p *Process) Log() []byte {
+	b, err := os.ReadFile(p.LogFile)
+	if err != nil {
+		return []byte(err.Error())
+	}
+	return b
+}
+
+// LogTail returns the last lines that the process has written.
+func (p *Process) LogTail(lines int) string {
+	b := bytes.TrimRight(p.Log(), "\n")
+	at := len(b)
+	for range lines {
+		if at = bytes.LastIndexByte(b[:at], '\n'); at < 0 {
+			return string(b)
+		}
+	}
+	return string(b[at+1:])
+}
+
+// WaitReady calls probe until it succeeds, the process ends or the time is up.
+func (p *Process) WaitReady(limit time.Duration, probe func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		try, cancel := context.WithTimeout(ctx, 5*time.Second)
+		err := probe(try)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-p.done:
+			return fmt.Errorf("ended before it was ready: %v\n%s", p.err, p.LogTail(30))
+		case <-ctx.Done():
+			return fmt.Errorf("not ready after %v: %w\n%s", limit, err, p.LogTail(30))
+		case <-tick.C:
+		}
+	}
+}
