@@ -314,3 +314,34 @@ func notCompacted(err error) error {
 	}
 	return err
 }
+
+// TestSynchronous: a compaction may do without fsync, the batch after it not.
+func TestSynchronous(t *testing.T) {
+	for mode, want := range map[Synchronous]int64{SynchronousFull: 2, UnsafeLosesAcknowledgedWritesOnPowerCut: 1} {
+		l, err := Open(context.Background(), Options{Dir: t.TempDir(), Synchronous: mode})
+		if err != nil {
+			t.Fatal(err)
+		}
+		check := func(when string, want int64) {
+			t.Helper()
+			l.writerDo(t, func() {
+				if got, err := l.writer.int("PRAGMA synchronous"); err != nil || got != want {
+					t.Errorf("%s of mode %d synchronous is %d, %v, want %d", when, mode, got, err, want)
+				}
+			})
+		}
+		check("after Open", want)
+		appendPuts(t, l, 3, 10)
+		check("after Append", want)
+		l.writerDo(t, func() { l.markSeq = 3 })
+		if err := l.Compact(context.Background(), []int64{1}); err != nil {
+			t.Fatal(err)
+		}
+		check("after Compact", 1)
+		appendPuts(t, l, 3, 10)
+		check("after the next Append", want)
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -76,6 +76,9 @@ func testNoReferenceKept(t *testing.T, h Harness) {
 		t.Fatalf("Values: %v", err)
 	}
 	values[0][0] = 'Y'
+	if string(values[1]) != "value" {
+		t.Fatalf("a value asked for twice is one slice: %q", values)
+	}
 	if values, err = s.log.Values(context.Background(), []int64{1}); err != nil || string(values[0]) != "value" {
 		t.Fatalf("Values: %q, %v after a change to an earlier result", values, err)
 	}
