@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -133,8 +134,9 @@ func (s *Server) shutdown() error {
 func (s *Server) drain() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), s.set.DrainTimeout)
 	defer cancel()
+	var wg sync.WaitGroup
 	for _, h := range []*http.Server{s.http, s.metrics} {
-		s.serving.Go(func() {
+		wg.Go(func() {
 			if h.Shutdown(ctx) != nil {
 				_ = h.Close()
 			}
@@ -144,12 +146,12 @@ func (s *Server) drain() bool {
 	go func() { s.grpc.GracefulStop(); close(graceful) }()
 	select {
 	case <-graceful:
-		return true
 	case <-ctx.Done():
 		s.grpc.Stop()
 		<-graceful
-		return false
 	}
+	wg.Wait() // before cancel, which would cut HTTP requests off
+	return ctx.Err() == nil
 }
 
 // errorLog takes what net/http logs, which is about single connections.
