@@ -138,7 +138,7 @@ func TestKill(t *testing.T) {
 	for round := range 10 {
 		child, lines := startChild(t, "append", dir)
 		acknowledged := eventlog.Position(0)
-		for left := rand.IntN(120); lines.Scan(); left-- {
+		for left := rand.IntN(80); lines.Scan(); left-- {
 			if _, err := fmt.Sscanf(lines.Text(), "acknowledged %d", &acknowledged); err != nil {
 				t.Fatalf("round %d: the child says %q", round, lines.Text())
 			}

@@ -78,7 +78,7 @@ func TestWALBounded(t *testing.T) {
 	}
 	const batch = 2 << 20
 	largest := int64(0)
-	for range 50 {
+	for range 36 {
 		appendPuts(t, l, 20, batch/20)
 		largest = max(largest, walSize(t, l))
 	}

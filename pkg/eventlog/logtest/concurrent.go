@@ -17,7 +17,7 @@ import (
 // acknowledged before a read began must be in it.
 func testConcurrent(t *testing.T, h Harness) {
 	s := open(t, h)
-	const batches, perBatch = 120, 5
+	const batches, perBatch = 60, 5
 	var acked atomic.Int64 // position
 	s.append(puts(perBatch, 64)...)
 	acked.Store(1)
