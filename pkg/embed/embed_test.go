@@ -322,3 +322,29 @@ func TestConfigErrorStartsNothing(t *testing.T) {
 		t.Errorf("made %v", entries)
 	}
 }
+
+// A request that does not end is cut off, and the stop goes on.
+func TestDrainTimeout(t *testing.T) {
+	s, hook := start(t, Config{DrainTimeout: 200 * time.Millisecond, EnablePprof: true})
+	conn, err := net.Dial("unix", s.listeners[0].url.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	// The body does not come; the answer to Expect says that it is awaited.
+	if _, err := io.WriteString(conn, "POST /debug/pprof/symbol HTTP/1.1\r\nHost: k\r\nContent-Length: 8\r\nExpect: 100-continue\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range hook.AllEntries() {
+		if e.Message == "requests still under way were cut off" {
+			return
+		}
+	}
+	t.Error("nothing says that a request was cut off")
+}
