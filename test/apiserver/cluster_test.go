@@ -1,0 +1,231 @@
+package apiserver
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/keelson-io/keelson/test/harness"
+)
+
+const (
+	eventTTL           = "5s"
+	compactionInterval = "3s"
+	// patience bounds every wait; nothing here takes it when all is well.
+	patience = time.Minute
+)
+
+// cluster is a kube-apiserver on a backend, both listening on this machine
+// only.
+type cluster struct {
+	t       *testing.T
+	backend *harness.Server
+	api     *harness.Process
+
+	dir        string
+	port       int
+	kubeconfig string
+	flags      []string
+	config     *rest.Config
+	client     *kubernetes.Clientset
+	dynamic    *dynamic.DynamicClient
+}
+
+func startCluster(t *testing.T, backend harness.Backend, flags ...string) *cluster {
+	t.Helper()
+	c := &cluster{t: t, backend: harness.StartServer(t, backend), dir: harness.TempDir(t), port: freePort(t)}
+	pki := newPKI(t, c.dir)
+	c.flags = append([]string{
+		"--etcd-servers=" + c.backend.Endpoint,
+		"--etcd-compaction-interval=" + compactionInterval,
+		"--event-ttl=" + eventTTL,
+		"--bind-address=127.0.0.1",
+		fmt.Sprintf("--secure-port=%d", c.port),
+		"--tls-cert-file=" + pki.serverCert,
+		"--tls-private-key-file=" + pki.serverKey,
+		"--client-ca-file=" + pki.ca,
+		"--service-account-issuer=https://kubernetes.default.svc",
+		"--service-account-key-file=" + pki.serverKey,
+		"--service-account-signing-key-file=" + pki.serverKey,
+		"--service-cluster-ip-range=10.96.0.0/24",
+		"--authorization-mode=RBAC",
+	}, flags...)
+	host := fmt.Sprintf("https://127.0.0.1:%d", c.port)
+	c.config = &rest.Config{
+		Host: host, QPS: 1000, Burst: 1000,
+		TLSClientConfig: rest.TLSClientConfig{CAFile: pki.ca, CertFile: pki.clientCert, KeyFile: pki.clientKey},
+	}
+	c.kubeconfig = filepath.Join(c.dir, "kubeconfig")
+	kc := clientcmdapi.NewConfig()
+	kc.Clusters["c"] = &clientcmdapi.Cluster{Server: host, CertificateAuthority: pki.ca}
+	kc.AuthInfos["u"] = &clientcmdapi.AuthInfo{ClientCertificate: pki.clientCert, ClientKey: pki.clientKey}
+	kc.Contexts["x"] = &clientcmdapi.Context{Cluster: "c", AuthInfo: "u"}
+	kc.CurrentContext = "x"
+	check(t, clientcmd.WriteToFile(*kc, c.kubeconfig))
+	var err error
+	c.client, err = kubernetes.NewForConfig(c.config)
+	check(t, err)
+	c.dynamic, err = dynamic.NewForConfig(c.config)
+	check(t, err)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("end of the log of kube-apiserver:\n%s", c.api.LogTail(40))
+		}
+	})
+	c.startAPI()
+	return c
+}
+
+// startAPI starts the kube-apiserver and waits until it says that it is ready,
+// its post-start hooks included.
+func (c *cluster) startAPI() {
+	c.t.Helper()
+	c.api = harness.StartProcess(c.t, c.dir, "kube-apiserver", harness.Tool(c.t, "kube-apiserver"), c.flags...)
+	err := c.api.WaitReady(3*time.Minute, func(ctx context.Context) error {
+		body, err := c.client.RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
+		if err != nil {
+			return fmt.Errorf("/readyz: %w: %s", err, body)
+		}
+		return nil
+	})
+	if err != nil {
+		c.t.Fatalf("kube-apiserver: %v", err)
+	}
+}
+
+// kubectl runs kubectl with stdin and returns what it printed.
+func (c *cluster) kubectl(t *testing.T, stdin string, args ...string) string {
+	t.Helper()
+	out, err := c.tryKubectl(stdin, args...)
+	if err != nil {
+		t.Fatalf("kubectl %s: %v", strings.Join(args, " "), err)
+	}
+	return out
+}
+
+func (c *cluster) tryKubectl(stdin string, args ...string) (string, error) {
+	path, err := harness.BuildTool("kubectl")
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.kubeconfig, "HOME="+c.dir)
+	cmd.Stdin = strings.NewReader(stdin)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, stderr.String())
+	}
+	return strings.TrimSpace(stdout.String()), nil
+}
+
+// stored asks the backend itself, with etcdctl, for the keys below a prefix of
+// /registry.
+func (c *cluster) stored(t *testing.T, prefix string) []string {
+	t.Helper()
+	cmd := exec.Command(harness.Tool(t, "etcdctl"), "--endpoints", c.backend.Endpoint,
+		"get", "--prefix", "--keys-only", "/registry/"+prefix)
+	out, err := cmd.Output()
+	check(t, err)
+	return strings.Fields(string(out))
+}
+
+// eventually polls what nothing announces.
+func eventually(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	deadline := time.After(patience)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for !condition() {
+		select {
+		case <-deadline:
+			t.Fatalf("not within %v: %s", patience, what)
+		case <-tick.C:
+		}
+	}
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	defer func() { _ = l.Close() }()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// pki names the files of a certificate authority, a server and an
+// administrator.
+type pki struct{ ca, serverCert, serverKey, clientCert, clientKey string }
+
+func newPKI(t *testing.T, dir string) pki {
+	t.Helper()
+	p := pki{}
+	for name, path := range map[string]*string{
+		"ca.crt": &p.ca, "server.crt": &p.serverCert, "server.key": &p.serverKey,
+		"client.crt": &p.clientCert, "client.key": &p.clientKey,
+	} {
+		*path = filepath.Join(dir, name)
+	}
+	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	check(t, err)
+	template := func(serial int64, subject pkix.Name) *x509.Certificate {
+		return &x509.Certificate{
+			SerialNumber: big.NewInt(serial), Subject: subject,
+			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+			KeyUsage:    x509.KeyUsageDigitalSignature,
+			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		}
+	}
+	ca := template(1, pkix.Name{CommonName: "test authority"})
+	ca.IsCA, ca.BasicConstraintsValid, ca.KeyUsage = true, true, x509.KeyUsageCertSign
+	der, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
+	check(t, err)
+	writePEM(t, p.ca, "CERTIFICATE", der)
+	issue := func(leaf *x509.Certificate, certFile, keyFile string) {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		check(t, err)
+		der, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
+		check(t, err)
+		writePEM(t, certFile, "CERTIFICATE", der)
+		der, err = x509.MarshalECPrivateKey(key)
+		check(t, err)
+		writePEM(t, keyFile, "EC PRIVATE KEY", der)
+	}
+	server := template(2, pkix.Name{CommonName: "kube-apiserver"})
+	server.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+	issue(server, p.serverCert, p.serverKey)
+	issue(template(3, pkix.Name{CommonName: "admin", Organization: []string{"system:masters"}}), p.clientCert, p.clientKey)
+	return p
+}
+
+func writePEM(t *testing.T, file, kind string, der []byte) {
+	t.Helper()
+	check(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
+}
