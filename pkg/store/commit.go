@@ -183,22 +183,42 @@ func (s *Store) commitUntil(ctx context.Context) (err error) {
 // commit evaluates requests, appends their effects as one batch, publishes the
 // outcome and answers everyone. The error is final.
 func (s *Store) commit(ctx context.Context, requests []*request) error {
-	for {
+	fence := eventlog.Position(-1)
+	for idle := 0; ; {
+		base := s.now().position
 		ev, err := s.evaluate(ctx, requests)
 		if err == nil {
-			err = s.append(ctx, ev, len(requests))
+			err = s.append(ctx, ev, len(requests), &fence)
 		}
-		switch {
-		case err == nil:
+		if err == nil {
 			answer(requests, nil)
 			return nil
-		case errors.Is(err, eventlog.ErrStale):
+		}
+		if isBehind(err) {
+			cause := err
 			if err = s.catchUp(ctx); err == nil {
-				continue
+				if s.now().position > base {
+					idle = 0
+				}
+				if idle++; idle <= maxIdle {
+					continue
+				}
+				err = fmt.Errorf("nothing of the batch was appended: %w", cause)
 			}
 		}
 		return s.refuse(requests, err)
 	}
+}
+
+// maxIdle is how often a batch is evaluated again on one and the same state,
+// as it is when a write fault has kept it from the log.
+const maxIdle = 10
+
+// isBehind reports whether err says that the log is not as the state has it:
+// the head has moved, or another instance's compaction has deleted a value.
+func isBehind(err error) bool {
+	return !errors.Is(err, eventlog.ErrUnknown) &&
+		(errors.Is(err, eventlog.ErrStale) || errors.Is(err, eventlog.ErrCompacted))
 }
 
 // refuse answers requests whose batch was not appended, or may not have been,
@@ -207,7 +227,7 @@ func (s *Store) refuse(requests []*request, err error) error {
 	for _, r := range requests {
 		r.err = nil // an outcome evaluated on a state that never was
 	}
-	final := errors.Is(err, eventlog.ErrFailed) || errors.Is(err, eventlog.ErrCorrupt) || errors.Is(err, eventlog.ErrClosed)
+	final := isFinal(err)
 	switch {
 	case errors.Is(err, eventlog.ErrUnknown):
 		answer(requests, fmt.Errorf("%w: %w", ErrUnknownOutcome, err))
@@ -249,8 +269,9 @@ func (s *Store) evaluate(ctx context.Context, requests []*request) (*evaluation,
 }
 
 // append makes the batch of ev durable and publishes its state. Values that
-// responses and events wait for are read from the log meanwhile.
-func (s *Store) append(ctx context.Context, ev *evaluation, requests int) error {
+// responses and events wait for are read from the log meanwhile. For fence see
+// appendRecords.
+func (s *Store) append(ctx context.Context, ev *evaluation, requests int, fence *eventlog.Position) error {
 	missing := ev.missing()
 	read := make(chan error, 1)
 	if len(missing) > 0 {
@@ -259,21 +280,30 @@ func (s *Store) append(ctx context.Context, ev *evaluation, requests int) error 
 		read <- nil
 	}
 
-	err := s.appendRecords(ctx, ev, requests)
+	err := s.appendRecords(ctx, ev, requests, fence)
 	readErr := <-read
 	if err != nil {
 		return err
 	}
+	if len(ev.records) == 0 {
+		return readErr
+	}
+	for try := 0; errors.Is(readErr, ErrUnavailable) && try < fillTries; try++ {
+		time.Sleep(resolvePause << try)
+		readErr = s.values.fill(ctx, missing)
+	}
 	if readErr != nil {
 		ev.dropUnread()
-		// The batch may be durable, and nobody can be told what it did.
+		// The batch is durable, and nobody can be told what it did.
 		err = fmt.Errorf("%w: reading values: %w", eventlog.ErrUnknown, readErr)
 	}
-	if len(ev.records) > 0 {
-		s.publish(ev)
-	}
+	s.publish(ev)
 	return err
 }
+
+// fillTries is how often the values that a durable batch needs are read again:
+// giving up takes the PrevKv off events, which some watchers take for an error.
+const fillTries = 5
 
 // dropUnread takes the PrevKv off events whose value could not be read: none is
 // what a watcher gets for a compacted one, too, where an empty one would lie.
@@ -300,14 +330,22 @@ func (ev *evaluation) missing() []fill {
 
 // appendRecords appends the batch of ev and resolves an unknown outcome. A
 // batch without records is a read and needs a fence of its own: its requests
-// were evaluated on a state that may be an old one.
-func (s *Store) appendRecords(ctx context.Context, ev *evaluation, requests int) error {
+// were evaluated on a state that may be an old one. *fence is a position that
+// the head had after the requests had come, or -1 if it was not asked for yet:
+// it is asked for once, or other instances' writes could go on for ever.
+func (s *Store) appendRecords(ctx context.Context, ev *evaluation, requests int, fence *eventlog.Position) error {
 	if len(ev.records) == 0 {
-		head, err := s.log.Head(ctx)
-		if err == nil && head != ev.base {
-			err = eventlog.ErrStale
+		if *fence < 0 {
+			head, err := s.log.Head(ctx)
+			if err != nil {
+				return err
+			}
+			*fence = head
 		}
-		return err
+		if ev.base < *fence {
+			return eventlog.ErrStale
+		}
+		return nil
 	}
 	batch := &eventlog.Batch{ID: eventlog.NewBatchID(), Base: ev.base, Records: ev.records}
 	start := time.Now()
@@ -340,7 +378,7 @@ func (s *Store) resolve(ctx context.Context, batch *eventlog.Batch) error {
 			return nil
 		case err == nil:
 			return eventlog.ErrStale
-		case errors.Is(err, eventlog.ErrFailed), errors.Is(err, eventlog.ErrCorrupt), errors.Is(err, eventlog.ErrClosed):
+		case isFinal(err):
 			return fmt.Errorf("%w: %w", eventlog.ErrUnknown, err)
 		}
 		time.Sleep(resolvePause << try)
@@ -356,9 +394,13 @@ func (s *Store) publish(ev *evaluation) {
 		case eventlog.KindPut:
 			s.values.cache.put(r.Seq, r.Value)
 		case eventlog.KindLeaseGrant:
-			applied.Granted = append(applied.Granted, Lease{ID: r.Lease, TTL: r.TTL})
+			if g, ok := ev.state.leases.Get(r.Lease); ok && g.seq == r.Seq {
+				applied.Granted = append(applied.Granted, Lease{ID: r.Lease, TTL: r.TTL})
+			}
 		case eventlog.KindLeaseRevoke:
-			applied.Revoked = append(applied.Revoked, r.Lease)
+			if _, ok := ev.state.leases.Get(r.Lease); !ok {
+				applied.Revoked = append(applied.Revoked, r.Lease)
+			}
 		}
 	}
 	for _, seq := range ev.superseded {
@@ -380,20 +422,31 @@ func (s *Store) followHead(ctx context.Context) error {
 	if err == nil && head > s.now().position {
 		err = s.catchUp(ctx)
 	}
-	if err == nil || errors.Is(err, eventlog.ErrFailed) || errors.Is(err, eventlog.ErrCorrupt) || errors.Is(err, eventlog.ErrClosed) {
+	if err == nil || isFinal(err) {
 		return err
 	}
-	s.opt.Logger.WithError(err).Warn("cannot read the head of the log; will try again")
+	s.opt.Logger.WithError(err).Warn("cannot follow the log; will try again in a second")
+	time.AfterFunc(time.Second, s.queue.wakeUp) // fences may be waiting
 	return nil
+}
+
+// isFinal reports whether the log is not to be used any more after err.
+func isFinal(err error) bool {
+	return errors.Is(err, eventlog.ErrFailed) || errors.Is(err, eventlog.ErrCorrupt) || errors.Is(err, eventlog.ErrClosed)
 }
 
 // tailRecords is about how many records catching up reads at a time.
 const tailRecords = 1000
 
-// catchUp applies and publishes what others have written.
+// catchUp applies and publishes what others have written. Where their
+// compaction has deleted some of it, the events in between are lost to this
+// store, and only a new one, loaded from the log, can go on: a final error.
 func (s *Store) catchUp(ctx context.Context) error {
 	for {
 		batches, err := s.log.Tail(ctx, s.now().position, tailRecords)
+		if errors.Is(err, eventlog.ErrCompacted) {
+			return fmt.Errorf("%w: compaction has deleted what this store has not read yet: %w", eventlog.ErrFailed, err)
+		}
 		if err != nil || len(batches) == 0 {
 			return err
 		}

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -126,9 +125,9 @@ func (c *compactor) delete(ctx context.Context, seqs []int64) error {
 	for len(seqs) > 0 && ctx.Err() == nil {
 		err := c.log.Compact(ctx, seqs)
 		switch {
-		case err == nil || ctx.Err() != nil || errors.Is(err, eventlog.ErrClosed):
+		case err == nil || ctx.Err() != nil:
 			return nil
-		case errors.Is(err, eventlog.ErrFailed), errors.Is(err, eventlog.ErrCorrupt):
+		case isFinal(err):
 			return fmt.Errorf("deleting compacted records: %w", err)
 		}
 		c.logger.WithError(err).Warn("cannot delete compacted records; will try again in a second")

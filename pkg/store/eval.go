@@ -33,7 +33,7 @@ type evaluation struct {
 // quota is what the evaluation must know of the space left.
 type quota struct {
 	limit  int64 // 0 is no limit
-	inUse  int64 // when the batch began
+	inUse  int64 // when the batch began, and what the batch has added
 	member uint64
 }
 
@@ -63,6 +63,12 @@ func (ev *evaluation) begin() {
 func (ev *evaluation) emit(r eventlog.Record) {
 	r.Seq = ev.state.seq + 1
 	r.Position = ev.base + 1
+	switch r.Kind {
+	case eventlog.KindPut:
+		ev.quota.inUse += putOverhead + int64(len(r.Key)+len(r.Value))
+	case eventlog.KindLeaseGrant:
+		ev.quota.inUse += leaseCost
+	}
 	ev.records = append(ev.records, r)
 	if err := ev.state.apply(&r); err != nil {
 		panic("store: an evaluated record does not apply: " + err.Error())
@@ -98,13 +104,18 @@ func (ev *evaluation) addEvent(r *eventlog.Record, prev *entry) {
 }
 
 // values is a valueFunc over the batch, what was read for it, and the cache.
+// What it returns stays known to the batch, even where a reader pushes it out
+// of the cache before the request that was checked with it is applied.
 func (ev *evaluation) values(seqs []int64) ([][]byte, error) {
 	read := make([][]byte, len(seqs))
 	var missing []int64
 	for i, seq := range seqs {
 		value, ok := ev.value(seq)
-		if !ok {
+		switch {
+		case !ok:
 			missing = append(missing, seq)
+		case seq < ev.firstSeq:
+			ev.know(seq, value)
 		}
 		read[i] = value
 	}
@@ -126,12 +137,16 @@ func (ev *evaluation) value(seq int64) ([]byte, bool) {
 
 // learn adds values that needValues asked for.
 func (ev *evaluation) learn(seqs []int64, values [][]byte) {
+	for i, seq := range seqs {
+		ev.know(seq, values[i])
+	}
+}
+
+func (ev *evaluation) know(seq int64, value []byte) {
 	if ev.known == nil {
 		ev.known = map[int64][]byte{}
 	}
-	for i, seq := range seqs {
-		ev.known[seq] = values[i]
-	}
+	ev.known[seq] = value
 }
 
 // living returns the entry of key, which is nil if it never was, and whether
@@ -157,12 +172,11 @@ func (ev *evaluation) charge(cost int64) error {
 	if ev.state.alarmRaised(int32(pb.AlarmType_NOSPACE)) {
 		return ErrNoSpace
 	}
-	q := &ev.quota
+	q := ev.quota
 	if q.limit > 0 && q.inUse+cost >= q.limit {
 		ev.emit(eventlog.Record{Kind: eventlog.KindAlarmRaise, Member: q.member, Alarm: int32(pb.AlarmType_NOSPACE)})
 		return ErrNoSpace
 	}
-	q.inUse += cost
 	return nil
 }
 
@@ -217,7 +231,7 @@ func (ev *evaluation) applyPut(r *pb.PutRequest) *pb.PutResponse {
 		record.CreateRevision = prev.last.create
 		record.Version = prev.last.version + 1
 		if r.IgnoreValue {
-			record.Value, _ = ev.value(prev.last.seq) // checkPut has seen to it
+			record.Value, _ = ev.value(prev.last.seq) // known since checkPut
 		}
 		if r.IgnoreLease {
 			record.Lease = prev.last.lease
@@ -326,6 +340,8 @@ func (ev *evaluation) alarm(r *pb.AlarmRequest) []*pb.AlarmMember {
 	}
 	record := eventlog.Record{Member: r.MemberID, Alarm: int32(r.Alarm)}
 	switch {
+	case r.Action == pb.AlarmRequest_ACTIVATE && r.Alarm == pb.AlarmType_NONE:
+		return nil
 	case r.Action == pb.AlarmRequest_ACTIVATE && !raised:
 		record.Kind = eventlog.KindAlarmRaise
 		ev.emit(record)

@@ -1,6 +1,9 @@
 package store
 
-import "slices"
+import (
+	"slices"
+	"sort"
+)
 
 // garbage lists the records that a compaction frees, in the order in which
 // compactions come to free them, so that nothing has to be searched for. Its
@@ -39,24 +42,36 @@ func (g *garbage) retire(seq int64) { g.retired = append(g.retired, seq) }
 func (st *state) trim(limit int) []int64 {
 	var freed []int64
 	g := &st.garbage
-	for ; len(freed) < limit && len(g.superseded) > 0 && g.superseded[0].main <= st.compacted; g.superseded = g.superseded[1:] {
-		freed = append(freed, g.superseded[0].seq)
-		st.trimKey(g.superseded[0].key)
+	n := 0
+	for ; n < min(limit, len(g.superseded)) && g.superseded[n].main <= st.compacted; n++ {
+		freed = append(freed, g.superseded[n].seq)
+		st.trimKey(g.superseded[n].key)
 	}
-	if len(freed) == 0 {
-		for ; len(freed) < limit && len(g.tombstones) > 0 && g.tombstones[0].main < st.compacted; g.tombstones = g.tombstones[1:] {
-			freed = append(freed, g.tombstones[0].seq)
-			st.trimKey(g.tombstones[0].key)
+	g.superseded = cutFront(g.superseded, n)
+	if n == 0 {
+		for ; n < min(limit, len(g.tombstones)) && g.tombstones[n].main < st.compacted; n++ {
+			freed = append(freed, g.tombstones[n].seq)
+			st.trimKey(g.tombstones[n].key)
 		}
+		g.tombstones = cutFront(g.tombstones, n)
 	}
-	if len(freed) == 0 {
-		n := min(limit, g.due)
+	if n == 0 {
+		n = min(limit, g.due)
 		freed = slices.Clone(g.retired[:n])
-		g.retired = g.retired[n:]
+		g.retired = cutFront(g.retired, n)
 		g.due -= n
 	}
 	slices.Sort(freed)
 	return freed
+}
+
+// cutFront returns s without its first n elements, and lets go of the array
+// when none are left.
+func cutFront[E any](s []E, n int) []E {
+	if n == len(s) {
+		return nil
+	}
+	return s[n:]
 }
 
 // trimmed reports whether trim has nothing left to do.
@@ -72,20 +87,14 @@ func (st *state) trimKey(key string) {
 	if !ok {
 		return
 	}
-	kept := make([]version, 0, len(e.older))
-	for i, v := range e.older {
-		if e.kept(i, st.compacted) {
-			kept = append(kept, v)
-		}
-	}
+	// What is freed comes before what is kept: a version is freed by an event
+	// at or before the compact revision, and so are all before it.
+	n := sort.Search(len(e.older), func(i int) bool { return e.kept(i, st.compacted) })
 	switch {
-	case len(kept) == 0 && !e.kept(len(e.older), st.compacted):
+	case n == len(e.older) && !e.kept(n, st.compacted):
 		st.keys.Delete(key)
-	case len(kept) < len(e.older):
-		if len(kept) == 0 {
-			kept = nil
-		}
-		st.keys.Set(&entry{key: e.key, last: e.last, older: kept})
+	case n > 0:
+		st.keys.Set(&entry{key: e.key, last: e.last, older: slices.Clone(e.older[n:])})
 	}
 }
 

@@ -193,8 +193,8 @@ func pastEvents(refs []revisionRef, prevKV bool, compacted int64) ([]*mvccpb.Eve
 	return events, fills
 }
 
-// HashKV is a hash over all revisions up to HashRevision that a compaction at
-// CompactRevision keeps, comparable with any etcd's.
+// HashKV is a hash over the revisions up to HashRevision that CompactRevision
+// leaves, comparable with any etcd's.
 type HashKV struct {
 	Hash            uint32
 	HashRevision    int64
@@ -230,10 +230,9 @@ func (s *Store) hashState(ctx context.Context, st *state, revision int64) (HashK
 	}
 	crc := crc32.New(crc32.MakeTable(crc32.Castagnoli))
 	crc.Write([]byte("key"))
-	refs := slices.DeleteFunc(st.revisions(span{unbounded: true}, 0, revision), func(r revisionRef) bool {
-		v := r.version()
-		return !r.entry.kept(r.index, st.compacted) || v.tombstone && v.main == st.compacted
-	})
+	refs := st.revisions(span{unbounded: true}, 0, revision)
+	alive := st.count(span{unbounded: true}, revision) > 0
+	refs = slices.DeleteFunc(refs, func(r revisionRef) bool { return !st.hashed(r, revision, alive) })
 	var raw, marshalled []byte
 	for page := range slices.Chunk(refs, hashPage) {
 		events, fills := pastEvents(page, false, st.compacted)
@@ -258,6 +257,26 @@ func (s *Store) hashState(ctx context.Context, st *state, revision int64) (HashK
 		}
 	}
 	return HashKV{Hash: crc.Sum32(), HashRevision: revision, CompactRevision: st.compacted, Revision: st.revision}, nil
+}
+
+// hashed reports whether the hash at revision covers r: all after the compact
+// revision, and before it what is alive at revision; or, where nothing is
+// alive, what the compaction has left. A tombstone at the compact revision is
+// left out because older versions of etcd delete it.
+//
+// Source: etcd's hashByRev and WriteKeyValue.
+func (st *state) hashed(r revisionRef, revision int64, alive bool) bool {
+	v := r.version()
+	switch {
+	case v.tombstone && v.main == st.compacted:
+		return false
+	case v.main > st.compacted:
+		return true
+	case !alive:
+		return r.entry.kept(r.index, st.compacted)
+	}
+	at, ok := r.entry.at(revision)
+	return ok && at.seq == v.seq
 }
 
 // Hash returns a hash over the current content. Unlike HashKV's it is not

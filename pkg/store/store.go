@@ -60,7 +60,7 @@ type Applied struct {
 	// set if there was a version before that is not compacted. They are shared
 	// and read-only.
 	Events  []*mvccpb.Event
-	Granted []Lease // leases granted
+	Granted []Lease // leases granted that are still there
 	Revoked []int64 // leases gone
 }
 
@@ -319,6 +319,9 @@ func (s *Store) Leases() []Lease {
 // Alarm raises, disarms or lists alarms.
 func (s *Store) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 	if r.Action == pb.AlarmRequest_GET {
+		if err := s.Fence(ctx); err != nil {
+			return nil, err
+		}
 		resp := &pb.AlarmResponse{}
 		for _, a := range s.Alarms() {
 			if r.Alarm == pb.AlarmType_NONE || r.Alarm == a.Alarm {
