@@ -73,6 +73,35 @@ func TestSharedEvents(t *testing.T) {
 	}
 }
 
+// Each stream that gets something is woken, once for a batch.
+func TestWake(t *testing.T) {
+	h := newHarness(t, Options{}, false)
+	var streams []*Stream
+	for range 50 {
+		s := h.stream()
+		s.Create(prefix("a"))
+		s.Create(single("b"))
+		<-s.Wake()
+		h.expect(s, "#0 @1 created", "#1 @1 created")
+		streams = append(streams, s)
+	}
+	idle := h.stream()
+	h.put("a1", "a2", "b")
+	for _, s := range append(streams, idle) {
+		woken := 0
+		for range 2 {
+			select {
+			case <-s.Wake():
+				woken++
+			default:
+			}
+		}
+		if s == idle && woken != 0 || s != idle && woken != 1 {
+			t.Fatalf("woken %d times", woken)
+		}
+	}
+}
+
 func TestFilters(t *testing.T) {
 	h := newHarness(t, Options{}, false)
 	s := h.stream()
