@@ -1,0 +1,310 @@
+// Package differential sends random sequences of requests to a real etcd and
+// to keelson and compares every answer, every error and every watched event.
+//
+// Both servers live for many sequences. Each sequence begins by deleting all
+// that is there and compacting, and takes its revisions relative to the one it
+// begins at, so that a failing sequence shrinks to what fails.
+package differential
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/proto"
+	"pgregory.net/rapid"
+
+	"github.com/keelson-io/keelson/test/harness"
+)
+
+// side is one of the two servers with the watcher of the running sequence.
+type side struct {
+	conn  *grpc.ClientConn
+	kv    pb.KVClient
+	watch pb.WatchClient
+	lease pb.LeaseClient
+	maint pb.MaintenanceClient
+}
+
+func newSide(t *testing.T, backend harness.Backend) *side {
+	t.Helper()
+	srv := harness.StartServer(t, backend)
+	conn, err := grpc.NewClient(srv.Endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return &side{
+		conn: conn, kv: pb.NewKVClient(conn), watch: pb.NewWatchClient(conn),
+		lease: pb.NewLeaseClient(conn), maint: pb.NewMaintenanceClient(conn),
+	}
+}
+
+// pair is what is compared. It is replaced after a difference, which may have
+// driven the two apart.
+type pair struct {
+	etcd, keelson *side
+	compacted     map[int64]bool // revisions that were compacted
+}
+
+func newPair(t *testing.T) *pair {
+	t.Helper()
+	return &pair{
+		etcd: newSide(t, harness.Etcd), keelson: newSide(t, harness.Keelson),
+		compacted: map[int64]bool{},
+	}
+}
+
+func TestDifferential(t *testing.T) {
+	var p *pair
+	rapid.Check(t, func(rt *rapid.T) {
+		if p == nil {
+			p = newPair(t)
+		}
+		same := false
+		defer func() {
+			if !same {
+				p = nil
+			}
+		}()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		s := &sequence{rt: rt, ctx: ctx, pair: p}
+		s.begin()
+		for n := rapid.IntRange(1, 30).Draw(rt, "requests"); n > 0; n-- {
+			s.step()
+		}
+		s.end()
+		same = true
+	})
+}
+
+// sequence is one run of random requests.
+type sequence struct {
+	rt *rapid.T
+	// ctx ends with the sequence.
+	ctx context.Context //nolint:containedctx // of one call of the property
+	*pair
+	base     int64 // the revision that the sequence begins at
+	rev      int64 // the current revision
+	compact  int64 // the last compacted revision
+	watchers [2]pb.Watch_WatchClient
+}
+
+// begin brings both servers into the same, nearly empty state.
+func (s *sequence) begin() {
+	leases := s.call(&pb.LeaseLeasesRequest{})
+	for _, l := range leases.(*pb.LeaseLeasesResponse).Leases {
+		s.call(&pb.LeaseRevokeRequest{ID: l.ID})
+	}
+	s.call(&pb.DeleteRangeRequest{Key: []byte{0}, RangeEnd: []byte{0}})
+	put := s.call(&pb.PutRequest{Key: []byte("base")}).(*pb.PutResponse)
+	s.base, s.rev = put.Header.Revision, put.Header.Revision
+	s.call(&pb.CompactionRequest{Revision: s.base, Physical: true})
+	s.compact, s.compacted[s.base] = s.base, true
+	for i, side := range s.sides() {
+		s.watchers[i] = s.open(side, s.base+1)
+	}
+}
+
+func (s *sequence) sides() [2]*side { return [2]*side{s.etcd, s.keelson} }
+
+// open starts a watch of everything.
+func (s *sequence) open(side *side, from int64) pb.Watch_WatchClient {
+	stream, err := side.watch.Watch(s.ctx)
+	if err != nil {
+		s.rt.Fatal(err)
+	}
+	err = stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
+		Key: []byte{0}, RangeEnd: []byte{0}, StartRevision: from, PrevKv: true,
+	}}})
+	if err != nil {
+		s.rt.Fatal(err)
+	}
+	resp, err := stream.Recv()
+	if err != nil || !resp.Created || resp.Canceled {
+		s.rt.Fatalf("creating a watch from %d: %v %v", from, resp, err)
+	}
+	return stream
+}
+
+// events reads a watch until it has given everything up to a revision.
+func (s *sequence) events(stream pb.Watch_WatchClient, until int64) string {
+	out := ""
+	for {
+		resp, err := stream.Recv()
+		if err != nil {
+			s.rt.Fatalf("watch, waiting for revision %d: %v; got\n%s", until, err, out)
+		}
+		if resp.Canceled {
+			s.rt.Fatalf("watch canceled: %v", resp)
+		}
+		last := int64(0)
+		for _, ev := range resp.Events {
+			out += text(ev) + "\n"
+			last = ev.Kv.ModRevision
+		}
+		if last >= until {
+			return out
+		}
+	}
+}
+
+// step sends one random request to both and compares what comes back, then
+// what they show of it to their watchers.
+func (s *sequence) step() {
+	req := s.request()
+	resp := s.call(req)
+	if c, ok := req.(*pb.CompactionRequest); ok && resp != nil {
+		s.compact, s.compacted[c.Revision] = c.Revision, true
+	}
+	if resp == nil {
+		return
+	}
+	h, ok := resp.(interface{ GetHeader() *pb.ResponseHeader })
+	if !ok || h.GetHeader().GetRevision() <= s.rev {
+		return
+	}
+	s.rev = h.GetHeader().GetRevision()
+	s.sameEvents("watched", s.watchers, s.rev)
+}
+
+func (s *sequence) sameEvents(what string, streams [2]pb.Watch_WatchClient, until int64) {
+	want, got := s.events(streams[0], until), s.events(streams[1], until)
+	if got != want {
+		s.rt.Fatalf("%s up to %d\nof etcd:\n%sof keelson:\n%s", what, until, want, got)
+	}
+}
+
+// end compares what is left: the whole state and its history, through reads
+// and through a watch that starts in the past.
+func (s *sequence) end() {
+	put := s.call(&pb.PutRequest{Key: []byte("end")}).(*pb.PutResponse)
+	s.rev = put.Header.Revision
+	s.sameEvents("watched", s.watchers, s.rev)
+	for rev := s.compact; rev <= s.rev; rev++ {
+		s.call(&pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Revision: rev})
+	}
+	s.call(&pb.HashKVRequest{})
+	from := s.compact
+	var late [2]pb.Watch_WatchClient
+	for i, side := range s.sides() {
+		late[i] = s.open(side, from)
+	}
+	s.sameEvents(fmt.Sprint("watched from ", from), late, s.rev)
+	for _, stream := range slices.Concat(s.watchers[:], late[:]) {
+		if err := stream.CloseSend(); err != nil {
+			s.rt.Fatal(err)
+		}
+	}
+}
+
+// call sends a request to both, compares the answers and returns etcd's, nil
+// if it is an error.
+func (s *sequence) call(req proto.Message) proto.Message {
+	want, wantErr := s.etcd.send(s.ctx, req)
+	got, gotErr := s.keelson.send(s.ctx, req)
+	a, b := answer(want, wantErr), answer(got, gotErr)
+	s.rt.Logf("%s %s -> %s", req.ProtoReflect().Descriptor().Name(), text(req), a)
+	if a != b {
+		s.rt.Fatalf("%s %s\netcd:    %s\nkeelson: %s", req.ProtoReflect().Descriptor().Name(), text(req), a, b)
+	}
+	if wantErr != nil {
+		return nil
+	}
+	return want
+}
+
+// streamed is a Range request to be sent as RangeStream.
+type streamed struct{ *pb.RangeRequest }
+
+func (c *side) send(ctx context.Context, req proto.Message) (proto.Message, error) {
+	switch r := req.(type) {
+	case *pb.RangeRequest:
+		return c.kv.Range(ctx, r)
+	case *pb.PutRequest:
+		return c.kv.Put(ctx, r)
+	case *pb.DeleteRangeRequest:
+		return c.kv.DeleteRange(ctx, r)
+	case *pb.TxnRequest:
+		return c.kv.Txn(ctx, r)
+	case *pb.CompactionRequest:
+		return c.kv.Compact(ctx, r)
+	case *pb.HashKVRequest:
+		return c.maint.HashKV(ctx, r)
+	case *pb.LeaseGrantRequest:
+		return c.lease.LeaseGrant(ctx, r)
+	case *pb.LeaseRevokeRequest:
+		return c.lease.LeaseRevoke(ctx, r)
+	case *pb.LeaseTimeToLiveRequest:
+		return c.lease.LeaseTimeToLive(ctx, r)
+	case *pb.LeaseLeasesRequest:
+		return c.lease.LeaseLeases(ctx, r)
+	case streamed:
+		return c.rangeStream(ctx, r.RangeRequest)
+	default:
+		return nil, fmt.Errorf("no RPC takes %T", req)
+	}
+}
+
+func (c *side) rangeStream(ctx context.Context, req *pb.RangeRequest) (proto.Message, error) {
+	stream, err := c.kv.RangeStream(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	merged := &pb.RangeResponse{}
+	for {
+		resp, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return merged, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		proto.Merge(merged, resp.RangeResponse)
+	}
+}
+
+var marshal = prototext.MarshalOptions{}
+
+func text(m proto.Message) string {
+	if s, ok := m.(streamed); ok {
+		return "as a stream: " + text(s.RangeRequest)
+	}
+	// prototext varies its spacing from build to build, not within one.
+	return marshal.Format(m)
+}
+
+// answer renders a response without what belongs to the server it is from.
+func answer(resp proto.Message, err error) string {
+	if err != nil {
+		st := status.Convert(err)
+		return fmt.Sprintf("%v %q", st.Code(), st.Message())
+	}
+	if r, ok := resp.(interface{ GetHeader() *pb.ResponseHeader }); ok {
+		resp = proto.Clone(resp)
+		h := resp.(interface{ GetHeader() *pb.ResponseHeader }).GetHeader()
+		if r.GetHeader() != nil {
+			h.ClusterId, h.MemberId, h.RaftTerm = 0, 0, 0
+		}
+	}
+	switch r := resp.(type) {
+	case *pb.LeaseTimeToLiveResponse:
+		// etcd gives the keys in no order, and the time goes on.
+		slices.SortFunc(r.Keys, slices.Compare)
+		r.TTL = min(r.TTL, 1)
+	case *pb.LeaseLeasesResponse:
+		// Leases that expire in the same moment are in no order.
+		slices.SortFunc(r.Leases, func(a, b *pb.LeaseStatus) int { return int(a.ID - b.ID) })
+	}
+	return text(resp)
+}
