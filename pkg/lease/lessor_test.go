@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -445,7 +446,7 @@ func TestOnlyTheClockExpires(t *testing.T) {
 // The system clock is Go's monotonic one.
 func TestSystemClock(t *testing.T) {
 	c := SystemClock().(systemClock)
-	if c.start.Round(0) == c.start {
+	if !strings.Contains(c.start.String(), " m=") {
 		t.Error("the start has no monotonic reading: Now would follow the wall clock")
 	}
 	a := c.Now()

@@ -233,7 +233,7 @@ func TestToStatus(t *testing.T) {
 // The texts are those from which clientv3 makes its errors.
 func TestStatusesAreEtcds(t *testing.T) {
 	for _, s := range statuses {
-		if _, ok := rpctypes.Error(s.status).(rpctypes.EtcdError); !ok {
+		if known := (rpctypes.EtcdError{}); !errors.As(rpctypes.Error(s.status), &known) {
 			t.Errorf("%v: clients do not know %v", s.sentinel, s.status)
 		}
 	}

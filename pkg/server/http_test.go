@@ -19,22 +19,19 @@ import (
 )
 
 // get asks the member's HTTP endpoints.
-func (m *member) get(t *testing.T, method, target string) *http.Response {
+func (m *member) get(t *testing.T, method, target string) *httptest.ResponseRecorder {
 	t.Helper()
 	rec := httptest.NewRecorder()
 	m.server.Handler().ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), method, target, nil))
-	return rec.Result()
+	return rec
 }
 
 func (m *member) wantHTTP(t *testing.T, target string, code int, body string) {
 	t.Helper()
 	resp := m.get(t, http.MethodGet, target)
-	got, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if resp.StatusCode != code || string(got) != body {
-		t.Errorf("GET %s: %d %q, want %d %q", target, resp.StatusCode, got, code, body)
+	got := resp.Body.String()
+	if resp.Code != code || got != body {
+		t.Errorf("GET %s: %d %q, want %d %q", target, resp.Code, got, code, body)
 	}
 }
 
@@ -58,10 +55,10 @@ func TestHTTPHealthy(t *testing.T) {
 	m.wantHTTP(t, "/livez/unheard_of", 404, "404 page not found\n")
 	m.wantHTTP(t, "/", 404, "404 page not found\n")
 
-	if got := m.get(t, http.MethodGet, "/version").Header.Get("Content-Type"); got != "application/json" {
+	if got := m.get(t, http.MethodGet, "/version").Header().Get("Content-Type"); got != "application/json" {
 		t.Errorf("/version is %q", got)
 	}
-	if got := m.get(t, http.MethodGet, "/livez").Header; got.Get("Content-Type") != "text/plain; charset=utf-8" || got.Get("X-Content-Type-Options") != "nosniff" {
+	if got := m.get(t, http.MethodGet, "/livez").Header(); got.Get("Content-Type") != "text/plain; charset=utf-8" || got.Get("X-Content-Type-Options") != "nosniff" {
 		t.Errorf("/livez has the headers %v", got)
 	}
 }
@@ -71,8 +68,8 @@ func TestHTTPMethods(t *testing.T) {
 	for _, target := range []string{"/health", "/livez", "/livez/serializable_read", "/readyz", "/readyz/non_learner", "/version"} {
 		for _, method := range []string{http.MethodPost, http.MethodHead, http.MethodPut, http.MethodDelete} {
 			resp := m.get(t, method, target)
-			if resp.StatusCode != http.StatusMethodNotAllowed || resp.Header.Get("Allow") != "GET" {
-				t.Errorf("%s %s: %d, Allow %q", method, target, resp.StatusCode, resp.Header.Get("Allow"))
+			if resp.Code != http.StatusMethodNotAllowed || resp.Header().Get("Allow") != "GET" {
+				t.Errorf("%s %s: %d, Allow %q", method, target, resp.Code, resp.Header().Get("Allow"))
 			}
 		}
 	}

@@ -25,9 +25,6 @@ func (s *Server) GRPCOptions() []grpc.ServerOption {
 			MinTime:             s.cfg.KeepAliveMinTime,
 			PermitWithoutStream: false,
 		}),
-		// Write buffers are shared: a kube-apiserver holds many connections,
-		// most of them idle.
-		grpc.SharedWriteBuffer(true),
 		grpc.ForceServerCodecV2(countingCodec{encoding.GetCodecV2(proto.Name), &s.traffic}),
 		grpc.ChainUnaryInterceptor(s.interceptUnary),
 		grpc.ChainStreamInterceptor(s.interceptStream),

@@ -130,7 +130,7 @@ func newWatchFixture(t *testing.T, opts watchOptions, hubOpts watch.Options) *wa
 		conn.Close()
 		f.stop()
 		f.server.Stop()
-		<-served
+		_ = <-served
 	})
 	return f
 }

@@ -125,8 +125,10 @@ func (c *compactor) delete(ctx context.Context, seqs []int64) error {
 	for len(seqs) > 0 && ctx.Err() == nil {
 		err := c.log.Compact(ctx, seqs)
 		switch {
-		case err == nil || ctx.Err() != nil:
+		case err == nil:
 			return nil
+		case ctx.Err() != nil:
+			continue // cut off; the next start finds them again
 		case isFinal(err):
 			return fmt.Errorf("deleting compacted records: %w", err)
 		}

@@ -28,11 +28,12 @@ func (n *node) find(s span) *group {
 
 // insert adds g; its span is not in the tree yet.
 func (n *node) insert(g *group) *node {
-	if n == nil {
+	switch {
+	case n == nil:
 		n = &node{group: g}
-	} else if g.span.compare(n.group.span) < 0 {
+	case g.span.compare(n.group.span) < 0:
 		n.left = n.left.insert(g)
-	} else {
+	default:
 		n.right = n.right.insert(g)
 	}
 	return n.balance()

@@ -219,7 +219,7 @@ func (m *model) checkEvents(w *modelWatcher, resp Response) {
 		}
 		mayMiss := !w.req.PrevKV || got.Kv.ModRevision <= m.source.compacted
 		mayHave := w.req.PrevKV
-		if got.PrevKv != want.PrevKv && !(mayMiss && got.PrevKv == nil) || got.PrevKv != nil && !mayHave {
+		if got.PrevKv != want.PrevKv && (!mayMiss || got.PrevKv != nil) || got.PrevKv != nil && !mayHave {
 			m.t.Fatalf("%s: got previous %v, want %v", text(resp), got.PrevKv, want.PrevKv)
 		}
 		w.at++
@@ -294,7 +294,7 @@ func TestModel(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		ended := make(chan error, 1)
 		go func() { ended <- m.hub.Run(ctx) }()
-		defer func() { cancel(); <-ended }()
+		defer func() { cancel(); _ = <-ended }()
 		for range 3 {
 			st := &modelStream{s: m.hub.NewStream(), watchers: map[int64]*modelWatcher{}, taken: map[int64]bool{}}
 			defer st.s.Close()

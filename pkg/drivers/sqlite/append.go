@@ -153,13 +153,11 @@ func (l *Log) commit() error {
 		return l.fail(fmt.Errorf("%w: %w", eventlog.ErrFailed, err))
 	}
 	commit := func() error { return l.writer.exec("COMMIT") }
-	err := error(nil)
-	if l.onCommit != nil {
-		err = l.onCommit(commit)
-	} else {
-		err = commit()
+	if hook := l.onCommit; hook != nil {
+		real := commit
+		commit = func() error { return hook(real) }
 	}
-	if err != nil {
+	if err := commit(); err != nil {
 		return l.fail(fmt.Errorf("%w: commit: %w", eventlog.ErrFailed, err))
 	}
 	return nil

@@ -15,9 +15,10 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
-	"golang.org/x/sys/unix"
 )
 
 // The tests of this file run the test binary as a second process.

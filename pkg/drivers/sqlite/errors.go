@@ -4,9 +4,10 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/keelson-io/keelson/pkg/eventlog"
 	modernc "modernc.org/sqlite"
 	codes "modernc.org/sqlite/lib"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
 // The sentinels of Open, next to those of package eventlog.

@@ -12,9 +12,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sirupsen/logrus"
+
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
-	"github.com/sirupsen/logrus"
 )
 
 // quiet opens the log in dir without saying what is wrong with it.

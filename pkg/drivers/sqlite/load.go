@@ -4,8 +4,9 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/keelson-io/keelson/pkg/eventlog"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
 const (

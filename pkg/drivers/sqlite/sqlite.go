@@ -11,8 +11,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/sirupsen/logrus"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
 // FileName is the name of the database in the data directory. Next to it are

@@ -9,8 +9,9 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/keelson-io/keelson/pkg/eventlog"
 	"pgregory.net/rapid"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
 // testConcurrent reads in every way while batches are appended. Whatever was
@@ -42,7 +43,7 @@ func testConcurrent(t *testing.T, h Harness) {
 	check(func(floor int64) error {
 		head, err := s.log.Head(context.Background())
 		if err != nil || int64(head) < floor {
-			return fmt.Errorf("Head: %d, %w; %d was acknowledged", head, err, floor)
+			return fmt.Errorf("head: %d, %w; %d was acknowledged", head, err, floor)
 		}
 		return nil
 	})
