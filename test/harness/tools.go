@@ -3,9 +3,11 @@ package harness
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -41,6 +43,9 @@ var tools = map[string]tool{
 	"kube-apiserver": {"test/apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", KubeVersion, kubeLdflags},
 	"kubectl":        {"test/apiserver", "k8s.io/kubernetes/cmd/kubectl", KubeVersion, kubeLdflags},
 }
+
+// ToolNames returns the programs that BuildTool can build, in order.
+func ToolNames() []string { return slices.Sorted(maps.Keys(tools)) }
 
 // Tool returns the path of the named program (etcd, etcdctl, kube-apiserver,
 // kubectl), built from its Go module if the cache does not have it yet.
