@@ -120,7 +120,7 @@ func (p *Process) WaitReady(limit time.Duration, probe func(context.Context) err
 		}
 		select {
 		case <-p.done:
-			return fmt.Errorf("ended before it was ready: %v\n%s", p.err, p.LogTail(30))
+			return fmt.Errorf("ended with %s before it was ready\n%s", p.cmd.ProcessState, p.LogTail(30))
 		case <-ctx.Done():
 			return fmt.Errorf("not ready after %v: %w\n%s", limit, err, p.LogTail(30))
 		case <-tick.C:
