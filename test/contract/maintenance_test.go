@@ -3,10 +3,13 @@ package contract
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
@@ -18,6 +21,7 @@ var maintenance = []statement{
 	{name: "38_alarms", run: alarms},
 	{name: "39_members", run: members},
 	{name: "40_health_service", run: healthService},
+	{name: "40_too_many_pings", run: tooManyPings},
 	{name: "41_http", run: httpEndpoints},
 }
 
@@ -189,6 +193,33 @@ func healthService(e *env) {
 	equal(e, "health of the server", resp.Status, healthpb.HealthCheckResponse_SERVING)
 	_, err = healthpb.NewHealthClient(e.conn).Check(e.ctx, &healthpb.HealthCheckRequest{Service: "none.Such"})
 	e.fails("an unknown service", err, codes.NotFound, "unknown service")
+}
+
+// tooManyPings pings on a connection without a stream, which clients may not.
+func tooManyPings(e *env) {
+	conn, err := net.Dial("unix", e.srv.Socket)
+	must(e, err)
+	defer func() { _ = conn.Close() }()
+	must(e, conn.SetDeadline(time.Now().Add(time.Minute)))
+	_, err = conn.Write([]byte(http2.ClientPreface))
+	must(e, err)
+	framer := http2.NewFramer(conn, conn)
+	must(e, framer.WriteSettings())
+	// A server that has had enough may close before the last of them.
+	for i := range 10 {
+		if err := framer.WritePing(false, [8]byte{byte(i)}); err != nil {
+			break
+		}
+	}
+	for {
+		frame, err := framer.ReadFrame()
+		must(e, err)
+		if away, ok := frame.(*http2.GoAwayFrame); ok {
+			equal(e, "code", away.ErrCode, http2.ErrCodeEnhanceYourCalm)
+			equal(e, "reason", string(away.DebugData()), "too_many_pings")
+			return
+		}
+	}
 }
 
 func httpEndpoints(e *env) {
