@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -76,6 +77,10 @@ func StartServer(t testing.TB, backend Backend, args ...string) *Server {
 	}
 	s.args = append(s.args, args...)
 	t.Cleanup(func() {
+		// A server that is killed cannot say by its exit status that it raced.
+		if bytes.Contains(s.Log(), []byte("WARNING: DATA RACE")) {
+			t.Errorf("%s has a data race:\n%s", backend, s.Log())
+		}
 		if t.Failed() {
 			t.Logf("end of the log of %s:\n%s", backend, s.LogTail(25))
 		}
