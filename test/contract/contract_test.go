@@ -14,6 +14,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -89,7 +90,7 @@ func newEnv(t *testing.T, backend harness.Backend, args ...string) *env {
 // client returns a clientv3 client, which rebuilds errors from their text.
 func (e *env) client() *clientv3.Client {
 	e.Helper()
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{e.srv.Endpoint}, DialTimeout: 10 * time.Second})
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{e.srv.Endpoint}, Logger: zap.NewNop()})
 	must(e, err)
 	e.Cleanup(func() { _ = c.Close() })
 	return c
