@@ -26,8 +26,9 @@ import (
 	"github.com/keelson-io/keelson/test/harness"
 )
 
-// side is one of the two servers with the watcher of the running sequence.
+// side is one of the two servers.
 type side struct {
+	srv   *harness.Server
 	conn  *grpc.ClientConn
 	kv    pb.KVClient
 	watch pb.WatchClient
@@ -44,7 +45,7 @@ func newSide(t *testing.T, backend harness.Backend) *side {
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	return &side{
-		conn: conn, kv: pb.NewKVClient(conn), watch: pb.NewWatchClient(conn),
+		srv: srv, conn: conn, kv: pb.NewKVClient(conn), watch: pb.NewWatchClient(conn),
 		lease: pb.NewLeaseClient(conn), maint: pb.NewMaintenanceClient(conn),
 	}
 }
@@ -73,6 +74,8 @@ func TestDifferential(t *testing.T) {
 		same := false
 		defer func() {
 			if !same {
+				p.etcd.srv.Kill()
+				p.keelson.srv.Kill()
 				p = nil
 			}
 		}()
