@@ -97,8 +97,10 @@ func (ev *evaluation) addEvent(r *eventlog.Record, prev *entry) {
 		event.Type = mvccpb.Event_DELETE
 	}
 	if prev != nil && !prev.last.tombstone {
-		event.PrevKv = ev.previousKV(prev)
 		ev.superseded = append(ev.superseded, prev.last.seq)
+	}
+	if v, ok := prev.before(r.Revision.Main, r.CreateRevision); ok {
+		event.PrevKv = ev.filledKV(prev, v)
 	}
 	ev.events = append(ev.events, event)
 }
@@ -237,7 +239,7 @@ func (ev *evaluation) applyPut(r *pb.PutRequest) *pb.PutResponse {
 			record.Lease = prev.last.lease
 		}
 		if r.PrevKv {
-			resp.PrevKv = ev.previousKV(prev)
+			resp.PrevKv = ev.filledKV(prev, prev.last)
 		}
 	}
 	if record.Value == nil {
@@ -248,11 +250,11 @@ func (ev *evaluation) applyPut(r *pb.PutRequest) *pb.PutResponse {
 	return resp
 }
 
-// previousKV returns the newest version of e, its value to be filled in.
-func (ev *evaluation) previousKV(e *entry) *mvccpb.KeyValue {
+// filledKV returns version v of e, its value to be filled in.
+func (ev *evaluation) filledKV(e *entry, v version) *mvccpb.KeyValue {
 	kv := &mvccpb.KeyValue{}
-	e.kv(e.last, kv)
-	ev.fills = append(ev.fills, fill{e.last.seq, kv})
+	e.kv(v, kv)
+	ev.fills = append(ev.fills, fill{v.seq, kv})
 	return kv
 }
 
@@ -277,7 +279,7 @@ func (ev *evaluation) applyDelete(r *pb.DeleteRangeRequest) *pb.DeleteRangeRespo
 	}
 	for _, e := range entries {
 		if r.PrevKv {
-			resp.PrevKvs = append(resp.PrevKvs, ev.previousKV(e))
+			resp.PrevKvs = append(resp.PrevKvs, ev.filledKV(e, e.last))
 		}
 		ev.emitEvent(eventlog.Record{Kind: eventlog.KindDelete, Key: bytesOf(e.key)}, e)
 	}

@@ -183,7 +183,7 @@ func pastEvents(refs []revisionRef, prevKV bool, compacted int64) ([]*mvccpb.Eve
 			ref.entry.kv(v, event.Kv)
 			fills = append(fills, fill{v.seq, event.Kv})
 		}
-		if prev, ok := ref.entry.previous(ref.index); ok && prevKV && ref.entry.kept(ref.index-1, compacted) {
+		if prev, ok := ref.entry.before(v.main, v.create); ok && prevKV && v.main > compacted {
 			event.PrevKv = &mvccpb.KeyValue{}
 			ref.entry.kv(prev, event.PrevKv)
 			fills = append(fills, fill{prev.seq, event.PrevKv})
@@ -205,7 +205,8 @@ type HashKV struct {
 // hashPage is how many values are in memory at a time while hashing.
 const hashPage = 1000
 
-// HashKV hashes the revisions up to revision, or the current one for 0.
+// HashKV hashes the revisions up to revision, or the current one for 0; up to
+// a negative one there are none, which etcd hashes, too.
 //
 // Source: etcd's kvHasher: CRC-32C over "key" and, for every revision in
 // order, its 17-byte key (18 with a tombstone's "t") and marshalled KeyValue.
@@ -223,9 +224,9 @@ func (s *Store) hashState(ctx context.Context, st *state, revision int64) (HashK
 	switch {
 	case revision > st.revision:
 		return HashKV{}, ErrFutureRev
-	case revision <= 0:
+	case revision == 0:
 		revision = st.revision
-	case revision < st.compacted:
+	case revision > 0 && revision < st.compacted:
 		return HashKV{}, ErrCompacted
 	}
 	crc := crc32.New(crc32.MakeTable(crc32.Castagnoli))

@@ -100,8 +100,8 @@ func (m *model) living(key, end string, rev int64) []change {
 // change appends a change of revision main to the history.
 func (m *model) change(c change) {
 	event := &mvccpb.Event{Kv: c.kv()}
-	if prev, ok := m.at(c.key, c.main); ok {
-		event.PrevKv = prev.kv()
+	if prev, ok := m.at(c.key, c.main-1); ok && c.create != c.main {
+		event.PrevKv = prev.kv() // the one before the txn
 	}
 	kind := eventlog.KindPut
 	if c.deleted {
@@ -534,9 +534,9 @@ func (m *model) hash(rev int64) (HashKV, error) {
 	switch {
 	case rev > m.revision:
 		return HashKV{}, ErrFutureRev
-	case rev <= 0:
+	case rev == 0:
 		rev = m.revision
-	case rev < m.compacted:
+	case rev > 0 && rev < m.compacted:
 		return HashKV{}, ErrCompacted
 	}
 	keep := m.living("\x00", "\x00", rev)

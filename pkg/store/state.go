@@ -95,13 +95,14 @@ func (e *entry) countAt(rev int64) int {
 	return 0
 }
 
-// previous returns the version before e.older[i], or before e.last for
-// i = len(e.older), if the key was alive then.
-func (e *entry) previous(i int) (version, bool) {
-	if i == 0 || e.older[i-1].tombstone {
+// before returns the version that an event of main revision main has as its
+// previous one: the one before the whole transaction, as etcd reads it, and
+// none for a put that creates the key. e may be nil.
+func (e *entry) before(main, create int64) (version, bool) {
+	if e == nil || create == main {
 		return version{}, false
 	}
-	return e.older[i-1], true
+	return e.at(main - 1)
 }
 
 // kv fills kv with everything of version v of e's key but the value.
