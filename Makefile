@@ -52,17 +52,25 @@ fuzz-short: ## run each fuzz target for FUZZTIME
 		done; \
 	done
 
+.PHONY: test-contract
+test-contract: ## the statements of etcd's contract, against keelson and a real etcd
+	$(MAKE) -C test harness contract
+
+.PHONY: test-differential
+test-differential: ## random requests, sent to keelson and to a real etcd
+	$(MAKE) -C test differential
+
 .PHONY: test-etcdctl
-test-etcdctl: build ## etcdctl 3.7.3 against bin/keelson
+test-etcdctl: ## a real etcdctl on keelson
 	$(MAKE) -C test etcdctl
 
-.PHONY: test-apiserver
-test-apiserver: build ## a real kube-apiserver on bin/keelson
-	$(MAKE) -C test apiserver
+.PHONY: test-crash
+test-crash: ## kill -9 under load, and linearizability
+	$(MAKE) -C test crash
 
-.PHONY: test-contract
-test-contract: build ## the same client tests against bin/keelson and a real etcd
-	$(MAKE) -C test contract
+.PHONY: test-apiserver
+test-apiserver: ## a real kube-apiserver and kubectl on keelson
+	$(MAKE) -C test apiserver
 
 .PHONY: clean
 clean: ## remove what was built
