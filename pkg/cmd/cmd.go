@@ -51,6 +51,9 @@ func report(err error, stderr io.Writer) int {
 	if !errors.As(err, &logged) {
 		fmt.Fprintln(stderr, "keelson:", err)
 	}
+	if errors.Is(err, embed.ErrConfig) {
+		return exitUsage // found only when it was used, such as a missing certificate
+	}
 	return exitFailed
 }
 
@@ -98,7 +101,7 @@ func newRoot(args, environ []string) *cobra.Command {
 	root.AddCommand(&cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return printVersion(cmd) },
 	})
 	return root
@@ -152,7 +155,12 @@ func run(ctx context.Context, c *config.Config) error {
 	ctx, restore := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer restore()
 	c.Server.Logger = log
-	server, err := embed.Start(ctx, c.Server)
+	// A signal may end the start; afterwards it is Close that stops.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	starting := context.AfterFunc(ctx, end)
+	server, err := embed.Start(life, c.Server)
+	starting()
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		log.Info("stopped by a signal before it was ready")
 		return nil

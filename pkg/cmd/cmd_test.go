@@ -183,6 +183,9 @@ func TestUsageErrors(t *testing.T) {
 		{[]string{"--client-cert-auth", "true"}, "--client-cert-auth=true"},
 		{[]string{"--config-file=none.yaml"}, "none.yaml"},
 		{[]string{"--datastore=postgres://localhost/k"}, "no Postgres driver yet"},
+		{[]string{"--quota-backend-bytes=4GB"}, "without a unit"},
+		{[]string{"--listen-client-urls=https://127.0.0.1:0"}, "https://127.0.0.1:0: this URL needs a certificate"},
+		{[]string{"version", "please"}, `unexpected argument "please"`},
 	} {
 		dir := t.TempDir()
 		code, stdout, stderr := outcome(t, dir, tt.args...)
@@ -192,6 +195,14 @@ func TestUsageErrors(t *testing.T) {
 		if made, _ := os.ReadDir(dir); len(made) > 0 {
 			t.Errorf("%v: made %v", tt.args, made)
 		}
+	}
+}
+
+// Nothing of the configuration itself says that a file is not there.
+func TestMissingCertificateIsUsage(t *testing.T) {
+	code, _, stderr := outcome(t, t.TempDir(), "--listen-client-urls=https://127.0.0.1:0", "--cert-file=none.crt", "--key-file=none.key")
+	if code != exitUsage || !strings.Contains(stderr, "none.crt") {
+		t.Errorf("exit code %d, %q", code, stderr)
 	}
 }
 
@@ -350,6 +361,8 @@ func TestTellsSystemd(t *testing.T) {
 	if got := next(); got != "STOPPING=1" {
 		t.Errorf("got %q", got)
 	}
+	p.says("a second signal stops at once")
+	p.says("all connections and the data are closed")
 	if code := p.ends(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}

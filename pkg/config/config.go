@@ -144,6 +144,9 @@ func explain(f *pflag.Flag, err error) string {
 	case "duration":
 		return "not a duration: write it with a unit, such as 10m or 1h30m"
 	case "int64", "uint", "uint32", "int":
+		if strings.HasSuffix(f.Name, "-bytes") {
+			return "not a whole number of bytes in range: write it without a unit"
+		}
 		return "not a whole number in range"
 	case "bool":
 		return "not true or false"

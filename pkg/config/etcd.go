@@ -43,7 +43,6 @@ var advice = map[string]string{
 	"memory-mlock":            "it does not lock memory: remove it, and switch swap off if that is what it was for",
 	"socket-reuse-port":       "one process serves the data, so that a port is not shared: remove it",
 	"socket-reuse-address":    "Go sets SO_REUSEADDR on listeners already: remove it",
-	"enable-grpc-gateway":     "it does not serve JSON over HTTP: use gRPC, for instance with etcdctl",
 	"feature-gates":           "it has none of etcd's feature gates: remove it",
 	"v2-deprecation":          "it never had the v2 API: remove it",
 	"enable-v2":               "it never had the v2 API: remove it",

@@ -45,6 +45,8 @@ func (c *Config) clientFlags(f *pflag.FlagSet) {
 	listVar(f, &s.ListenMetricsURLs, "listen-metrics-urls", "further `URLs` for /metrics and the health checks only")
 	f.Var((*modeValue)(&s.SocketMode), "unix-socket-mode", "permissions of unix sockets, octal `mode` (default 0600, with a group 0660)")
 	f.StringVar(&s.SocketGroup, "unix-socket-group", "", "`group` of unix sockets, name or number")
+	f.Var((*unsetValue)(&s.NoGRPCGateway), "enable-grpc-gateway", "serve JSON over HTTP too, at /v3/ of the client URLs")
+	f.Lookup("enable-grpc-gateway").NoOptDefVal = "true"
 	f.DurationVar(&s.WatchProgressNotifyInterval, "watch-progress-notify-interval", s.WatchProgressNotifyInterval, "`time` between the progress notifications of an idle watch")
 	f.DurationVar(&s.GRPCKeepAliveMinTime, "grpc-keepalive-min-time", s.GRPCKeepAliveMinTime, "shortest `time` between pings; a client that pings more often is disconnected")
 	f.DurationVar(&s.GRPCKeepAliveInterval, "grpc-keepalive-interval", s.GRPCKeepAliveInterval, "the server pings an idle client after this `time`; 0 is never")
@@ -155,3 +157,18 @@ func (m *metricsValue) String() string {
 	}
 	return "basic"
 }
+
+// unsetValue is a switch that sets what it points to when it is off.
+type unsetValue bool
+
+func (u *unsetValue) Set(text string) error {
+	on, err := strconv.ParseBool(text)
+	if err != nil {
+		return errors.New("use true or false")
+	}
+	*u = unsetValue(!on)
+	return nil
+}
+
+func (u *unsetValue) Type() string   { return "bool" }
+func (u *unsetValue) String() string { return strconv.FormatBool(!bool(*u)) }

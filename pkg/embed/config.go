@@ -82,6 +82,7 @@ type Config struct {
 	// (--metrics=extensive).
 	ExtensiveMetrics bool
 	EnablePprof      bool // --enable-pprof: /debug/pprof/ on the client and metrics URLs
+	NoGRPCGateway    bool // --enable-grpc-gateway=false: no JSON API on the client URLs
 
 	// DrainTimeout is how long requests under way may take once the server
 	// stops (--drain-timeout).
@@ -243,15 +244,18 @@ func (s *settings) resolveURLs() (err error) {
 	return nil
 }
 
-func (s *settings) secure() bool {
+func (s *settings) secure() bool { return s.firstSecure() != nil }
+
+// firstSecure is the first URL with TLS, or nil.
+func (s *settings) firstSecure() *listen.URL {
 	for _, list := range [][]listen.URL{s.client, s.metrics} {
-		for _, u := range list {
-			if u.Secure() {
-				return true
+		for i := range list {
+			if list[i].Secure() {
+				return &list[i]
 			}
 		}
 	}
-	return false
+	return nil
 }
 
 func (s *settings) resolveTLS() error {
@@ -269,7 +273,7 @@ func (s *settings) resolveTLS() error {
 	case len(t.AllowedHostnames) > 0 && t.TrustedCAFile == "":
 		return errors.New("--client-cert-allowed-hostname needs --client-cert-auth and --trusted-ca-file")
 	case s.secure() && t.CertFile == "":
-		return listen.ErrNoTLS
+		return fmt.Errorf("%s: %w", s.firstSecure(), listen.ErrNoTLS)
 	case t.CertFile != "" && !s.secure():
 		return errors.New("--cert-file is set but nothing listens with TLS: use https:// or unixs:// in --listen-client-urls")
 	}

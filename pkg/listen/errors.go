@@ -7,5 +7,5 @@ var (
 	ErrInUse = errors.New("the address is in use")
 
 	// ErrNoTLS: an https or unixs URL without a certificate.
-	ErrNoTLS = errors.New("the URL needs a certificate: set --cert-file and --key-file")
+	ErrNoTLS = errors.New("this URL needs a certificate: set --cert-file and --key-file")
 )
