@@ -100,15 +100,24 @@ func (st *state) rangeRequest(r *pb.RangeRequest, values valueFunc) (*pb.RangeRe
 		return resp, nil, nil
 	}
 
-	filtered := r.MinModRevision != 0 || r.MaxModRevision != 0 || r.MinCreateRevision != 0 || r.MaxCreateRevision != 0
+	filtered := hasFilters(r)
 	sorted := r.SortOrder != pb.RangeRequest_NONE && (r.SortTarget != pb.RangeRequest_KEY || r.SortOrder != pb.RangeRequest_ASCEND)
 	limit := int64(0)
 	if r.Limit > 0 && !filtered && !sorted {
 		limit = r.Limit
 	}
-	hits, more := st.collect(s, rev, limit, r)
-	if resp.Count = int64(len(hits)); filtered || more {
+	expected := int64(0)
+	if rev == st.revision { // then counting is cheap
+		expected = st.count(s, rev)
+	}
+	hits, more := st.collect(s, rev, limit, expected, r)
+	switch {
+	case rev == st.revision:
+		resp.Count = expected
+	case filtered || more:
 		resp.Count = st.count(s, rev)
+	default:
+		resp.Count = int64(len(hits))
 	}
 	if sorted || r.SortTarget != pb.RangeRequest_KEY {
 		if hits, err = sortFound(hits, r, values); err != nil {
@@ -139,16 +148,27 @@ func (st *state) rangeRequest(r *pb.RangeRequest, values valueFunc) (*pb.RangeRe
 	return resp, fills, nil
 }
 
+func hasFilters(r *pb.RangeRequest) bool {
+	return r.MinModRevision != 0 || r.MaxModRevision != 0 || r.MinCreateRevision != 0 || r.MaxCreateRevision != 0
+}
+
 // collect returns the living keys of the span at rev that pass the filters of
 // r, in order; limit+1 of them where limit > 0 leaves some out and the order
 // must see one more, as etcd's does; more says that some were left out.
-func (st *state) collect(s span, rev, limit int64, r *pb.RangeRequest) (hits []found, more bool) {
+// expected is how many there may be, or 0 if that is not known.
+func (st *state) collect(s span, rev, limit, expected int64, r *pb.RangeRequest) (hits []found, more bool) {
 	if s.empty() {
 		return nil, false
 	}
 	want := limit
 	if limit > 0 && r.SortTarget != pb.RangeRequest_KEY {
 		want++ // etcd sorts the limit+1 keys that it fetched
+	}
+	if limit > 0 {
+		expected = min(expected, limit)
+	}
+	if !hasFilters(r) {
+		hits = make([]found, 0, expected)
 	}
 	st.ascend(s, 0, func(e *entry) bool {
 		v, alive := e.at(rev)

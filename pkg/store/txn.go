@@ -146,7 +146,7 @@ func (ev *evaluation) checkTxnRange(r *pb.RangeRequest) error {
 	if err := checkRange(&ev.state, r); err != nil || r.SortTarget != pb.RangeRequest_VALUE {
 		return err
 	}
-	hits, _ := ev.state.collect(newSpan(r.Key, r.RangeEnd), readable(&ev.state, r.Revision), 0, &pb.RangeRequest{})
+	hits, _ := ev.state.collect(newSpan(r.Key, r.RangeEnd), readable(&ev.state, r.Revision), 0, 0, &pb.RangeRequest{})
 	seqs := make([]int64, len(hits))
 	for i, h := range hits {
 		seqs[i] = h.version.seq

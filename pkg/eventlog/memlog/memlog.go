@@ -20,6 +20,7 @@ type Disk struct {
 	records []eventlog.Record // in order of seq, less what Compact deleted
 	commits []commit          // of position i+1
 	head    eventlog.Head
+	bytes   int64 // of the keys and values of records
 	watch   []func(eventlog.Position)
 }
 
@@ -154,6 +155,7 @@ func (d *Disk) append(b *eventlog.Batch) error {
 			r.Value = append([]byte{}, r.Value...)
 		}
 		d.records = append(d.records, r)
+		d.bytes += size(r)
 		if r.Kind != eventlog.KindCompact {
 			d.head.Revision = max(d.head.Revision, r.Revision.Main)
 		}
@@ -227,7 +229,12 @@ func (l *Log) Compact(ctx context.Context, seqs []int64) error {
 	for _, seq := range seqs {
 		dead[seq] = true
 	}
-	d.records = slices.DeleteFunc(d.records, func(r eventlog.Record) bool { return dead[r.Seq] })
+	d.records = slices.DeleteFunc(d.records, func(r eventlog.Record) bool {
+		if dead[r.Seq] {
+			d.bytes -= size(r)
+		}
+		return dead[r.Seq]
+	})
 	return nil
 }
 
@@ -236,12 +243,10 @@ func (l *Log) Size() eventlog.Size {
 	d := l.disk
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	var n int64
-	for _, r := range d.records {
-		n += int64(len(r.Key) + len(r.Value))
-	}
-	return eventlog.Size{Total: n, InUse: n}
+	return eventlog.Size{Total: d.bytes, InUse: d.bytes}
 }
+
+func size(r eventlog.Record) int64 { return int64(len(r.Key) + len(r.Value)) }
 
 // Defragment implements eventlog.Log. There is nothing to give back.
 func (l *Log) Defragment(ctx context.Context) error { return l.check(ctx) }
