@@ -111,6 +111,9 @@ func TestConcurrent(t *testing.T) {
 	var readers, stopped sync.WaitGroup
 	for i := range 20 {
 		r := &reader{t: t, h: h, s: h.stream(), rng: rand.New(rand.NewPCG(uint64(i), 1)), next: map[int64]int64{}, turn: turn}
+		for range 5 {
+			r.create()
+		}
 		stopped.Add(1)
 		readers.Go(func() { r.run(stop, stopped.Done, final) })
 	}
