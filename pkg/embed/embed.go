@@ -52,6 +52,7 @@ type Server struct {
 	backend   *backend
 	api       *server.Server
 	grpc      *grpc.Server
+	gateway   *server.Gateway // nil: no JSON
 
 	mux, metricsMux *listen.Mux  // of the client and of the metrics URLs
 	http, metrics   *http.Server // what they take for HTTP

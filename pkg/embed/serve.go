@@ -17,7 +17,8 @@ import (
 	"github.com/keelson-io/keelson/pkg/server"
 )
 
-// Limits of HTTP connections, which serve probes and scrapes.
+// Limits of HTTP connections. There is none on the time of a request: the
+// JSON API has streams.
 const (
 	httpHeaderTimeout = 10 * time.Second
 	httpIdleTimeout   = 2 * time.Minute
@@ -62,7 +63,15 @@ func (s *Server) build() error {
 		handler.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 		handler.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	}
-	s.http = newHTTPServer(s.log, grpcOr(s.grpc, handler))
+	client := handler
+	if !set.NoGRPCGateway {
+		s.gateway = api.NewGateway()
+		client = http.NewServeMux()
+		client.Handle("/", handler)
+		client.Handle("/v3/", s.gateway)
+		client.Handle("/v3beta/", s.gateway)
+	}
+	s.http = newHTTPServer(s.log, grpcOr(s.grpc, client))
 	s.metrics = newHTTPServer(s.log, handler)
 	s.mux = listen.NewMux(s.log, 0)
 	s.metricsMux = listen.NewMux(s.log, 0)
@@ -94,6 +103,9 @@ func newHTTPServer(log *logrus.Entry, handler http.Handler) *http.Server {
 func (s *Server) serve() {
 	s.backend.run(s.fail)
 	s.serving.Go(func() { s.fail(s.grpc.Serve(s.mux.GRPC())) })
+	if s.gateway != nil {
+		s.serving.Go(func() { s.fail(s.grpc.Serve(s.gateway.Listener())) })
+	}
 	s.serving.Go(func() { s.fail(ignoreClosed(s.http.Serve(s.mux.HTTP()))) })
 	s.serving.Go(func() { s.fail(ignoreClosed(s.metrics.Serve(s.metricsMux.HTTP()))) })
 	for _, l := range s.listeners {
@@ -121,6 +133,9 @@ func (s *Server) shutdown() error {
 	s.backend.endWatches()
 	if !s.drain() {
 		s.log.WithField("drain-timeout", s.set.DrainTimeout.String()).Warn("requests still under way were cut off")
+	}
+	if s.gateway != nil {
+		_ = s.gateway.Close()
 	}
 	_ = s.mux.Close()
 	_ = s.metricsMux.Close()

@@ -240,7 +240,7 @@ func TestSlowRequestIsLogged(t *testing.T) {
 // Services that others register on the same gRPC server are counted together.
 func TestOtherServices(t *testing.T) {
 	m := startMember(t, memberOptions{})
-	info := &grpc.UnaryServerInfo{FullMethod: "/v3lockpb.Lock/Lock"}
+	info := &grpc.UnaryServerInfo{FullMethod: "/example.Other/Call"}
 	resp, err := m.server.interceptUnary(t.Context(), nil, info, func(context.Context, any) (any, error) { return 5, nil })
 	if resp != 5 || err != nil {
 		t.Fatalf("got %v, %v", resp, err)

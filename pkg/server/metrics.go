@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
@@ -37,6 +39,7 @@ type rpcMetrics struct {
 
 type rpcMethod struct {
 	service, method, kind string
+	waits                 bool // for other clients: slow by design
 
 	started, received, sent atomic.Int64
 	handled                 [codeCount]atomic.Int64
@@ -74,6 +77,8 @@ func (m *rpcMetrics) addMethods(services map[string]grpc.ServiceInfo) {
 			if m.seconds != nil {
 				r.seconds = m.seconds.WithLabelValues(r.service, r.method, r.kind)
 			}
+			r.waits = service == v3lockpb.Lock_ServiceDesc.ServiceName && method.Name == "Lock" ||
+				service == v3electionpb.Election_ServiceDesc.ServiceName && method.Name == "Campaign"
 			m.methods["/"+service+"/"+method.Name] = r
 		}
 	}
@@ -162,7 +167,7 @@ func (s *Server) interceptUnary(ctx context.Context, req any, info *grpc.UnarySe
 	}
 	took := time.Since(start)
 	r.done(err, took)
-	if s.cfg.SlowRequest > 0 && took > s.cfg.SlowRequest {
+	if s.cfg.SlowRequest > 0 && took > s.cfg.SlowRequest && !r.waits {
 		s.logSlow(ctx, r, took, err)
 	}
 	return resp, err

@@ -3,8 +3,10 @@
 //
 //	gRPC ─ metrics ─ validation ─┬─ KV, Maintenance ──▶ Store
 //	                             ├─ Lease ───────────▶ Store, Lessor
-//	                             └─ Watch ───────────▶ Hub
-//	HTTP ─ /health /livez /readyz /version /metrics
+//	                             ├─ Watch ───────────▶ Hub
+//	                             └─ Lock, Election ──▶ KV, Lease, Hub
+//	HTTP ─┬─ /health /livez /readyz /version /metrics
+//	      └─ /v3/ ─ Gateway ─▶ gRPC
 //
 // Requests are checked here as etcd checks them, in its order; what reaches
 // the store is valid. Errors become gRPC statuses here and only here
@@ -27,6 +29,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -210,6 +214,8 @@ func (s *Server) Register(g *grpc.Server) {
 	pb.RegisterMaintenanceServer(g, &maintenanceServer{Server: s})
 	pb.RegisterClusterServer(g, &clusterServer{Server: s})
 	pb.RegisterAuthServer(g, &authServer{Server: s})
+	v3lockpb.RegisterLockServer(g, &lockServer{claims: newClaims(s)})
+	v3electionpb.RegisterElectionServer(g, &electionServer{claims: newClaims(s)})
 	healthpb.RegisterHealthServer(g, healthServer{s.health, s.stopping})
 	s.rpcs.addMethods(g.GetServiceInfo())
 }
@@ -226,7 +232,7 @@ func (s *Server) SetReady(ready bool) {
 }
 
 // Stop tells clients to go: it makes the server not ready, for good, and ends
-// the keepalive and health streams, so that a graceful stop of the gRPC
+// the keepalive and health streams and those who wait for a lock, so that a graceful stop of the gRPC
 // server need not wait for them. (Watch streams end with their hub.)
 func (s *Server) Stop() {
 	s.stopOnce.Do(func() {
