@@ -32,7 +32,7 @@ type statement struct {
 func TestContract(t *testing.T) {
 	var all []statement
 	for _, part := range [][]statement{
-		validation, transactions, ranges, compaction, watches, leases, maintenance, history,
+		validation, transactions, ranges, compaction, watches, leases, maintenance, gateway, history,
 	} {
 		all = append(all, part...)
 	}
