@@ -90,6 +90,8 @@ func hashKVBounds(e *env) {
 	equal(e, "never compacted", hash(3).CompactRevision, -1)
 	_, err := e.maint.HashKV(e.ctx, &pb.HashKVRequest{Revision: 5})
 	e.fails("future", err, codes.OutOfRange, textFuture)
+	equal(e, "a negative revision", hash(-7).HashRevision, -7)
+	equal(e, "a negative revision has nothing", hash(-7).Hash, hashOf(e, nil))
 	e.compact(3)
 	equal(e, "compacted", hash(0).CompactRevision, 3)
 	equal(e, "at the compact revision", hash(3).HashRevision, 3)
