@@ -2,8 +2,10 @@ package crash
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -152,11 +154,22 @@ func linearizable(t *testing.T, backend harness.Backend) {
 	running.Wait()
 	result, info := porcupine.CheckOperationsVerbose(model.ToModel(), rec.operations, patience)
 	if result != porcupine.Ok {
-		file := t.Name()[len("TestLinearizable/"):] + "-history.html"
-		_ = porcupine.VisualizePath(model.ToModel(), info, file)
-		t.Fatalf("the history of %d operations is %s: see %s", len(rec.operations), result, file)
+		t.Fatalf("the history of %d operations is %s: see %s", len(rec.operations), result, visualize(t, info))
 	}
 	t.Logf("%d operations, %d of them answered", len(rec.operations), rec.answered.Load())
+}
+
+// visualize writes the history to a file that outlives the test.
+func visualize(t *testing.T, info porcupine.LinearizationInfo) string {
+	t.Helper()
+	f, err := os.CreateTemp("", "keelson-history-*.html") //nolint:usetesting // it is to be looked at afterwards
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(porcupine.Visualize(model.ToModel(), info, f), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return f.Name()
 }
 
 // recorder holds the history.
