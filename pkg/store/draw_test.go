@@ -102,15 +102,19 @@ func (w *world) compares() []*pb.Compare {
 	return all
 }
 
-// scope is what a transaction has drawn so far: etcd refuses two puts of one
-// key and a put of a key that is deleted, too.
+// scope is what a transaction has drawn so far. etcd refuses two puts of one
+// key, and a put of a key that is deleted, too; but a nested transaction may
+// delete what one beside it has put before.
 type scope struct {
-	puts    []string
-	deletes [][2]string
+	puts    []string    // of all levels
+	deletes [][2]string // of all levels
+	firm    []string    // puts that may not be deleted here: of this level, those around it, and those within
 }
 
-func (s *scope) clone() *scope {
-	return &scope{slices.Clone(s.puts), slices.Clone(s.deletes)}
+// clone returns the scope of a branch of a transaction nested in s, whose
+// other nested transactions' puts are not firm to it.
+func (s *scope) clone(level []string) *scope {
+	return &scope{slices.Clone(s.puts), slices.Clone(s.deletes), slices.Clone(level)}
 }
 
 func (s *scope) mayPut(key string) bool {
@@ -119,28 +123,33 @@ func (s *scope) mayPut(key string) bool {
 }
 
 func (s *scope) mayDelete(key, end string) bool {
-	return !slices.ContainsFunc(s.puts, func(put string) bool { return within(put, key, end) })
+	return !slices.ContainsFunc(s.firm, func(put string) bool { return within(put, key, end) })
 }
 
-// txnRequest draws a transaction that is valid within s.
-func (w *world) txnRequest(s *scope, depth int) *pb.TxnRequest {
+// txnRequest draws a transaction that is valid within s, where level has the
+// puts of the transactions around it.
+func (w *world) txnRequest(s *scope, level []string, depth int) *pb.TxnRequest {
 	r := &pb.TxnRequest{Compare: w.compares()}
-	success, failure := s.clone(), s.clone()
+	success, failure := s.clone(level), s.clone(level)
 	r.Success = w.operations(success, depth)
 	r.Failure = w.operations(failure, depth)
 	s.puts = slices.Concat(success.puts, failure.puts)
+	s.firm = slices.Concat(s.firm, success.firm, failure.firm)
 	s.deletes = slices.Concat(success.deletes, failure.deletes)
 	return r
 }
 
 func (w *world) operations(s *scope, depth int) []*pb.RequestOp {
 	var ops []*pb.RequestOp
+	level := slices.Clone(s.firm)
 	for range rapid.IntRange(0, 4).Draw(w.T, "ops") {
 		switch kind := rapid.IntRange(0, 9).Draw(w.T, "op"); {
 		case kind < 4:
 			put := w.putRequest()
 			if s.mayPut(string(put.Key)) {
 				s.puts = append(s.puts, string(put.Key))
+				s.firm = append(s.firm, string(put.Key))
+				level = append(level, string(put.Key))
 				ops = append(ops, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: put}})
 			}
 		case kind < 6:
@@ -149,10 +158,10 @@ func (w *world) operations(s *scope, depth int) []*pb.RequestOp {
 				s.deletes = append(s.deletes, [2]string{key, end})
 				ops = append(ops, &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: del}})
 			}
-		case kind < 9 || depth == 0:
+		case kind < 8 || depth == 0:
 			ops = append(ops, rangeOp(w.rangeRequest()))
 		default:
-			nested := w.txnRequest(s, depth-1)
+			nested := w.txnRequest(s, level, depth-1)
 			ops = append(ops, &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: nested}})
 		}
 	}

@@ -218,7 +218,7 @@ func (w *world) write(mayCompact bool) op {
 			func(m *model) (proto.Message, error) { return m.compact(r.Revision) },
 		}
 	}
-	r := w.txnRequest(&scope{}, 2)
+	r := w.txnRequest(&scope{}, nil, 2)
 	if readOnly, _ := isReadOnly(r); readOnly { // does not queue
 		r.Failure = append(r.Failure, &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: &pb.TxnRequest{}}})
 	}
