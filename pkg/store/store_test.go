@@ -12,6 +12,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 
+	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/eventlog/memlog"
 )
 
@@ -35,6 +36,15 @@ type fixture struct {
 
 func open(t testing.TB, disk *memlog.Disk, opt Options) *fixture {
 	t.Helper()
+	l := disk.Open(nil)
+	f := openOn(t, disk, l, opt)
+	f.log = l
+	return f
+}
+
+// openOn is open on a given log.
+func openOn(t testing.TB, disk *memlog.Disk, l eventlog.Log, opt Options) *fixture {
+	t.Helper()
 	f := &fixture{t: t, disk: disk}
 	opt.Logger = quiet()
 	opt.OnApply = func(a Applied) {
@@ -42,8 +52,7 @@ func open(t testing.TB, disk *memlog.Disk, opt Options) *fixture {
 		defer f.mu.Unlock()
 		f.events = append(f.events, a.Events...)
 	}
-	f.log = disk.Open(nil)
-	store, err := Open(t.Context(), f.log, opt)
+	store, err := Open(t.Context(), l, opt)
 	if err != nil {
 		t.Fatalf("Open: %v", err)
 	}

@@ -132,6 +132,34 @@ func checkPairs(ctx context.Context, s *Store, r *pb.RangeRequest) error {
 	return err
 }
 
+// TestStreamIsOfOneRevision: what is written between two chunks is not seen.
+func TestStreamIsOfOneRevision(t *testing.T) {
+	f := open(t, &memlog.Disk{}, Options{ChunkBytes: 1})
+	for i := range 30 {
+		f.put(fmt.Sprintf("k%02d", i), "old")
+	}
+	chunks, keys := 0, 0
+	err := f.RangeStream(t.Context(), &pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l")}, func(chunk *pb.RangeResponse) error {
+		for _, kv := range chunk.Kvs {
+			if string(kv.Value) != "old" || kv.Version != 1 {
+				t.Errorf("chunk %d: %v", chunks, kv)
+			}
+		}
+		chunks, keys = chunks+1, keys+len(chunk.Kvs)
+		if chunk.Header != nil && (chunk.Header.Revision != 31 || chunk.Count != 30) {
+			t.Errorf("the last chunk: revision %d, count %d", chunk.Header.Revision, chunk.Count)
+		}
+		for i := range 30 {
+			f.put(fmt.Sprintf("k%02d", i), "new")
+		}
+		f.put(fmt.Sprintf("kk%d", chunks), "new")
+		return nil
+	})
+	if err != nil || chunks < 3 || keys != 30 {
+		t.Fatalf("%d keys in %d chunks, %v", keys, chunks, err)
+	}
+}
+
 // verifyEvents holds every event's previous version against the event before.
 func verifyEvents(t *testing.T, f *fixture) {
 	t.Helper()

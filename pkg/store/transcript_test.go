@@ -161,7 +161,7 @@ func (p *player) play(line string, more *[]string) string {
 			Action: pb.AlarmRequest_AlarmAction(pb.AlarmRequest_AlarmAction_value[strings.ToUpper(w.pos[1])]),
 			Alarm:  pb.AlarmType(pb.AlarmType_value[strings.ToUpper(w.pos[2])]), MemberID: 1,
 		})
-		return show(err, func() string { return fmt.Sprint(resp.Alarms) })
+		return show(err, func() string { return showAlarms(resp.Alarms) })
 	case "history":
 		events, next, err := p.History(ctx, w.word(1), w.word(2), w.int("from"), 1000, true)
 		return show(err, func() string { return showEvents(events) + fmt.Sprintf("next %d", next) })
@@ -258,6 +258,14 @@ func show(err error, ok func() string) string {
 		return "error: " + err.Error()
 	}
 	return ok()
+}
+
+func showAlarms(alarms []*pb.AlarmMember) string {
+	s := "alarms:"
+	for _, a := range alarms {
+		s += fmt.Sprintf(" %v of %d", a.Alarm, a.MemberID)
+	}
+	return s
 }
 
 func showKV(kv *mvccpb.KeyValue) string {
