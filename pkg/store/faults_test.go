@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -177,15 +178,18 @@ func TestUnknownThenTaken(t *testing.T) {
 // and says so.
 func TestMissedCompaction(t *testing.T) {
 	disk := &memlog.Disk{}
-	behind := open(t, disk, Options{})
+	behind, err := Open(t.Context(), disk.Open(nil), Options{Logger: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
 	ahead := open(t, disk, Options{})
 	ahead.put("a", "1")
 	ahead.compact(ahead.put("a", "2"))
+	if err := behind.Run(t.Context()); !errors.Is(err, eventlog.ErrFailed) || !errors.Is(err, eventlog.ErrCompacted) {
+		t.Fatalf("Run: %v", err)
+	}
 	if _, err := behind.Put(t.Context(), &pb.PutRequest{Key: []byte("b")}); !errors.Is(err, ErrStopped) {
 		t.Fatalf("put: %v", err)
-	}
-	if err := behind.stop(); !errors.Is(err, eventlog.ErrFailed) || !errors.Is(err, eventlog.ErrCompacted) {
-		t.Fatalf("Run: %v", err)
 	}
 	if err := behind.Fence(t.Context()); !errors.Is(err, ErrStopped) {
 		t.Fatalf("Fence: %v", err)
@@ -213,19 +217,25 @@ func TestFenceUnderWrites(t *testing.T) {
 	disk := &memlog.Disk{}
 	other := open(t, disk, Options{})
 	other.put("a", "0")
-	writes := 0
+	var writing atomic.Bool
 	f, _ := openFaulty(t, disk, func(l *faultyLog) {
 		l.head = func() {
-			writes++
-			other.put("a", fmt.Sprint(writes))
+			if writing.Load() {
+				other.put("a", "more")
+			}
 		}
 	})
+	writing.Store(true)
 	before := other.get("a", 0)
 	resp, err := f.Txn(t.Context(), &pb.TxnRequest{
 		Compare: []*pb.Compare{{Key: []byte("a"), Target: pb.Compare_VERSION, Result: pb.Compare_EQUAL, TargetUnion: &pb.Compare_Version{Version: 0}}},
 		Success: []*pb.RequestOp{putOp("b", "")},
 		Failure: []*pb.RequestOp{rangeOp(&pb.RangeRequest{Key: []byte("a")})},
 	})
+	writing.Store(false)
+	if err := f.stop(); err != nil { // and with it any Head under way
+		t.Fatal(err)
+	}
 	if err != nil || resp.Succeeded {
 		t.Fatalf("txn: %v, %v", resp, err)
 	}
