@@ -19,6 +19,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 )
 
 // The test binary is the command when this variable is set.
@@ -220,6 +221,42 @@ func TestSecondStartNamesTheFirst(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "first.keelson", "keelson.db")); err != nil {
 		t.Error(err)
+	}
+}
+
+// A full disk that a checkpoint meets ends the process, although no write
+// hears of it, and what was acknowledged is there when it can start again.
+func TestFullDiskInACheckpoint(t *testing.T) {
+	dir := shortDir(t)
+	endpoint := "unix://" + filepath.Join(dir, "k.sock")
+	args := []string{"--data-dir", filepath.Join(dir, "data"), "--listen-client-urls", endpoint}
+	p := startProcess(t, dir, nil, args...)
+	p.says(ready)
+	c := connect(t, endpoint)
+	value := strings.Repeat("v", 1<<20)
+	if _, err := c.Put(t.Context(), "k", value); err != nil {
+		t.Fatal(err)
+	}
+	// No file may grow beyond this, as if the disk were full.
+	if err := unix.Prlimit(p.Process.Pid, unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 256 << 10, Max: unix.RLIM_INFINITY}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Defragment(t.Context(), endpoint); err == nil {
+		t.Error("defragmented a full disk")
+	}
+	p.says("keelson had to stop")
+	if code := p.ends(); code != exitFailed {
+		t.Errorf("exit code %d", code)
+	}
+	p = startProcess(t, dir, nil, args...)
+	p.says(ready)
+	resp, err := connect(t, endpoint).Get(t.Context(), "k")
+	if err != nil || len(resp.Kvs) != 1 || string(resp.Kvs[0].Value) != value {
+		t.Errorf("after the second start: %v", err)
+	}
+	p.signal(syscall.SIGTERM)
+	if code := p.ends(); code != 0 {
+		t.Errorf("exit code %d", code)
 	}
 }
 

@@ -116,6 +116,15 @@ func (b *backend) run(failed func(error)) {
 		failed(err)
 		return err
 	})
+	b.workersDone.Go(func() error {
+		// The store hears of it at its next write, which may be far.
+		select {
+		case <-b.data.Failed():
+			failed(b.data.Err())
+		case <-workers.Done():
+		}
+		return nil
+	})
 	b.hubDone.Go(func() error { return b.hub.Load().Run(hubCtx) })
 	b.workersDone.Go(func() error { return b.lessor.Run(workers) })
 	b.workersDone.Go(func() error {

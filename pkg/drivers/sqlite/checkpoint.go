@@ -149,7 +149,7 @@ func (l *Log) checkpointLoop() {
 // mishap takes an error that nobody waits for: it ends the log, or is logged.
 func (l *Log) mishap(err error) {
 	if err = l.fail(err); !errors.Is(err, eventlog.ErrFailed) && !errors.Is(err, eventlog.ErrCorrupt) {
-		l.logger.WithError(err).Warn("A checkpoint failed and will be tried again")
+		l.logger.WithError(err).Warn("a checkpoint failed and will be tried again")
 	}
 }
 
@@ -176,7 +176,10 @@ func (l *Log) checkpointPassive() error {
 	start := time.Now()
 	_, err := l.janitor.ints("PRAGMA wal_checkpoint(PASSIVE)")
 	l.checkpointTime.Add(int64(time.Since(start)))
-	return err
+	if err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	return nil
 }
 
 // checkpointIdle empties the WAL of a log that nobody has written to for a
@@ -220,7 +223,7 @@ func (l *Log) checkpointAll(pragma string) error {
 	if busy := res[0] != 0; busy {
 		l.nextTry = time.Now().Add(retryWait)
 		l.logger.WithField("wal_bytes", l.walBytes.Load()).
-			Warn("Another process reads the database in a long transaction: the WAL grows until it ends")
+			Warn("another process reads the database in a long transaction: the WAL grows until it ends")
 		return nil
 	}
 	l.checkpoints.Add(1)

@@ -35,7 +35,9 @@ func classify(err error) error {
 		// Our statements are constants that fit the schema: neither breaks
 		// unless what is stored is not what was written.
 		return fmt.Errorf("%w: %w", eventlog.ErrCorrupt, err)
-	case codes.SQLITE_FULL, codes.SQLITE_IOERR, codes.SQLITE_READONLY, codes.SQLITE_CANTOPEN, codes.SQLITE_PERM:
+	case codes.SQLITE_FULL:
+		return fmt.Errorf("%w: %w: free space on its file system and start again; what was acknowledged is there", eventlog.ErrFailed, err)
+	case codes.SQLITE_IOERR, codes.SQLITE_READONLY, codes.SQLITE_CANTOPEN, codes.SQLITE_PERM:
 		return fmt.Errorf("%w: %w", eventlog.ErrFailed, err)
 	}
 	return err

@@ -92,6 +92,7 @@ type Log struct {
 
 	head   atomic.Int64 // position; written by the holder of the token
 	failed atomic.Pointer[error]
+	ended  chan struct{} // closed after failed is set
 	done   chan struct{} // closed by Close
 	closed atomic.Bool
 
@@ -122,6 +123,7 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 		writing: make(chan struct{}, 1),
 		readers: make(chan *conn, readerCount),
 		kick:    make(chan struct{}, 1),
+		ended:   make(chan struct{}),
 		done:    make(chan struct{}),
 	}
 	if err := makeDir(dir); err != nil {
@@ -258,10 +260,7 @@ func (l *Log) check() error {
 	if l.closed.Load() {
 		return eventlog.ErrClosed
 	}
-	if err := l.failed.Load(); err != nil {
-		return *err
-	}
-	return nil
+	return l.Err()
 }
 
 // fail ends the log if err, which it returns classified, is one that leaves
@@ -281,8 +280,21 @@ func (l *Log) stop(err error) {
 		final = fmt.Errorf("%w: %w", eventlog.ErrFailed, err)
 	}
 	if l.failed.CompareAndSwap(nil, &final) {
-		l.logger.WithError(err).Error("The log has failed and takes no more calls")
+		l.logger.WithError(err).Error("the log has failed and takes no more calls")
+		close(l.ended)
 	}
+}
+
+// Failed is closed when the log has failed, which Err then explains: also
+// when that was in a checkpoint, for which nobody waits.
+func (l *Log) Failed() <-chan struct{} { return l.ended }
+
+// Err is why the log has failed, an ErrFailed, or nil.
+func (l *Log) Err() error {
+	if err := l.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // acquire takes the write token.
