@@ -1,6 +1,9 @@
 package differential
 
 import (
+	"bytes"
+	"slices"
+
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
@@ -16,7 +19,11 @@ func (s *sequence) request() proto.Message {
 	case 2:
 		return s.del()
 	case 3:
-		return s.txn(rapid.IntRange(0, 2).Draw(s.rt, "depth"))
+		r := s.txn(rapid.IntRange(0, 2).Draw(s.rt, "depth"))
+		if deletesToEnd(r) {
+			ignoreNothing(r)
+		}
+		return r
 	case 4:
 		// Physical, so that no hash sees a compaction on its way.
 		return &pb.CompactionRequest{Revision: s.revision(), Physical: true}
@@ -210,4 +217,27 @@ func (s *sequence) compare() *pb.Compare {
 		c.TargetUnion = &pb.Compare_Lease{Lease: s.leaseID(0)}
 	}
 	return c
+}
+
+// deletesToEnd says whether a txn deletes a range without end. etcd's check
+// lets such a txn put a key that it deletes, and where that put is to keep what
+// the key has, etcd ends itself, at each start anew.
+func deletesToEnd(r *pb.TxnRequest) bool {
+	return slices.ContainsFunc(slices.Concat(r.Success, r.Failure), func(op *pb.RequestOp) bool {
+		if txn := op.GetRequestTxn(); txn != nil {
+			return deletesToEnd(txn)
+		}
+		return bytes.Equal(op.GetRequestDeleteRange().GetRangeEnd(), []byte{0})
+	})
+}
+
+func ignoreNothing(r *pb.TxnRequest) {
+	for _, op := range slices.Concat(r.Success, r.Failure) {
+		if txn := op.GetRequestTxn(); txn != nil {
+			ignoreNothing(txn)
+		}
+		if put := op.GetRequestPut(); put != nil {
+			put.IgnoreValue, put.IgnoreLease = false, false
+		}
+	}
 }

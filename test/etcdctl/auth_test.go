@@ -1,0 +1,66 @@
+package etcdctl
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/keelson-io/keelson/test/harness"
+)
+
+// TestNoAuth has what `auth`, `user` and `role` say while authentication is
+// off and there are no users and roles.
+func TestNoAuth(t *testing.T) {
+	compare(t, func(s *session) {
+		s.do("auth status", "auth disable", "user list", "role list", "user get nobody", "role get nothing",
+			"auth status x", "user add", "role add", "role grant-permission a", "role grant-permission a none k",
+			"get k --user nobody:nothing", "auth", "user", "role")
+	})
+}
+
+// TestUnsupported has the commands that keelson does not have yet. Each fails
+// and says what is missing.
+func TestUnsupported(t *testing.T) {
+	s := newSession(t, harness.Keelson)
+	id, _, _ := strings.Cut(string(s.stdout("member", "list")), ",")
+	snapshot := filepath.Join(s.dir, "snapshot.db")
+	const auth = "users and roles are not supported"
+	for _, c := range []struct{ args, says string }{
+		{"auth enable", auth},
+		{"user add somebody:secret", auth},
+		{"user delete somebody", auth},
+		{"user passwd somebody --interactive=false", auth},
+		{"user grant-role somebody something", auth},
+		{"user revoke-role somebody something", auth},
+		{"role add something", auth},
+		{"role delete something", auth},
+		{"role grant-permission something readwrite key", auth},
+		{"role revoke-permission something key", auth},
+		{"snapshot save " + snapshot, "snapshots are not supported"},
+		{"member add another --peer-urls=http://127.0.0.1:1", "members cannot be added"},
+		{"member add another --learner --peer-urls=http://127.0.0.1:1", "members cannot be added"},
+		{"member remove " + id, "its only member cannot be removed"},
+		{"member update " + id + " --peer-urls=http://127.0.0.1:1", "cannot be given other peer URLs"},
+		{"downgrade validate 3.6.0", "downgrades are not supported"},
+		{"downgrade enable 3.6.0", "downgrades are not supported"},
+		{"downgrade cancel", "downgrades are not supported"},
+	} {
+		t.Run(c.args, func(t *testing.T) {
+			printed := s.run(t, step{args: c.args, stdin: "secret\n"})
+			if !strings.HasPrefix(printed, "exit: exit status") || !strings.Contains(printed, c.says) {
+				t.Errorf("%q is not an error that says %q", printed, c.says)
+			}
+			if strings.Count(strings.TrimSpace(printed), "\n") > 3 {
+				t.Errorf("%q is more than an error", printed)
+			}
+		})
+	}
+	// A backup that failed leaves nothing that looks like one.
+	if _, err := filepath.Glob(snapshot); err != nil {
+		t.Error(err)
+	}
+	if left, err := filepath.Glob(snapshot + "*"); err != nil || len(left) > 0 && !strings.HasSuffix(left[0], ".part") {
+		t.Errorf("the snapshot that failed left %q, %v", left, err)
+	}
+	s.quiet("put still 1", "get still")
+}
