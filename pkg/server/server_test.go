@@ -61,7 +61,7 @@ func quietLogger() *logrus.Entry {
 }
 
 // startMember runs a member until the test ends.
-func startMember(t *testing.T, opt memberOptions) *member {
+func startMember(t testing.TB, opt memberOptions) *member {
 	t.Helper()
 	// The member outlives t.Context: clean-ups run after that has ended.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -137,7 +137,7 @@ func startMember(t *testing.T, opt memberOptions) *member {
 	return m
 }
 
-func (m *member) dial(t *testing.T, listener *bufconn.Listener) {
+func (m *member) dial(t testing.TB, listener *bufconn.Listener) {
 	t.Helper()
 	dialer := func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }
 	var err error

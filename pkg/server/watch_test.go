@@ -117,8 +117,11 @@ func newWatchFixture(t *testing.T, opts watchOptions, hubOpts watch.Options) *wa
 	}
 	pb.RegisterWatchServer(f.server, newWatchServer(f.hub, header, opts))
 	listener := bufconn.Listen(1 << 16)
-	served := make(chan error, 1)
-	go func() { served <- f.server.Serve(listener) }()
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = f.server.Serve(listener) // an error if it is stopped before
+	}()
 	conn, err := grpc.NewClient("passthrough:///keelson", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<30)),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
@@ -130,7 +133,7 @@ func newWatchFixture(t *testing.T, opts watchOptions, hubOpts watch.Options) *wa
 		conn.Close()
 		f.stop()
 		f.server.Stop()
-		_ = <-served
+		<-served
 	})
 	return f
 }
