@@ -10,8 +10,8 @@ export KEELSON_CACHE ?= $(HOME)/.cache/keelson
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := $(KEELSON_CACHE)/bin/golangci-lint-$(GOLANGCI_VERSION)
 
-# Each fuzz target runs this long in fuzz-short.
-FUZZTIME ?= 10s
+# How long each fuzz target runs in fuzz-short: inputs (20000x) or time (10m).
+FUZZTIME ?= 20000x
 
 .DEFAULT_GOAL := help
 
