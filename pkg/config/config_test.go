@@ -191,6 +191,19 @@ func TestKeepAliveOff(t *testing.T) {
 	}
 }
 
+// The gateway is on unless it is switched off.
+func TestGatewaySwitch(t *testing.T) {
+	for args, off := range map[string]bool{"": false, "--enable-grpc-gateway": false, "--enable-grpc-gateway=true": false, "--enable-grpc-gateway=false": true} {
+		c, err := parse(strings.Fields(args), nil)
+		if err != nil || c.Server.NoGRPCGateway != off {
+			t.Errorf("%q: %+v, %v", args, c, err)
+		}
+	}
+	if _, err := parse([]string{"--enable-grpc-gateway=maybe"}, nil); err == nil || !strings.Contains(err.Error(), "not true or false") {
+		t.Errorf("neither: %v", err)
+	}
+}
+
 // etcdFlags are all flags of etcd 3.7.3.
 const etcdFlags = `
 advertise-client-urls auth-token auth-token-ttl auto-compaction-mode auto-compaction-retention auto-tls
