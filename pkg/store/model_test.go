@@ -278,7 +278,7 @@ func (m *model) txn(r *pb.TxnRequest) (proto.Message, error) {
 	}
 	taken := map[*pb.TxnRequest]bool{}
 	m.decide(r, taken)
-	if err := m.check(r, taken); err != nil {
+	if err := m.check(r, taken, new([]*pb.DeleteRangeRequest)); err != nil {
 		return nil, err
 	}
 	x := m.begin()
@@ -339,14 +339,22 @@ func taken(r *pb.TxnRequest, succeeded bool) []*pb.RequestOp {
 }
 
 // check makes the prechecks of the path taken, all on the state before.
-func (m *model) check(r *pb.TxnRequest, decided map[*pb.TxnRequest]bool) error {
+func (m *model) check(r *pb.TxnRequest, decided map[*pb.TxnRequest]bool, deletes *[]*pb.DeleteRangeRequest) error {
 	for _, op := range taken(r, decided[r]) {
 		var err error
 		switch op := op.Request.(type) {
 		case *pb.RequestOp_RequestPut:
-			err = m.checkPut(op.RequestPut)
+			put := op.RequestPut
+			err = m.checkPut(put)
+			for _, del := range *deletes {
+				if (put.IgnoreValue || put.IgnoreLease) && err == nil && within(string(put.Key), string(del.Key), string(del.RangeEnd)) {
+					err = ErrKeyNotFound
+				}
+			}
+		case *pb.RequestOp_RequestDeleteRange:
+			*deletes = append(*deletes, op.RequestDeleteRange)
 		case *pb.RequestOp_RequestTxn:
-			err = m.check(op.RequestTxn, decided)
+			err = m.check(op.RequestTxn, decided, deletes)
 		case *pb.RequestOp_RequestRange:
 			if rev := op.RequestRange.Revision; rev > m.revision {
 				err = ErrFutureRev

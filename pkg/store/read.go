@@ -29,6 +29,13 @@ func newSpan(key, end []byte) span {
 	return s
 }
 
+func (s span) contains(key string) bool {
+	if s.single {
+		return key == s.from
+	}
+	return key >= s.from && (s.unbounded || key < s.to)
+}
+
 func (s span) empty() bool { return !s.single && !s.unbounded && s.from >= s.to }
 
 // ascend calls fn for the entries of the span that were changed at or after

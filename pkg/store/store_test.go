@@ -420,3 +420,20 @@ func TestStopDrains(t *testing.T) {
 		t.Fatalf("%d puts were acknowledged, %d are there", acknowledged, resp.Count)
 	}
 }
+
+// TestPutTakesFromDeleted: a put that keeps the value or lease of a key which
+// its own transaction deletes is refused, whole.
+func TestPutTakesFromDeleted(t *testing.T) {
+	f := open(t, &memlog.Disk{}, Options{})
+	f.put("a", "1")
+	for _, put := range []*pb.PutRequest{{Key: []byte("a"), IgnoreValue: true}, {Key: []byte("a"), Value: []byte("2"), IgnoreLease: true}} {
+		_, err := f.Txn(t.Context(), &pb.TxnRequest{Success: []*pb.RequestOp{
+			{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte("A"), RangeEnd: []byte{0}}}},
+			{Request: &pb.RequestOp_RequestPut{RequestPut: put}},
+		}})
+		if !errors.Is(err, ErrKeyNotFound) {
+			t.Errorf("%v: %v", put, err)
+		}
+	}
+	f.wantGet("a", 0, "1 c2 m2 v1")
+}

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"slices"
+
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
@@ -16,7 +18,7 @@ func (ev *evaluation) txn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := ev.checkTxn(r, path); err != nil {
+	if _, err := ev.checkTxn(r, path, &[]span{}); err != nil {
 		return nil, err
 	}
 	resp, _ := ev.applyTxn(r, path)
@@ -119,8 +121,10 @@ func (ev *evaluation) comparePath(r *pb.TxnRequest, path []bool) ([]bool, error)
 }
 
 // checkTxn checks the operations on path and returns what of path is left
-// after r.
-func (ev *evaluation) checkTxn(r *pb.TxnRequest, path []bool) ([]bool, error) {
+// after r. deleted collects what is deleted on the way: a put that takes the
+// value or the lease of such a key has nothing to take it from. (etcd checks
+// that only on the state before, and ends in a panic.)
+func (ev *evaluation) checkTxn(r *pb.TxnRequest, path []bool, deleted *[]span) ([]bool, error) {
 	ops := branch(r, path[0])
 	path = path[1:]
 	for _, op := range ops {
@@ -129,9 +133,15 @@ func (ev *evaluation) checkTxn(r *pb.TxnRequest, path []bool) ([]bool, error) {
 		case *pb.RequestOp_RequestRange:
 			err = ev.checkTxnRange(op.RequestRange)
 		case *pb.RequestOp_RequestPut:
-			err = ev.checkPut(op.RequestPut)
+			put := op.RequestPut
+			takes := put.IgnoreValue || put.IgnoreLease
+			if err = ev.checkPut(put); err == nil && takes && slices.ContainsFunc(*deleted, func(s span) bool { return s.contains(stringOf(put.Key)) }) {
+				err = ErrKeyNotFound
+			}
+		case *pb.RequestOp_RequestDeleteRange:
+			*deleted = append(*deleted, newSpan(op.RequestDeleteRange.Key, op.RequestDeleteRange.RangeEnd))
 		case *pb.RequestOp_RequestTxn:
-			path, err = ev.checkTxn(op.RequestTxn, path)
+			path, err = ev.checkTxn(op.RequestTxn, path, deleted)
 		}
 		if err != nil {
 			return nil, err
