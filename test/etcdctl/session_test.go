@@ -21,7 +21,11 @@ type session struct {
 	*testing.T
 	srv        *harness.Server
 	transcript strings.Builder
+	hidden     []string // text and what stands for it, in turn
 }
+
+// hide lets the transcript show instead of a text.
+func (s *session) hide(text, instead string) { s.hidden = append(s.hidden, text, instead) }
 
 func newSession(t *testing.T, backend harness.Backend, args ...string) *session {
 	t.Helper()
@@ -79,7 +83,7 @@ func diff(want, got string) string {
 const entry = "$ "
 
 func (s *session) record(what, printed string) {
-	fmt.Fprintf(&s.transcript, "%s%s\n%s\n", entry, s.normalizeMore(what), s.normalizeMore(printed))
+	fmt.Fprintf(&s.transcript, "%s%s\n%s\n", entry, s.normalize(what), s.normalizeMore(printed))
 }
 
 // do runs commands, each with its arguments separated by spaces.
@@ -138,6 +142,7 @@ var (
 	}{
 		{regexp.MustCompile(`("(?:cluster_id|member_id|leader|ID)":)"(?:ID|N?[0-9a-f]+)"`), `${1}"N"`},
 		{regexp.MustCompile(`("(?:ClusterID|MemberID|Leader|ID)" : )(?:ID|N?[0-9a-f]+)`), "${1}N"},
+		{regexp.MustCompile(`(memberID"?:)[0-9]+`), "${1}N"},
 		{regexp.MustCompile(`([0-9.]+(?:µs|ms|s))\b`), "TIME"},
 	}
 	blanks = regexp.MustCompile(` +`)
@@ -148,6 +153,7 @@ var (
 func (s *session) normalizeMore(printed string) string {
 	// keelson without a cluster has no URL for peers.
 	printed = peerURL.ReplaceAllString(printed, "")
+	printed = strings.NewReplacer(s.hidden...).Replace(printed)
 	lines := strings.Split(printed, "\n")
 	for i, line := range lines {
 		for _, m := range moreIDs {
