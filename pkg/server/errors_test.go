@@ -208,6 +208,32 @@ func TestTimeouts(t *testing.T) {
 	}
 }
 
+// longRange is a store whose ranges take as long as took.
+type longRange struct {
+	Store
+	took time.Duration
+}
+
+func (s longRange) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	select {
+	case <-time.After(s.took):
+		return s.Store.Range(ctx, r)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// The limit is for a log that does not answer, not for the length of a list.
+func TestLongListIsNoTimeout(t *testing.T) {
+	m := startMember(t, memberOptions{
+		config: func(c *Config) { c.RequestTimeout = 20 * time.Millisecond },
+		wrap:   func(s Store) Store { return longRange{s, 50 * time.Millisecond} },
+	})
+	if _, err := m.kv.Range(short(t), &pb.RangeRequest{Key: []byte("k")}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestToStatus(t *testing.T) {
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -175,8 +175,8 @@ func (s *Server) interceptUnary(ctx context.Context, req any, info *grpc.UnarySe
 
 // logSlow says nothing of keys and values: they may be secrets.
 func (s *Server) logSlow(ctx context.Context, r *rpcMethod, took time.Duration, err error) {
-	entry := s.log.WithField("method", r.method).WithField("took", took).WithField("code", codeOf(err).String())
-	if p, ok := peer.FromContext(ctx); ok {
+	entry := s.log.WithField("method", r.method).WithField("took", took.Round(time.Millisecond).String()).WithField("code", codeOf(err).String())
+	if p, ok := peer.FromContext(ctx); ok && p.Addr.Network() != "unix" { // such a client has no name
 		entry = entry.WithField("client", p.Addr.String())
 	}
 	entry.Warn("slow request")
