@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/coreos/go-semver/semver"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
@@ -103,6 +104,26 @@ func (s *maintenanceServer) MoveLeader(_ context.Context, r *pb.MoveLeaderReques
 	return &pb.MoveLeaderResponse{}, nil
 }
 
-func (s *maintenanceServer) Downgrade(context.Context, *pb.DowngradeRequest) (*pb.DowngradeResponse, error) {
+// Downgrade refuses what etcd refuses, with its errors, and finds nothing to
+// cancel, as etcd does. What etcd would do is unimplemented.
+func (s *maintenanceServer) Downgrade(_ context.Context, r *pb.DowngradeRequest) (*pb.DowngradeResponse, error) {
+	switch r.Action {
+	case pb.DowngradeRequest_CANCEL:
+		return &pb.DowngradeResponse{Header: s.currentHeader(), Version: minorVersion(s.cfg.Version)}, nil
+	case pb.DowngradeRequest_VALIDATE, pb.DowngradeRequest_ENABLE:
+	default:
+		return nil, status.Error(codes.Unknown, "etcdserver: unknown method")
+	}
+	target, err := semver.NewVersion(r.Version)
+	if err != nil {
+		target, err = semver.NewVersion(r.Version + ".0")
+	}
+	if err != nil {
+		return nil, rpctypes.ErrGRPCWrongDowngradeVersionFormat
+	}
+	from, err := semver.NewVersion(s.cfg.Version)
+	if err != nil || target.Major != from.Major || target.Minor != from.Minor-1 {
+		return nil, rpctypes.ErrGRPCInvalidDowngradeTargetVersion
+	}
 	return nil, unimplemented("downgrades are not supported; install an older keelson if its release notes allow it")
 }

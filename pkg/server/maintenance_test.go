@@ -173,6 +173,14 @@ func TestAnswersWithoutPeersAndUsers(t *testing.T) {
 			_, err := m.maintenance.Downgrade(ctx, &pb.DowngradeRequest{Version: "3.6.0"})
 			return err
 		}, unimplemented},
+		{"Downgrade to what etcd 3.7 cannot be", func() error {
+			_, err := m.maintenance.Downgrade(ctx, &pb.DowngradeRequest{Action: pb.DowngradeRequest_ENABLE, Version: "3.5"})
+			return err
+		}, rpctypes.ErrGRPCInvalidDowngradeTargetVersion},
+		{"Downgrade to no version", func() error {
+			_, err := m.maintenance.Downgrade(ctx, &pb.DowngradeRequest{Version: "x"})
+			return err
+		}, rpctypes.ErrGRPCWrongDowngradeVersionFormat},
 		{"MemberAdd with bad URLs", func() error {
 			_, err := m.cluster.MemberAdd(ctx, &pb.MemberAddRequest{PeerURLs: []string{"://"}})
 			return err
