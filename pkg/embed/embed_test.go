@@ -348,3 +348,55 @@ func TestDrainTimeout(t *testing.T) {
 	}
 	t.Error("nothing says that a request was cut off")
 }
+
+// An operator reads in the log that the quota is used up, also after a
+// restart, and what has been done about it.
+func TestLogOfAlarmsAndCompaction(t *testing.T) {
+	dir := shortDir(t)
+	s, hook := start(t, Config{DataDir: dir, QuotaBackendBytes: 64 << 10})
+	c := clientOf(t, s)
+	ctx := timeout(t)
+	var err error
+	for err == nil {
+		_, err = c.Put(ctx, "k", strings.Repeat("v", 4<<10))
+	}
+	if !errors.Is(err, rpctypes.ErrNoSpace) {
+		t.Fatal(err)
+	}
+	logged(t, hook, "the quota is used up and writes are refused")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	s, hook = start(t, Config{DataDir: dir, QuotaBackendBytes: 64 << 10})
+	logged(t, hook, "the quota is used up and writes are refused")
+	c = clientOf(t, s)
+	got, err := c.Get(ctx, "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Compact(ctx, got.Header.Revision, clientv3.WithCompactPhysical()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.AlarmDisarm(ctx, &clientv3.AlarmMember{}); err != nil {
+		t.Fatal(err)
+	}
+	logged(t, hook, "an alarm was disarmed")
+	if _, err := c.Put(ctx, "k", "v"); err != nil {
+		t.Error(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	logged(t, hook, "compaction finished")
+}
+
+func logged(t *testing.T, hook *test.Hook, message string) {
+	t.Helper()
+	for _, e := range hook.AllEntries() {
+		if strings.Contains(e.Message, message) {
+			return
+		}
+	}
+	t.Errorf("nothing says %q", message)
+}

@@ -62,12 +62,12 @@ func (s *maintenanceServer) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.
 func (s *maintenanceServer) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
 	start := time.Now()
 	before := s.store.Size()
-	s.log.WithField("size", before.Total).Info("defragmentation starts")
+	s.log.WithField("bytes", before.Total).Info("defragmentation starts")
 	if err := s.store.Defragment(ctx); err != nil {
 		s.log.WithError(err).Warn("defragmentation failed")
 		return nil, toStatus(ctx, err)
 	}
-	s.log.WithField("size", s.store.Size().Total).Infof("defragmentation finished in %v", time.Since(start))
+	s.log.WithField("bytes", s.store.Size().Total).WithField("took", time.Since(start).Round(time.Millisecond).String()).Info("defragmentation finished")
 	return &pb.DefragmentResponse{}, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
@@ -401,6 +402,8 @@ func (s *Store) publish(ev *evaluation) {
 			if _, ok := ev.state.leases.Get(r.Lease); !ok {
 				applied.Revoked = append(applied.Revoked, r.Lease)
 			}
+		case eventlog.KindAlarmRaise, eventlog.KindAlarmDisarm:
+			s.logAlarm(r.Alarm, r.Kind == eventlog.KindAlarmRaise)
 		}
 	}
 	for _, seq := range ev.superseded {
@@ -408,6 +411,19 @@ func (s *Store) publish(ev *evaluation) {
 	}
 	s.install(ev.state)
 	s.opt.OnApply(applied)
+}
+
+// logAlarm tells the operator of an alarm that was raised or taken back.
+func (s *Store) logAlarm(kind int32, raised bool) {
+	log := s.opt.Logger.WithField("alarm", pb.AlarmType(kind).String())
+	switch {
+	case !raised:
+		log.Info("an alarm was disarmed")
+	case pb.AlarmType(kind) == pb.AlarmType_NOSPACE:
+		log.WithField("quota", s.opt.QuotaBytes).Warn("the quota is used up and writes are refused: compact, or delete keys and compact, then disarm the alarm")
+	default:
+		log.Warn("an alarm was raised")
+	}
 }
 
 // install makes st the state that readers see.

@@ -102,6 +102,11 @@ func (c *compactor) finish(through int64, stopped bool) {
 // not to be used any more.
 func (c *compactor) run(ctx context.Context) error {
 	defer c.finish(-1, true)
+	var (
+		start   time.Time   // of deleting what is not logged yet
+		deleted int         // records since then
+		logged  = int64(-1) // compact revision
+	)
 	for {
 		select {
 		case <-c.wake:
@@ -110,11 +115,22 @@ func (c *compactor) run(ctx context.Context) error {
 		}
 		for more := true; more; {
 			seqs, through := c.take()
+			if deleted == 0 {
+				start = time.Now()
+			}
 			if err := c.delete(ctx, seqs); err != nil || ctx.Err() != nil {
 				return err
 			}
-			if more = through < 0 && len(seqs) > 0; !more {
-				c.finish(through, false)
+			deleted += len(seqs)
+			if more = through < 0 && len(seqs) > 0; more {
+				continue
+			}
+			c.finish(through, false)
+			if through > logged && deleted > 0 {
+				c.logger.WithFields(logrus.Fields{
+					"compacted": through, "records": deleted, "took": time.Since(start).Round(time.Millisecond).String(),
+				}).Info("compaction finished")
+				logged, deleted = through, 0
 			}
 		}
 	}

@@ -124,6 +124,9 @@ func Open(ctx context.Context, log eventlog.Log, opt Options) (*Store, error) {
 	}
 	s.compactor = newCompactor(log, opt.Logger)
 	s.published.Store(&published{state: st, next: make(chan struct{})})
+	for _, a := range st.alarms {
+		s.logAlarm(a.alarm, true)
+	}
 	opt.OnApply(Applied{Revision: st.revision, Granted: s.Leases()})
 	return s, nil
 }
