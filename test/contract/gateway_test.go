@@ -15,6 +15,7 @@ import (
 )
 
 var gateway = []statement{
+	{name: "41_http2_prior_knowledge", run: priorKnowledge},
 	{name: "42_json_gateway", run: jsonGateway},
 	{name: "42_json_watch", run: jsonWatch},
 	{name: "43_lock", run: lockService},

@@ -1,0 +1,159 @@
+package contract
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc/status"
+
+	"github.com/keelson-io/keelson/test/harness"
+)
+
+// difference is something that keelson does not do as etcd does, on purpose.
+type difference struct {
+	name          string
+	run           func(*env) string
+	etcd, keelson string
+	args          []string // of the server
+}
+
+// differences are those that can be shown with both; docs/compatibility.md has
+// them all.
+var differences = []difference{
+	{
+		name: "invalid_before_quota", run: invalidBeforeQuota, args: []string{"--quota-backend-bytes=2097152"},
+		etcd: textNoSpace, keelson: textNoKey,
+	},
+	{
+		name: "quota_of_what_is_in_use", run: quotaInUse, args: []string{"--quota-backend-bytes=2097152"},
+		etcd: textNoSpace, keelson: "",
+	},
+	{name: "hash_is_of_the_content", run: hashOfContent, etcd: "false", keelson: "true"},
+	{name: "hashkv_at_a_compaction", run: hashAtCompaction, etcd: "compact revision -1", keelson: "compact revision 3"},
+	{name: "raft_term_and_index", run: raftNumbers, etcd: "term 2", keelson: "term 1, index +2 after two writes"},
+	{name: "no_peer_urls", run: peerURLs, etcd: "1", keelson: "0"},
+}
+
+func TestDifferences(t *testing.T) {
+	for _, backend := range harness.Backends(t) {
+		t.Run(string(backend), func(t *testing.T) {
+			for _, d := range differences {
+				t.Run(d.name, func(t *testing.T) {
+					t.Parallel()
+					want := d.etcd
+					if backend == harness.Keelson {
+						want = d.keelson
+					}
+					e := newEnv(t, backend, d.args...)
+					equal(e, string(backend), d.run(e), want)
+				})
+			}
+		})
+	}
+}
+
+// fillQuota puts values until one is refused, and returns the last revision.
+func (e *env) fillQuota() int64 {
+	e.Helper()
+	value := []byte(strings.Repeat("v", 256<<10))
+	for i := range 100 {
+		if _, err := e.kv.Put(e.ctx, &pb.PutRequest{Key: []byte(fmt.Sprintf("k%02d", i)), Value: value}); err != nil {
+			e.fails("past the quota", err, status.Code(err), textNoSpace)
+			return e.rev()
+		}
+	}
+	e.Fatal("there is no quota")
+	return 0
+}
+
+func text(err error) string { return status.Convert(err).Message() }
+
+func invalidBeforeQuota(e *env) string {
+	e.fillQuota()
+	_, err := e.kv.Put(e.ctx, &pb.PutRequest{Value: make([]byte, 1<<20)})
+	return text(err)
+}
+
+// quotaInUse puts again after what filled the quota was deleted and compacted,
+// with no defragmentation.
+func quotaInUse(e *env) string {
+	rev := e.fillQuota()
+	e.del("k", "l")
+	e.compact(rev + 1)
+	raised, err := e.maint.Alarm(e.ctx, &pb.AlarmRequest{Alarm: pb.AlarmType_NOSPACE})
+	must(e, err)
+	for _, alarm := range raised.Alarms {
+		_, err := e.maint.Alarm(e.ctx, &pb.AlarmRequest{
+			Action: pb.AlarmRequest_DEACTIVATE, MemberID: alarm.MemberID, Alarm: pb.AlarmType_NOSPACE,
+		})
+		must(e, err)
+	}
+	_, err = e.kv.Put(e.ctx, &pb.PutRequest{Key: []byte("again"), Value: make([]byte, 1<<20)})
+	return text(err)
+}
+
+func hashOfContent(e *env) string {
+	e.put("a", "1")
+	hash, err := e.maint.Hash(e.ctx, &pb.HashRequest{})
+	must(e, err)
+	kv, err := e.maint.HashKV(e.ctx, &pb.HashKVRequest{})
+	must(e, err)
+	return fmt.Sprint(hash.Hash == kv.Hash)
+}
+
+func hashAtCompaction(e *env) string {
+	e.put("a", "1")
+	e.put("a", "2")
+	e.put("a", "3")
+	e.compact(3)
+	resp, err := e.maint.HashKV(e.ctx, &pb.HashKVRequest{Revision: 3})
+	must(e, err)
+	return fmt.Sprint("compact revision ", resp.CompactRevision)
+}
+
+func raftNumbers(e *env) string {
+	before, err := e.maint.Status(e.ctx, &pb.StatusRequest{})
+	must(e, err)
+	e.put("a", "1")
+	e.grant(0, 100)
+	after, err := e.maint.Status(e.ctx, &pb.StatusRequest{})
+	must(e, err)
+	term := fmt.Sprint("term ", after.RaftTerm)
+	equal(e, "the term in the header", fmt.Sprint("term ", after.Header.RaftTerm), term)
+	if e.srv.Backend == harness.Etcd {
+		return term // its index moves by itself, too
+	}
+	equal(e, "applied index", after.RaftAppliedIndex, after.RaftIndex)
+	return fmt.Sprintf("%s, index +%d after two writes", term, after.RaftIndex-before.RaftIndex)
+}
+
+func peerURLs(e *env) string {
+	list, err := e.cluster.MemberList(e.ctx, &pb.MemberListRequest{})
+	must(e, err)
+	return fmt.Sprint(len(list.Members[0].PeerURLs))
+}
+
+// priorKnowledge asks for /health as `curl --http2-prior-knowledge` does: HTTP/2
+// in plain text is taken for gRPC.
+func priorKnowledge(e *env) {
+	var dialer net.Dialer
+	transport := &http.Transport{
+		Protocols: new(http.Protocols),
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "unix", e.srv.Socket)
+		},
+	}
+	transport.Protocols.SetUnencryptedHTTP2(true)
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(e.ctx, http.MethodGet, "http://localhost/health", http.NoBody)
+	must(e, err)
+	resp, err := (&http.Client{Transport: transport}).Do(req)
+	must(e, err)
+	must(e, resp.Body.Close())
+	equal(e, "status", resp.StatusCode, http.StatusUnsupportedMediaType)
+}
