@@ -155,6 +155,18 @@ func TestTLSPortSpeaksAll(t *testing.T) {
 			t.Errorf("got %q", got)
 		}
 	})
+	t.Run("h2 alone is gRPC", func(t *testing.T) {
+		transport := &http.Transport{TLSClientConfig: trust.Clone(), Protocols: new(http.Protocols)}
+		transport.Protocols.SetHTTP2(true)
+		resp, err := clientOf(transport).Get("https://" + addr + "/health")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusUnsupportedMediaType {
+			t.Errorf("status %s", resp.Status)
+		}
+	})
 	t.Run("http/1.1", func(t *testing.T) {
 		only := trust.Clone()
 		only.NextProtos = []string{"http/1.1"}
