@@ -7,6 +7,7 @@ package contract
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -30,12 +31,7 @@ type statement struct {
 }
 
 func TestContract(t *testing.T) {
-	var all []statement
-	for _, part := range [][]statement{
-		validation, transactions, ranges, compaction, watches, leases, maintenance, gateway, history,
-	} {
-		all = append(all, part...)
-	}
+	all := statements()
 	for _, backend := range harness.Backends(t) {
 		t.Run(string(backend), func(t *testing.T) {
 			for _, s := range all {
@@ -46,6 +42,10 @@ func TestContract(t *testing.T) {
 			}
 		})
 	}
+}
+
+func statements() []statement {
+	return slices.Concat(validation, transactions, ranges, compaction, watches, leases, maintenance, gateway, history)
 }
 
 // env is one server with raw clients on it, so that a test sees the status and
