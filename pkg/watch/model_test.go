@@ -294,7 +294,12 @@ func TestModel(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		ended := make(chan error, 1)
 		go func() { ended <- m.hub.Run(ctx) }()
-		defer func() { cancel(); _ = <-ended }()
+		defer func() {
+			cancel()
+			if err := <-ended; err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		}()
 		for range 3 {
 			st := &modelStream{s: m.hub.NewStream(), watchers: map[int64]*modelWatcher{}, taken: map[int64]bool{}}
 			defer st.s.Close()

@@ -154,8 +154,8 @@ func (l *Log) commit() error {
 	}
 	commit := func() error { return l.writer.exec("COMMIT") }
 	if hook := l.onCommit; hook != nil {
-		real := commit
-		commit = func() error { return hook(real) }
+		once := commit
+		commit = func() error { return hook(once) }
 	}
 	if err := commit(); err != nil {
 		return l.fail(fmt.Errorf("%w: commit: %w", eventlog.ErrFailed, err))

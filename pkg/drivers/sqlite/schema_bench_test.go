@@ -19,8 +19,6 @@ type variant struct {
 	page   int
 	vacuum string
 	schema []string
-	// insert takes seq, revision, batch id, header, key and value.
-	insert string
 	second string // takes seq and value, when values have a table of their own
 	multi  int    // rows to an INSERT
 	load   string
