@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -163,8 +164,8 @@ func (m *Mux) sort(raw net.Conn, certs *Certs) {
 
 func (m *Mux) reject(conn net.Conn, err error) {
 	log := m.log.WithError(err).WithField("remote-addr", conn.RemoteAddr().String())
-	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET) {
-		log.Debug("connection ended before it said anything") // a TCP health check
+	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, os.ErrDeadlineExceeded) {
+		log.Debug("connection ended before it said anything") // a TCP health check, or a flood of idle ones
 	} else {
 		log.Warn("rejected connection")
 	}

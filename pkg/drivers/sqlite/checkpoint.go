@@ -130,6 +130,8 @@ func (l *Log) checkpointLoop() {
 	defer l.stopped.Done()
 	idle := time.NewTicker(idleAfter / 2)
 	defer idle.Stop()
+	place := time.NewTicker(placeEvery)
+	defer place.Stop()
 	for {
 		var err error
 		select {
@@ -139,6 +141,10 @@ func (l *Log) checkpointLoop() {
 			err = l.checkpointBeside()
 		case <-idle.C:
 			err = l.checkpointIdle()
+		case <-place.C:
+			if l.failed.Load() == nil {
+				err = l.checkPlace()
+			}
 		}
 		if err != nil && !errors.Is(err, eventlog.ErrClosed) {
 			l.mishap(err)

@@ -345,3 +345,62 @@ func TestSynchronous(t *testing.T) {
 		}
 	}
 }
+
+// TestFilesGone: files that somebody removes or replaces end the log at the
+// next look, or at Close, instead of taking batches that nobody will see.
+func TestFilesGone(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		harm func(path string) error
+		want string
+	}{
+		{"directory", func(path string) error { return os.RemoveAll(filepath.Dir(path)) }, "removed"},
+		{"database", os.Remove, "removed"},
+		{"wal", func(path string) error { return os.Remove(path + "-wal") }, "removed"},
+		{"lock", func(path string) error { return os.Remove(path + ".lock") }, "removed"},
+		{"replaced", func(path string) error {
+			return errors.Join(os.Rename(path, path+".old"), os.WriteFile(path, nil, 0o600))
+		}, "another file"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, noticed := range []bool{true, false} {
+				l := mustOpen(t, filepath.Join(t.TempDir(), "data"))
+				appendPuts(t, l, 1, 10)
+				if err := l.checkPlace(); err != nil {
+					t.Fatal(err)
+				}
+				if err := tt.harm(l.path); err != nil {
+					t.Fatal(err)
+				}
+				if noticed {
+					l.mishap(l.checkPlace())
+					<-l.Failed()
+					if err := l.Err(); !errors.Is(err, eventlog.ErrFailed) || !strings.Contains(err.Error(), tt.want) {
+						t.Errorf("got %v", err)
+					}
+					_ = l.Close()
+				} else if err := l.Close(); !errors.Is(err, eventlog.ErrFailed) || !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("Close: %v", err)
+				}
+			}
+		})
+	}
+}
+
+// TestBlame: what looks like corruption on a disk that does not answer is the
+// disk's failure.
+func TestBlame(t *testing.T) {
+	l := mustOpen(t, filepath.Join(t.TempDir(), "data"))
+	defer l.Close()
+	damage := fmt.Errorf("%w: damaged", eventlog.ErrCorrupt)
+	if err := l.blame(damage); !errors.Is(err, eventlog.ErrCorrupt) || errors.Is(err, eventlog.ErrFailed) {
+		t.Errorf("with a disk that answers: %v", err)
+	}
+	path := l.path
+	l.path = filepath.Dir(path) // reading a directory is an error
+	err := l.blame(damage)
+	l.path = path
+	if !errors.Is(err, eventlog.ErrFailed) || errors.Is(err, eventlog.ErrCorrupt) {
+		t.Errorf("with one that does not: %v", err)
+	}
+}

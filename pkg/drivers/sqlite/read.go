@@ -48,7 +48,7 @@ func (l *Log) read(ctx context.Context, fn func(*conn) error) error {
 	}
 	// A damaged record is its reader's business: others may still be read. A
 	// disk that does not answer is everybody's.
-	if err = classify(err); errors.Is(err, eventlog.ErrFailed) {
+	if err = l.blame(err); errors.Is(err, eventlog.ErrFailed) {
 		l.stop(err)
 	}
 	return err

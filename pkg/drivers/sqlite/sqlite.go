@@ -63,6 +63,7 @@ type Log struct {
 	sync   Synchronous
 	logger *logrus.Entry
 	lock   *fileLock
+	files  map[string]fs.FileInfo // by path; set by Open
 
 	// writing holds the one token that allows to write. Waiters get it in
 	// the order in which they came. writers counts the Appends that wait.
@@ -132,7 +133,10 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 	if l.lock, err = lockFile(path + ".lock"); err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	if err := l.open(); err != nil {
+	if err = l.open(); err == nil {
+		err = l.notePlace()
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", path, classify(err)), l.closeConns(), l.lock.release())
 	}
 	l.writing <- struct{}{}
@@ -266,7 +270,7 @@ func (l *Log) check() error {
 // fail ends the log if err, which it returns classified, is one that leaves
 // its durability or its content in doubt.
 func (l *Log) fail(err error) error {
-	err = classify(err)
+	err = l.blame(err)
 	if errors.Is(err, eventlog.ErrFailed) || errors.Is(err, eventlog.ErrCorrupt) {
 		l.stop(err)
 	}
@@ -345,7 +349,8 @@ func (l *Log) Head(ctx context.Context) (eventlog.Position, error) {
 	return eventlog.Position(l.head.Load()), nil
 }
 
-// Close implements eventlog.Log. It waits for what is under way.
+// Close implements eventlog.Log. It waits for what is under way. An error may
+// say that acknowledged batches are lost, since the files were removed.
 func (l *Log) Close() error {
 	if !l.closed.CompareAndSwap(false, true) {
 		return eventlog.ErrClosed
@@ -353,7 +358,11 @@ func (l *Log) Close() error {
 	close(l.done)
 	l.stopped.Wait()
 	<-l.writing
-	return errors.Join(l.closeConns(), l.lock.release())
+	var place error
+	if l.failed.Load() == nil {
+		place = l.checkPlace()
+	}
+	return errors.Join(place, l.closeConns(), l.lock.release())
 }
 
 // closeConns closes the connections, the writer last: the last one to close
