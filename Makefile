@@ -56,6 +56,10 @@ fuzz-short: ## run each fuzz target for FUZZTIME
 test-contract: ## the statements of etcd's contract, against keelson and a real etcd
 	$(MAKE) -C test harness contract
 
+.PHONY: test-gateway
+test-gateway: ## the JSON gateway and clientv3/concurrency, on keelson and on a real etcd
+	$(MAKE) -C test gateway
+
 .PHONY: test-differential
 test-differential: ## random requests, sent to keelson and to a real etcd
 	$(MAKE) -C test differential

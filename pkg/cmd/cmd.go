@@ -147,6 +147,7 @@ func run(ctx context.Context, c *config.Config) error {
 		ctx = context.Background()
 	}
 	log := logrus.NewEntry(logger)
+	catchGRPCLog(log)
 	log.WithFields(logrus.Fields{"version": version.Version(), "commit": version.Commit(), "pid": os.Getpid()}).Info("starting keelson")
 	for _, warning := range c.Warnings {
 		log.Warn(warning)

@@ -209,6 +209,19 @@ func TestGatewayCrossOrigin(t *testing.T) {
 	}
 }
 
+// There are no WebSockets, and nothing else that begins with a GET.
+func TestGatewayMethods(t *testing.T) {
+	g := newGateway(t, memberOptions{})
+	req := httptest.NewRequestWithContext(g.ctx, http.MethodGet, "/v3/watch", nil)
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", "websocket")
+	rec := httptest.NewRecorder()
+	g.ServeHTTP(rec, req)
+	if got := compact(t, rec.Body.Bytes()); rec.Code != http.StatusNotImplemented || got != `{"code":12,"message":"Method Not Allowed"}` {
+		t.Errorf("%d %s", rec.Code, got)
+	}
+}
+
 func TestGatewayClosed(t *testing.T) {
 	g := newGateway(t, memberOptions{})
 	if err := g.Close(); err != nil {
