@@ -22,6 +22,7 @@ type session struct {
 	srv        *harness.Server
 	transcript strings.Builder
 	hidden     []string // text and what stands for it, in turn
+	noStderr   bool     // of what is started
 }
 
 // hide lets the transcript show instead of a text.
@@ -206,6 +207,9 @@ func (s *session) start(argv []string, env ...string) *live {
 		cmd: s.command(ctx, argv...), done: make(chan error, 1), in: in, changed: make(chan struct{}),
 	}
 	l.cmd.Stdin, l.cmd.Stdout, l.cmd.Stderr = stdin, l, l
+	if s.noStderr {
+		l.cmd.Stderr = nil
+	}
 	l.cmd.Env = append(os.Environ(), env...)
 	if err := l.cmd.Start(); err != nil {
 		s.Fatal(err)
