@@ -19,6 +19,8 @@ type request struct {
 	eval func(*evaluation) error
 	err  error
 	done chan struct{} // closed when err and what eval has set are final
+
+	fills []fill // values that its response and events wait for; the committer's
 }
 
 // maxQueuedBytes bounds what the requests in the queue and in the batch under
@@ -189,7 +191,7 @@ func (s *Store) commit(ctx context.Context, requests []*request) error {
 		base := s.now().position
 		ev, err := s.evaluate(ctx, requests)
 		if err == nil {
-			err = s.append(ctx, ev, len(requests), &fence)
+			err = s.append(ctx, ev, requests, &fence)
 		}
 		if err == nil {
 			answer(requests, nil)
@@ -249,6 +251,7 @@ func (s *Store) refuse(requests []*request, err error) error {
 func (s *Store) evaluate(ctx context.Context, requests []*request) (*evaluation, error) {
 	ev := newEvaluation(s.now(), s.values.cache.get, quota{s.opt.QuotaBytes, s.log.Size().InUse, s.opt.MemberID})
 	for _, r := range requests {
+		first := len(ev.fills)
 		for {
 			ev.begin()
 			r.err = r.eval(ev)
@@ -257,11 +260,16 @@ func (s *Store) evaluate(ctx context.Context, requests []*request) (*evaluation,
 				break
 			}
 			read, err := s.values.read(ctx, need.seqs)
+			if isDamage(err) {
+				r.err = err
+				break
+			}
 			if err != nil {
 				return nil, err
 			}
 			ev.learn(need.seqs, read)
 		}
+		r.fills = ev.fills[first:len(ev.fills):len(ev.fills)]
 		if r.err != nil && ev.sub > 0 {
 			panic(fmt.Sprintf("store: a request failed after it had changed something: %v", r.err))
 		}
@@ -272,7 +280,7 @@ func (s *Store) evaluate(ctx context.Context, requests []*request) (*evaluation,
 // append makes the batch of ev durable and publishes its state. Values that
 // responses and events wait for are read from the log meanwhile. For fence see
 // appendRecords.
-func (s *Store) append(ctx context.Context, ev *evaluation, requests int, fence *eventlog.Position) error {
+func (s *Store) append(ctx context.Context, ev *evaluation, requests []*request, fence *eventlog.Position) error {
 	missing := ev.missing()
 	read := make(chan error, 1)
 	if len(missing) > 0 {
@@ -281,19 +289,19 @@ func (s *Store) append(ctx context.Context, ev *evaluation, requests int, fence 
 		read <- nil
 	}
 
-	err := s.appendRecords(ctx, ev, requests, fence)
+	err := s.appendRecords(ctx, ev, len(requests), fence)
 	readErr := <-read
 	if err != nil {
 		return err
 	}
 	if len(ev.records) == 0 {
-		return readErr
+		return s.passDamage(ctx, ev, requests, missing, readErr)
 	}
 	for try := 0; errors.Is(readErr, ErrUnavailable) && try < fillTries; try++ {
 		time.Sleep(resolvePause << try)
 		readErr = s.values.fill(ctx, missing)
 	}
-	if readErr != nil {
+	if readErr = s.passDamage(ctx, ev, requests, missing, readErr); readErr != nil {
 		ev.dropUnread()
 		// The batch is durable, and nobody can be told what it did.
 		err = fmt.Errorf("%w: reading values: %w", eventlog.ErrUnknown, readErr)
@@ -305,6 +313,32 @@ func (s *Store) append(ctx context.Context, ev *evaluation, requests int, fence 
 // fillTries is how often the values that a durable batch needs are read again:
 // giving up takes the PrevKv off events, which some watchers take for an error.
 const fillTries = 5
+
+// passDamage takes err, with which filling missing has ended. If a value is
+// damaged, it fails the requests whose responses wait for it, takes it off the
+// events, and returns what else is wrong: one damaged record must not keep
+// everybody from writing.
+func (s *Store) passDamage(ctx context.Context, ev *evaluation, requests []*request, missing []fill, err error) error {
+	if !isDamage(err) {
+		return err
+	}
+	damaged, err := s.values.fillEach(ctx, missing)
+	if err != nil {
+		return err
+	}
+	for _, event := range ev.events {
+		delete(damaged, event.PrevKv)
+	}
+	ev.dropUnread()
+	for _, r := range requests {
+		for _, f := range r.fills {
+			if damage := damaged[f.kv]; damage != nil && r.err == nil {
+				r.err = damage
+			}
+		}
+	}
+	return nil
+}
 
 // dropUnread takes the PrevKv off events whose value could not be read: none is
 // what a watcher gets for a compacted one, too, where an empty one would lie.
@@ -474,9 +508,11 @@ func (s *Store) catchUp(ctx context.Context) error {
 				}
 			}
 		}
-		if err := s.values.fill(ctx, ev.missing()); errors.Is(err, ErrCompacted) {
+		missing := ev.missing()
+		err = s.values.fill(ctx, missing)
+		if errors.Is(err, ErrCompacted) {
 			ev.dropUnread()
-		} else if err != nil {
+		} else if err = s.passDamage(ctx, ev, nil, missing, err); err != nil {
 			return err
 		}
 		s.publish(ev)

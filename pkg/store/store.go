@@ -119,7 +119,7 @@ func Open(ctx context.Context, log eventlog.Log, opt Options) (*Store, error) {
 	s := &Store{
 		log:    log,
 		opt:    opt,
-		values: &values{cache: newValueCache(opt.CacheBytes), log: log},
+		values: &values{cache: newValueCache(opt.CacheBytes), log: log, logger: opt.Logger},
 		queue:  newQueue(),
 	}
 	s.compactor = newCompactor(log, opt.Logger)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/sirupsen/logrus"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
@@ -30,8 +31,9 @@ func (e *needValues) Error() string {
 
 // values reads the values of records through the cache.
 type values struct {
-	cache *valueCache
-	log   eventlog.Log
+	cache  *valueCache
+	log    eventlog.Log
+	logger *logrus.Entry
 }
 
 // valuesPerRead bounds one call of Log.Values.
@@ -56,6 +58,9 @@ func (v *values) fill(ctx context.Context, fills []fill) error {
 			seqs[i] = fills[at].seq
 		}
 		read, err := v.log.Values(ctx, seqs)
+		if isDamage(err) {
+			v.logger.WithError(err).Error("a value cannot be read: its record is damaged")
+		}
 		if err != nil {
 			return logError(err)
 		}
@@ -68,6 +73,28 @@ func (v *values) fill(ctx context.Context, fills []fill) error {
 		}
 	}
 	return nil
+}
+
+// fillEach is fill one by one: it returns those whose record is damaged, with
+// the error that says so, and fills the others.
+func (v *values) fillEach(ctx context.Context, fills []fill) (map[*mvccpb.KeyValue]error, error) {
+	damaged := make(map[*mvccpb.KeyValue]error)
+	for _, f := range fills {
+		err := v.fill(ctx, []fill{f})
+		switch {
+		case isDamage(err):
+			damaged[f.kv] = err
+		case err != nil:
+			return nil, err
+		}
+	}
+	return damaged, nil
+}
+
+// isDamage reports whether err is about records that are damaged in a log
+// which otherwise goes on.
+func isDamage(err error) bool {
+	return errors.Is(err, eventlog.ErrCorrupt) && !errors.Is(err, eventlog.ErrFailed)
 }
 
 // read is fill for seqs.
