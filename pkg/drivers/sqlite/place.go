@@ -53,7 +53,7 @@ func (l *Log) blame(err error) error {
 		return err
 	}
 	if diskErr := tryDisk(l.path); diskErr != nil {
-		return fmt.Errorf("%w: the disk does not answer: %w (after %s)", eventlog.ErrFailed, diskErr, err)
+		return fmt.Errorf("%w: the disk does not answer: %w (after %s)", eventlog.ErrFailed, diskErr, err.Error()) // not ErrCorrupt
 	}
 	return err
 }
