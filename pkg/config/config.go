@@ -10,7 +10,9 @@ package config
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/pflag"
 
@@ -30,9 +32,27 @@ type usageError struct{ msg string }
 func (e *usageError) Error() string        { return e.msg }
 func (e *usageError) Is(target error) bool { return target == ErrUsage }
 
-// Usagef makes an ErrUsage.
+// Usagef makes an ErrUsage of one line.
 func Usagef(format string, args ...any) error {
-	return &usageError{fmt.Sprintf(format, args...)}
+	return usageLines([]string{fmt.Sprintf(format, args...)})
+}
+
+// usageLines makes an ErrUsage with a line for each message. The names and
+// values in them are anybody's: control characters are escaped.
+func usageLines(messages []string) error {
+	lines := make([]string, len(messages))
+	for i, message := range messages {
+		var line strings.Builder
+		for _, r := range message {
+			if unicode.IsControl(r) {
+				line.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+			} else {
+				line.WriteRune(r)
+			}
+		}
+		lines[i] = line.String()
+	}
+	return &usageError{strings.Join(lines, "\n")}
 }
 
 // Config is everything the command can be told.
@@ -102,14 +122,14 @@ func (c *Config) Load(fs *pflag.FlagSet, environ []string) error {
 		}
 	})
 	if len(errs) > 0 {
-		return Usagef("%s", strings.Join(errs, "\n"))
+		return usageLines(errs)
 	}
 	c.zeroIsOff()
 	if err := c.Log.validate(); err != nil {
 		return err
 	}
 	if err := c.Server.Validate(); err != nil {
-		return &usageError{strings.TrimPrefix(err.Error(), embed.ErrConfig.Error()+": ")}
+		return Usagef("%s", strings.TrimPrefix(err.Error(), embed.ErrConfig.Error()+": "))
 	}
 	return nil
 }
@@ -230,7 +250,7 @@ func unknownFlags(args []string, fs *pflag.FlagSet, first *pflag.NotExistError) 
 	if len(lines) == 0 {
 		return Usagef("%s: keelson --help lists the flags", first)
 	}
-	return Usagef("%s", strings.Join(lines, "\n"))
+	return usageLines(lines)
 }
 
 func unknownFlag(name string, fs *pflag.FlagSet) string {

@@ -59,7 +59,7 @@ func readFile(path string, fs *pflag.FlagSet) (map[string]fileValue, error) {
 		values[key.Value] = fileValue{text, key.Line}
 	}
 	if len(errs) > 0 {
-		return nil, Usagef("%s", strings.Join(errs, "\n"))
+		return nil, usageLines(errs)
 	}
 	return values, nil
 }
