@@ -9,6 +9,8 @@ import (
 	"net/url"
 
 	modernc "modernc.org/sqlite"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
 // conn is one SQLite connection, spoken to through database/sql/driver: the
@@ -128,7 +130,7 @@ func (c *conn) query(fn func(row) error, sql string, args ...any) (err error) {
 	}
 }
 
-// ints runs a query of one row of integers.
+// ints runs a query of integers that has one row unless the file is damaged.
 func (c *conn) ints(sql string, args ...any) (out []int64, err error) {
 	err = c.query(func(r row) error {
 		out = out[:0]
@@ -139,7 +141,7 @@ func (c *conn) ints(sql string, args ...any) (out []int64, err error) {
 		return nil
 	}, sql, args...)
 	if err == nil && len(out) == 0 {
-		err = fmt.Errorf("no row: %s", sql)
+		err = fmt.Errorf("%w: no row: %s", eventlog.ErrCorrupt, sql)
 	}
 	return out, err
 }
