@@ -155,8 +155,11 @@ func TestDamage(t *testing.T) {
 	for i := range 300 {
 		damaged := bytes.Clone(whole)
 		at := rand.IntN(len(damaged))
-		if i < 100 {
+		switch {
+		case i < 100:
 			at = i // the header of the file and of its first page
+		case i < 150:
+			at = 12288 - 150 + i // the keys of the inner page, which only searches use
 		}
 		damaged[at] ^= 1 << rand.IntN(8)
 		if err := os.WriteFile(path, damaged, 0o600); err != nil {

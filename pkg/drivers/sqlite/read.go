@@ -246,8 +246,8 @@ func (f *fetch) next(c *conn) error {
 		if err != nil {
 			return err
 		}
-		if wanted := f.seqs[f.order[0]]; wanted != r.Seq {
-			return missing(wanted)
+		if f.seqs[f.order[0]] != r.Seq {
+			return errEnough // that one is missing
 		}
 		f.bytes += len(value)
 		f.values[f.order[0]] = value
@@ -256,12 +256,25 @@ func (f *fetch) next(c *conn) error {
 		}
 		return nil
 	}, sql, f.args[:n]...)
-	if err == nil && len(f.order) > end {
-		err = missing(f.seqs[f.order[0]])
+	if errors.Is(err, errEnough) || err == nil && len(f.order) > end {
+		err = missing(c, f.seqs[f.order[0]])
 	}
 	return err
 }
 
-func missing(seq int64) error {
+// missing says why record seq was not found: above the floor nothing is ever
+// deleted, so that only damage, such as to an inner page, can hide it.
+func missing(c *conn, seq int64) error {
+	floor, err := c.int(selectFloor)
+	if err != nil {
+		return err
+	}
+	newest, err := c.int("SELECT max(seq) FROM log")
+	if err != nil {
+		return err
+	}
+	if seq > floor && seq <= newest {
+		return fmt.Errorf("%w: record %d is not found, and was not deleted", eventlog.ErrCorrupt, seq)
+	}
 	return fmt.Errorf("%w: record %d is not there", eventlog.ErrCompacted, seq)
 }
