@@ -201,6 +201,8 @@ var volatile = []struct {
 	{regexp.MustCompile(`took = \S+`), "took"},
 	{regexp.MustCompile(`"took":"[^"]*"`), "took"},
 	{regexp.MustCompile(`took [0-9.]+\S*s\b`), "took"},
+	// The client says this of a call that an interrupt has met under way.
+	{regexp.MustCompile(`(?m)^\{"level":"warn".*"retrying of unary invoker failed".*code = Canceled.*\n\n?`), ""},
 	{regexp.MustCompile(`"ts":"[^"]*"`), "ts"},
 	{regexp.MustCompile(`"logger":"[^"]*","caller":"[^"]*"|0x[0-9a-f]+`), ""},
 	{regexp.MustCompile(`remaining\([0-9]+s\)`), "remaining"},
