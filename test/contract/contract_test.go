@@ -45,7 +45,7 @@ func TestContract(t *testing.T) {
 }
 
 func statements() []statement {
-	return slices.Concat(validation, transactions, ranges, compaction, watches, leases, maintenance, gateway, history)
+	return slices.Concat(validation, transactions, ranges, compaction, watches, leases, maintenance, gateway, history, kube)
 }
 
 // env is one server with raw clients on it, so that a test sees the status and

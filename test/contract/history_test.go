@@ -17,9 +17,13 @@ import (
 var history = []statement{
 	{name: "issue_14370_acknowledged_write_survives", run: acknowledgedSurvives},
 	{name: "issue_15220_progress_not_ahead", run: progressNotAhead},
+	{name: "issue_15271_no_time_travel", run: noTimeTravel},
 	{name: "issue_17529_slow_watcher", run: slowWatcher},
+	{name: "issue_17780_crash_in_compaction", run: crashWhileCompacting},
 	{name: "issue_18089_delete_at_compaction", run: deleteAtCompaction},
 	{name: "issue_18667_compacted_in_txn", run: compactedInTxn},
+	{name: "issue_20221_watch_of_the_future", run: futureWatchAcrossRestart, args: []string{"--watch-progress-notify-interval=100ms"}},
+	{name: "issue_20418_paused_process", run: pausedServer},
 	{name: "clientv3_errors", run: clientErrors},
 }
 

@@ -2,6 +2,7 @@ package contract
 
 import (
 	"fmt"
+	"sync"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -13,6 +14,7 @@ var leases = []statement{
 	{name: "32_grant", run: leaseGrant},
 	{name: "33_revoke", run: leaseRevoke},
 	{name: "33_expiry", run: leaseExpiry},
+	{name: "33_expiry_rate", run: expiryRate},
 	{name: "34_keep_alive", run: leaseKeepAlive},
 	{name: "35_time_to_live", run: leaseTimeToLive},
 	{name: "35_attach_and_detach", run: leaseAttach},
@@ -235,4 +237,44 @@ func leaseRestart(e *env) {
 	w.create(&pb.WatchCreateRequest{Key: []byte("s"), StartRevision: 4})
 	ev := w.nextEvent()
 	equal(e, "expires after the restart", ev.Type, mvccpb.Event_DELETE)
+}
+
+// expiryRate lets many leases expire together: all of them start again at a
+// restart.
+func expiryRate(e *env) {
+	const n = 2500
+	var writers sync.WaitGroup
+	for w := range 50 {
+		writers.Go(func() {
+			for i := range n / 50 {
+				if _, err := e.lease.LeaseGrant(e.ctx, &pb.LeaseGrantRequest{ID: int64(1 + w*n + i), TTL: 3}); err != nil {
+					e.Errorf("grant: %v", err)
+				}
+			}
+		})
+	}
+	writers.Wait()
+	e.srv.Restart()
+	left := func() int {
+		e.Helper()
+		resp, err := e.lease.LeaseLeases(e.ctx, &pb.LeaseLeasesRequest{})
+		must(e, err)
+		return len(resp.Leases)
+	}
+	var first, last time.Time
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for last.IsZero() {
+		<-tick.C
+		switch now := left(); {
+		case now == 0:
+			last = time.Now()
+		case now < n && first.IsZero():
+			first = time.Now()
+		}
+	}
+	// Half a second's worth of them may be gone when the first is missed.
+	if took := last.Sub(first); took < 1500*time.Millisecond || took > 20*time.Second {
+		e.Errorf("%d leases were revoked within %v", n, took)
+	}
 }

@@ -18,10 +18,16 @@ var maintenance = []statement{
 	{name: "37_status", run: serverStatus},
 	{name: "37_headers", run: headers},
 	{name: "38_quota", run: quota, args: []string{"--quota-backend-bytes=2097152"}},
+	{name: "38_quota_of_a_txn", run: quotaOfTxn, args: []string{"--quota-backend-bytes=2097152"}},
+	{name: "38_quota_of_a_grant", run: quotaOfGrant, args: []string{"--quota-backend-bytes=2097152"}},
 	{name: "38_alarms", run: alarms},
+	{name: "38_corrupt", run: corruptAlarm},
 	{name: "39_members", run: members},
 	{name: "40_health_service", run: healthService},
 	{name: "40_too_many_pings", run: tooManyPings},
+	{name: "40_connection", run: connectionSettings},
+	{name: "40_pings_with_a_stream", run: pingsWithStream},
+	{name: "40_server_pings", run: serverPings, args: []string{"--grpc-keepalive-interval=1s", "--grpc-keepalive-timeout=1s"}},
 	{name: "41_http", run: httpEndpoints},
 }
 
@@ -78,6 +84,7 @@ func headers(e *env) {
 }
 
 func quota(e *env) {
+	e.grant(77, 1000)
 	value := strings.Repeat("v", 256<<10)
 	var rev int64
 	var err error
@@ -99,6 +106,8 @@ func quota(e *env) {
 	equal(e, "alarms", len(raised.Alarms), 1)
 	equal(e, "alarm", raised.Alarms[0].Alarm, pb.AlarmType_NOSPACE)
 	e.noSpace(rev)
+	_, err = e.lease.LeaseRevoke(e.ctx, &pb.LeaseRevokeRequest{ID: 77})
+	must(e, err)
 	// Make room, disarm, go on.
 	e.del("k", "l")
 	e.compact(rev + 1)
@@ -180,6 +189,10 @@ func members(e *env) {
 	e.fails("add a bad URL", err, codes.InvalidArgument, "etcdserver: given member URLs are invalid")
 	_, err = e.cluster.MemberRemove(e.ctx, &pb.MemberRemoveRequest{ID: 12345})
 	e.fails("remove nobody", err, codes.NotFound, "etcdserver: member not found")
+	_, err = e.cluster.MemberUpdate(e.ctx, &pb.MemberUpdateRequest{ID: 12345, PeerURLs: []string{"http://127.0.0.1:1"}})
+	e.fails("update nobody", err, codes.NotFound, "etcdserver: member not found")
+	_, err = e.cluster.MemberUpdate(e.ctx, &pb.MemberUpdateRequest{ID: 12345, PeerURLs: []string{"not a url"}})
+	e.fails("update nobody with a bad URL", err, codes.NotFound, "etcdserver: member not found")
 	_, err = e.cluster.MemberPromote(e.ctx, &pb.MemberPromoteRequest{ID: 12345})
 	e.fails("promote nobody", err, codes.NotFound, "etcdserver: member not found")
 	list, err := e.cluster.MemberList(e.ctx, &pb.MemberListRequest{})
@@ -245,6 +258,16 @@ func httpEndpoints(e *env) {
 	check(http.MethodPost, "/readyz", 405, "Method Not Allowed")
 	check(http.MethodGet, "/livez?verbose", 200, "[+]serializable_read ok\nok")
 	check(http.MethodGet, "/livez?exclude=serializable_read", 200, "ok")
+	check(http.MethodGet, "/livez?exclude=none", 200, "ok")
+	check(http.MethodGet, "/livez?verbose&exclude=serializable_read", 200, "ok")
+	check(http.MethodGet, "/readyz?verbose&exclude=linearizable_read&exclude=data_corruption&exclude=non_learner", 200, "[+]serializable_read ok\nok")
+	check(http.MethodGet, "/readyz/linearizable_read?verbose", 200, "[+]linearizable_read ok\nok")
+	check(http.MethodGet, "/livez/linearizable_read", 404, "404 page not found")
+	check(http.MethodGet, "/livez/", 404, "404 page not found")
+	check(http.MethodGet, "/health/", 404, "404 page not found")
+	check(http.MethodGet, "/health?exclude=NONE&serializable=false", 200, healthy)
+	check(http.MethodHead, "/health", 405, "")
+	check(http.MethodDelete, "/readyz/serializable_read", 405, "Method Not Allowed")
 	check(http.MethodGet, "/none", 404, "404 page not found")
 	check(http.MethodPost, "/version", 405, "Method Not Allowed")
 

@@ -20,6 +20,8 @@ var ranges = []statement{
 	{name: "18_keys_only", run: keysOnly},
 	{name: "19_delete_and_prev_kv", run: deleteAndPrevKV},
 	{name: "20_range_stream", run: rangeStream},
+	{name: "20_range_stream_chunks", run: rangeStreamChunks},
+	{name: "20_range_stream_is_pinned", run: rangeStreamPinned},
 	{name: "20_range_stream_errors", run: rangeStreamErrors},
 }
 
@@ -110,6 +112,8 @@ func countAndMore(e *env) {
 	check("a filter", func(r *pb.RangeRequest) { r.MinModRevision = 6 }, 5, 9, false)
 	check("a filter with a limit", func(r *pb.RangeRequest) { r.MinModRevision, r.Limit = 6, 4 }, 4, 9, true)
 	check("a filter with its limit", func(r *pb.RangeRequest) { r.MinModRevision, r.Limit = 6, 5 }, 5, 9, false)
+	check("a filter from above", func(r *pb.RangeRequest) { r.MaxModRevision, r.Limit = 5, 3 }, 3, 9, true)
+	check("a filter by creation", func(r *pb.RangeRequest) { r.MinCreateRevision, r.MaxCreateRevision = 4, 6 }, 3, 9, false)
 	check("a filter that matches nothing", func(r *pb.RangeRequest) { r.MinModRevision, r.Limit = 99, 5 }, 0, 9, false)
 	check("sorted with a limit", func(r *pb.RangeRequest) { r.SortOrder, r.Limit = pb.RangeRequest_DESCEND, 4 }, 4, 9, true)
 }

@@ -13,6 +13,7 @@ var transactions = []statement{
 	{name: "10_versions", run: versions},
 	{name: "11_compare_targets", run: compareTargets},
 	{name: "11_compare_ranges", run: compareRanges},
+	{name: "11_all_compares", run: allCompares},
 	{name: "12_prechecks", run: prechecks},
 	{name: "13_read_only_txn", run: readOnlyTxn},
 }
@@ -249,4 +250,30 @@ func readOnlyTxn(e *env) {
 	}
 	_, err := e.kv.Txn(e.ctx, &pb.TxnRequest{Success: []*pb.RequestOp{opRange(&pb.RangeRequest{Key: []byte("a"), Revision: 9})}})
 	e.fails("the future", err, codes.OutOfRange, textFuture)
+}
+
+// allCompares checks that every compare must hold, and what unknown ones do:
+// an unknown target equals anything, an unknown result always holds.
+func allCompares(e *env) {
+	e.put("a", "1")
+	e.put("b", "1")
+	holds := func(compares ...*pb.Compare) bool {
+		e.Helper()
+		return e.txn(&pb.TxnRequest{Compare: compares}).Succeeded
+	}
+	yes, no := cmpMod("a", pb.Compare_EQUAL, 2), cmpMod("b", pb.Compare_EQUAL, 2)
+	equal(e, "none", holds(), true)
+	equal(e, "both hold", holds(yes, cmpMod("b", pb.Compare_GREATER, 2)), true)
+	equal(e, "the first holds", holds(yes, no), false)
+	equal(e, "the last holds", holds(no, yes), false)
+	for result, want := range map[pb.Compare_CompareResult]bool{
+		pb.Compare_EQUAL: true, pb.Compare_NOT_EQUAL: false, pb.Compare_GREATER: false, pb.Compare_LESS: false, 9: true, -1: true,
+	} {
+		equal(e, fmt.Sprint("an unknown target, ", result), holds(&pb.Compare{Key: []byte("a"), Target: 9, Result: result}), want)
+	}
+	equal(e, "an unknown result", holds(&pb.Compare{Key: []byte("a"), Target: pb.Compare_VERSION, Result: 9}), true)
+	equal(e, "an unknown result of no value", holds(&pb.Compare{Key: []byte("none"), Target: pb.Compare_VALUE, Result: 9}), false)
+	equal(e, "a value for another target", holds(&pb.Compare{
+		Key: []byte("a"), Target: pb.Compare_VERSION, TargetUnion: &pb.Compare_Value{Value: []byte("1")},
+	}), false)
 }

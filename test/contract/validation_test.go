@@ -2,6 +2,7 @@ package contract
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -12,10 +13,13 @@ var validation = []statement{
 	{name: "01_empty_key", run: emptyKey},
 	{name: "02_sort_option", run: sortOption},
 	{name: "03_ignore_flags", run: ignoreFlags},
+	{name: "01_order_of_checks", run: orderOfChecks},
 	{name: "04_txn_limit", run: txnLimit},
 	{name: "04_nested_txn_limit", run: nestedTxnLimit},
 	{name: "05_duplicate_key", run: duplicateKey},
 	{name: "06_request_size", run: requestSize},
+	{name: "06_response_size", run: responseSize},
+	{name: "07_unmapped_errors", run: unmappedErrors},
 }
 
 func emptyKey(e *env) {
@@ -129,10 +133,27 @@ func nestedTxnLimit(e *env) {
 		Failure: puts(0, 100),
 	})
 	e.fails("the larger branch counts", err, codes.InvalidArgument, textTooMany)
+	// Level by level: 128-10, then what that child leaves, and so on.
+	deep := func(leaf int) *pb.TxnRequest {
+		r := &pb.TxnRequest{Success: puts(3000, leaf)}
+		for level := range 3 {
+			r = &pb.TxnRequest{Success: append(puts(100*level, 9), opTxn(r))}
+		}
+		return r
+	}
+	_, err = e.kv.Txn(e.ctx, deep(99))
+	e.fails("three levels down", err, codes.InvalidArgument, textTooMany)
+	child := &pb.TxnRequest{}
+	for range 128 {
+		child.Compare = append(child.Compare, cmpMod("none", pb.Compare_EQUAL, 0))
+	}
+	_, err = e.kv.Txn(e.ctx, &pb.TxnRequest{Success: []*pb.RequestOp{opTxn(child)}})
+	e.fails("compares of a child", err, codes.InvalidArgument, textTooMany)
 	// Siblings do not share.
 	sibling := func(from int) *pb.RequestOp { return opTxn(&pb.TxnRequest{Success: puts(from, 126)}) }
 	e.txn(&pb.TxnRequest{Success: []*pb.RequestOp{sibling(0), sibling(1000)}})
-	equal(e, "revision", e.rev(), 3)
+	e.txn(deep(98))
+	equal(e, "revision", e.rev(), 4)
 }
 
 func duplicateKey(e *env) {
@@ -183,6 +204,17 @@ func requestSize(e *env) {
 	half := strings.Repeat("v", limit/2+1000)
 	_, err = e.kv.Txn(e.ctx, &pb.TxnRequest{Success: []*pb.RequestOp{opPut("a", half), opPut("b", half)}})
 	e.fails("a txn", err, codes.InvalidArgument, text)
+	_, err = e.kv.DeleteRange(e.ctx, &pb.DeleteRangeRequest{Key: make([]byte, limit+1000)})
+	e.fails("a delete", err, codes.InvalidArgument, text)
+	_, err = e.kv.Txn(e.ctx, &pb.TxnRequest{
+		Success: []*pb.RequestOp{opGet("a")}, Failure: []*pb.RequestOp{opPut("b", strings.Repeat("v", limit+1000))},
+	})
+	e.fails("the branch not taken", err, codes.InvalidArgument, text)
+	_, err = e.kv.Put(e.ctx, &pb.PutRequest{Value: make([]byte, limit+1000)})
+	e.fails("what is wrong otherwise is checked first", err, codes.InvalidArgument, textNoKey)
+	// It is about writes.
+	equal(e, "a read", e.get(strings.Repeat("k", limit+1000)).Count, 0)
+	e.txn(&pb.TxnRequest{Success: []*pb.RequestOp{opGet(strings.Repeat("k", limit+1000))}})
 	e.put("k", strings.Repeat("v", limit-1000))
 	equal(e, "revision", e.rev(), 2)
 	_, err = e.kv.Put(e.ctx, &pb.PutRequest{Key: []byte("k"), Value: make([]byte, 3<<20)})
@@ -191,4 +223,58 @@ func requestSize(e *env) {
 	}
 	e.fails("above the receive limit", err, codes.ResourceExhausted,
 		"grpc: received message larger than max (3145736 vs. 2097152)")
+}
+
+// orderOfChecks sends requests that are wrong in several ways, and expects
+// what is checked first.
+func orderOfChecks(e *env) {
+	put := func(r *pb.PutRequest) *pb.RequestOp {
+		return &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: r}}
+	}
+	everything := &pb.PutRequest{Value: []byte("v"), Lease: 404, IgnoreValue: true, IgnoreLease: true}
+	_, err := e.kv.Put(e.ctx, everything)
+	e.fails("the key, then the flags", err, codes.InvalidArgument, textNoKey)
+	_, err = e.kv.Put(e.ctx, &pb.PutRequest{Key: []byte("none"), Lease: 404, IgnoreValue: true})
+	e.fails("the lease, then the key that is to be kept", err, codes.NotFound, textNoLease)
+	txn := func(what, text string, r *pb.TxnRequest) {
+		e.Helper()
+		_, err := e.kv.Txn(e.ctx, r)
+		e.fails(what, err, codes.InvalidArgument, text)
+	}
+	twice := []*pb.RequestOp{opPut("a", ""), opPut("a", "")}
+	txn("the number, then the ops", textTooMany, &pb.TxnRequest{Success: append(puts(0, 128), opPut("", ""))})
+	txn("compares, then success", textNoKey, &pb.TxnRequest{
+		Compare: []*pb.Compare{cmpMod("", 0, 0)}, Success: []*pb.RequestOp{put(&pb.PutRequest{Key: []byte("a"), Value: []byte("v"), IgnoreValue: true})},
+	})
+	txn("success, then failure", textNotFound, &pb.TxnRequest{Success: []*pb.RequestOp{{}}, Failure: []*pb.RequestOp{opPut("", "")}})
+	txn("each op, then duplicates", textNoKey, &pb.TxnRequest{Success: twice, Failure: []*pb.RequestOp{opPut("", "")}})
+	txn("duplicates, then revisions", textDuplicate, &pb.TxnRequest{
+		Success: append(slices.Clone(twice), opRange(&pb.RangeRequest{Key: []byte("a"), Revision: 99})),
+	})
+	_, err = e.kv.Range(e.ctx, &pb.RangeRequest{Key: []byte("a"), SortTarget: 9, Revision: 99})
+	e.fails("the order, then the revision", err, codes.InvalidArgument, "etcdserver: invalid sort option")
+	equal(e, "revision", e.rev(), 1)
+}
+
+// responseSize reads more than any default limit of gRPC at once.
+func responseSize(e *env) {
+	const n, size = 30, 1 << 20
+	for i := range n {
+		e.put(fmt.Sprintf("k%02d", i), strings.Repeat("v", size))
+	}
+	resp := e.rng(&pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l")})
+	equal(e, "keys", len(resp.Kvs), n)
+	for _, kv := range resp.Kvs {
+		equal(e, "size", len(kv.Value), size)
+	}
+}
+
+// unmappedErrors are those that have no code of their own.
+func unmappedErrors(e *env) {
+	_, err := e.maint.Downgrade(e.ctx, &pb.DowngradeRequest{Action: 9, Version: "3.6"})
+	e.fails("an unknown action", err, codes.Unknown, "etcdserver: unknown method")
+	equal(e, "a lock without a lease", e.post("/v3/lock/lock", `{"name":"bA==","lease":"404"}`),
+		`500 {"code":2,"message":"`+textNoLease+`"}`)
+	equal(e, "an election without a leader", e.post("/v3/election/leader", `{"name":"ZQ=="}`),
+		`500 {"code":2,"message":"election: no leader"}`)
 }

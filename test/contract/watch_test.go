@@ -20,14 +20,18 @@ var watches = []statement{
 	{name: "24_created_first_and_cancel", run: watchCancel},
 	{name: "25_compacted", run: watchCompacted},
 	{name: "26_future", run: watchFuture},
+	{name: "26_no_progress_before_start", run: noProgressBeforeStart, args: []string{"--watch-progress-notify-interval=100ms"}},
 	{name: "27_whole_revisions", run: watchWholeRevisions},
 	{name: "27_catching_up", run: watchCatchUp},
 	{name: "28_fragments", run: watchFragments},
+	{name: "28_one_large_event", run: oneLargeEvent},
 	{name: "29_filters_and_prev_kv", run: watchFilters},
 	{name: "29_prev_kv_of_a_txn", run: watchPrevKVOfTxn},
 	{name: "30_progress_notify", run: watchProgressNotify, args: []string{"--watch-progress-notify-interval=300ms"}},
+	{name: "30_progress_after_events", run: progressAfterEvents, args: []string{"--watch-progress-notify-interval=300ms"}},
 	{name: "30_progress_request", run: watchProgressRequest},
 	{name: "31_stream_end", run: watchStreamEnd},
+	{name: "31_watch_canceled", run: watchCanceled},
 }
 
 // watcher is one watch stream.

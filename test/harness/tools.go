@@ -40,6 +40,7 @@ var kubeLdflags = "-s -w" +
 var tools = map[string]tool{
 	"etcd":           {"test/tools/etcd", "go.etcd.io/etcd/server/v3", EtcdVersion, "-s -w"},
 	"etcdctl":        {"test/tools/etcd", "go.etcd.io/etcd/etcdctl/v3", EtcdVersion, "-s -w"},
+	"etcdutl":        {"test/tools/etcd", "go.etcd.io/etcd/etcdutl/v3", EtcdVersion, "-s -w"},
 	"kube-apiserver": {"test/apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", KubeVersion, kubeLdflags},
 	"kubectl":        {"test/apiserver", "k8s.io/kubernetes/cmd/kubectl", KubeVersion, kubeLdflags},
 }
@@ -47,8 +48,8 @@ var tools = map[string]tool{
 // ToolNames returns the programs that BuildTool can build, in order.
 func ToolNames() []string { return slices.Sorted(maps.Keys(tools)) }
 
-// Tool returns the path of the named program (etcd, etcdctl, kube-apiserver,
-// kubectl), built from its Go module if the cache does not have it yet.
+// Tool returns the path of the named program (etcd, etcdctl, etcdutl,
+// kube-apiserver, kubectl), built from its Go module if the cache does not have it yet.
 func Tool(t testing.TB, name string) string {
 	t.Helper()
 	path, err := BuildTool(name)
