@@ -15,6 +15,7 @@ import (
 	"github.com/keelson-io/keelson/pkg/compactor"
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/lease"
+	"github.com/keelson-io/keelson/pkg/server"
 	"github.com/keelson-io/keelson/pkg/store"
 	"github.com/keelson-io/keelson/pkg/watch"
 )
@@ -63,12 +64,13 @@ func (b *backend) load(ctx context.Context) error {
 	// The server lives longer than the context it is started with: stopping
 	// has its own order.
 	s, err := store.Open(ctx, b.data, store.Options{
-		Logger:     b.log,
-		CacheBytes: b.set.CacheBytes,
-		QuotaBytes: b.set.QuotaBackendBytes,
-		MemberID:   b.memberID,
-		OnApply:    b.applied,
-		OnCommit:   b.commits.observe,
+		Logger:         b.log,
+		CacheBytes:     b.set.CacheBytes,
+		QuotaBytes:     b.set.QuotaBackendBytes,
+		RequestTimeout: server.DefaultRequestTimeout,
+		MemberID:       b.memberID,
+		OnApply:        b.applied,
+		OnCommit:       b.commits.observe,
 	})
 	if err != nil {
 		return fmt.Errorf("load the data in %s: %w", b.set.sqliteDir, err)

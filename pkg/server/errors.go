@@ -26,6 +26,7 @@ var statuses = []struct {
 	status   error
 }{
 	{store.ErrUnknownOutcome, rpctypes.ErrGRPCTimeout},
+	{store.ErrTimeout, rpctypes.ErrGRPCTimeout},
 	{store.ErrCompacted, rpctypes.ErrGRPCCompacted},
 	{store.ErrFutureRev, rpctypes.ErrGRPCFutureRev},
 	{store.ErrKeyNotFound, rpctypes.ErrGRPCKeyNotFound},

@@ -167,6 +167,7 @@ func TestErrorsOfTheStore(t *testing.T) {
 		{store.ErrCorruptAlarm, rpctypes.ErrGRPCCorrupt},
 		{store.ErrUnavailable, rpctypes.ErrGRPCNoLeader},
 		{store.ErrUnknownOutcome, rpctypes.ErrGRPCTimeout},
+		{store.ErrTimeout, rpctypes.ErrGRPCTimeout},
 		{store.ErrStopped, rpctypes.ErrGRPCStopped},
 		{fmt.Errorf("%w: %w", store.ErrUnknownOutcome, eventlog.ErrFailed), rpctypes.ErrGRPCTimeout},
 		{fmt.Errorf("%w: %w", store.ErrStopped, eventlog.ErrUnknown), rpctypes.ErrGRPCStopped},
@@ -181,14 +182,15 @@ func TestErrorsOfTheStore(t *testing.T) {
 	}
 }
 
-// A log that does not answer makes "request timed out" at the server's limit;
-// the client's own deadline and cancel stay what they are.
+// A log that does not answer makes "request timed out" at the server's limit,
+// where the store has none of its own; the client's own deadline and cancel
+// stay what they are.
 func TestTimeouts(t *testing.T) {
 	m := startMember(t, memberOptions{
 		config: func(c *Config) { c.RequestTimeout = 20 * time.Millisecond },
 		wrap:   func(s Store) Store { return failingStore{s, func() error { return nil }} },
 	})
-	unbounded := map[string]bool{"Defragment": true, "Hash": true, "HashKV": true, "RangeStream serializable": true}
+	unbounded := map[string]bool{"Put": true, "DeleteRange": true, "Txn": true, "Defragment": true, "Hash": true, "HashKV": true, "RangeStream serializable": true}
 	for name, call := range m.calls() {
 		t.Run(name, func(t *testing.T) {
 			if !unbounded[name] {

@@ -59,9 +59,7 @@ func (s *kvServer) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, 
 	if err := s.checkSize(r); err != nil {
 		return nil, err
 	}
-	bounded, cancel := s.bound(ctx)
-	defer cancel()
-	resp, err := s.store.Put(bounded, r)
+	resp, err := s.store.Put(ctx, r)
 	if err != nil {
 		return nil, toStatus(ctx, err)
 	}
@@ -76,9 +74,7 @@ func (s *kvServer) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*
 	if err := s.checkSize(r); err != nil {
 		return nil, err
 	}
-	bounded, cancel := s.bound(ctx)
-	defer cancel()
-	resp, err := s.store.DeleteRange(bounded, r)
+	resp, err := s.store.DeleteRange(ctx, r)
 	if err != nil {
 		return nil, toStatus(ctx, err)
 	}
@@ -93,9 +89,7 @@ func (s *kvServer) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, 
 	if err := s.checkSize(r); err != nil && !readOnly(r) {
 		return nil, err
 	}
-	bounded, cancel := s.bound(ctx)
-	defer cancel()
-	resp, err := s.store.Txn(bounded, r)
+	resp, err := s.store.Txn(ctx, r)
 	if err != nil {
 		return nil, toStatus(ctx, err)
 	}

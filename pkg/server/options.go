@@ -14,12 +14,18 @@ import (
 // before gRPC refuses to receive it.
 const requestOverheadBytes = 512 << 10
 
+// streamWorkers is how many goroutines gRPC keeps for requests; further ones
+// get one of their own. A kept one need not grow its stack again, which is an
+// eighth of the CPU time of a put; idle it holds about 8 KiB.
+const streamWorkers = 256
+
 // GRPCOptions returns the options the gRPC server must be made with: etcd's
 // limits, and the interceptors that count. Credentials are the caller's.
 func (s *Server) GRPCOptions() []grpc.ServerOption {
 	opts := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(s.cfg.MaxRequestBytes + requestOverheadBytes),
 		grpc.MaxSendMsgSize(math.MaxInt32),
+		grpc.NumStreamWorkers(streamWorkers),
 		grpc.MaxConcurrentStreams(s.cfg.MaxConcurrentStreams),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
 			MinTime:             s.cfg.KeepAliveMinTime,

@@ -21,6 +21,9 @@ var (
 	// ErrUnknownOutcome: the request was handed to the log and whether it is
 	// durable is not known.
 	ErrUnknownOutcome = errors.New("store: the outcome of the request is unknown")
+	// ErrTimeout: the log did not answer within the request timeout; whether the
+	// request takes effect is not known.
+	ErrTimeout = errors.New("store: the request timed out")
 	// ErrUnavailable: the log does not answer; nothing was changed.
 	ErrUnavailable = errors.New("store: the log is unavailable")
 	// ErrStopped: the store is stopping or has failed; nothing was changed.

@@ -121,16 +121,7 @@ func (w *world) burst(f *follower, n int) {
 		want[i].resp, want[i].err = ops[i].model(w.model)
 		results[i] = make(chan result, 1)
 	}
-	entered, release := make(chan struct{}), make(chan struct{})
-	blocked := make(chan error, 1)
-	go func() {
-		blocked <- f.submit(context.Background(), 0, func(*evaluation) error {
-			close(entered)
-			<-release
-			return nil
-		})
-	}()
-	<-entered
+	release := stall(f.Store)
 	for i, o := range ops {
 		go func() {
 			resp, err := o.run(f.Store)
@@ -142,10 +133,7 @@ func (w *world) burst(f *follower, n int) {
 			f.queue.mu.Unlock()
 		}
 	}
-	close(release)
-	if err := <-blocked; err != nil {
-		w.Fatalf("the blocker: %v", err)
-	}
+	release()
 	for i, o := range ops {
 		got := <-results[i]
 		w.verify(o, got.resp, got.err, want[i].resp, want[i].err)

@@ -39,6 +39,9 @@ type Options struct {
 	// ChunkBytes is about the size of RangeStream's chunks; 0 is
 	// DefaultChunkBytes.
 	ChunkBytes int
+	// RequestTimeout is about how long a write or a fence waits for the log
+	// before it gives up with ErrTimeout; 0 is for ever.
+	RequestTimeout time.Duration
 	// MemberID names this member in the alarms it raises.
 	MemberID uint64
 	// OnApply is called once at the end of Open with the leases there are, and
@@ -75,6 +78,7 @@ type Store struct {
 	values    *values
 	published atomic.Pointer[published]
 	queue     *queue
+	patience  patience
 	compactor *compactor
 	plans     plans
 }
@@ -117,10 +121,11 @@ func Open(ctx context.Context, log eventlog.Log, opt Options) (*Store, error) {
 	st.revision = max(st.revision, head.Revision)
 
 	s := &Store{
-		log:    log,
-		opt:    opt,
-		values: &values{cache: newValueCache(opt.CacheBytes), log: log, logger: opt.Logger},
-		queue:  newQueue(),
+		log:      log,
+		opt:      opt,
+		values:   &values{cache: newValueCache(opt.CacheBytes), log: log, logger: opt.Logger},
+		queue:    newQueue(),
+		patience: patience{limit: opt.RequestTimeout},
 	}
 	s.compactor = newCompactor(log, opt.Logger)
 	s.published.Store(&published{state: st, next: make(chan struct{})})
@@ -182,6 +187,8 @@ func (s *Store) Fence(ctx context.Context) error {
 		case <-p.next:
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-s.patience.over():
+			return ErrTimeout
 		case <-s.queue.stopped:
 			return ErrStopped
 		}

@@ -1,0 +1,97 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/keelson-io/keelson/pkg/eventlog/memlog"
+)
+
+// stall makes the committer of s wait until the function returned is called.
+func stall(s *Store) (release func()) {
+	entered, gate := make(chan struct{}), make(chan struct{})
+	done := make(chan error, 1)
+	go func() {
+		done <- s.submit(context.Background(), 0, func(*evaluation) error {
+			close(entered)
+			<-gate
+			return nil
+		})
+	}()
+	<-entered
+	return func() {
+		close(gate)
+		<-done
+	}
+}
+
+// A write that has waited for too long is given up, but may still happen.
+func TestRequestTimeout(t *testing.T) {
+	f := open(t, &memlog.Disk{}, Options{RequestTimeout: 20 * time.Millisecond})
+	release := stall(f.Store)
+	_, err := f.Put(t.Context(), &pb.PutRequest{Key: []byte("k"), Value: []byte("v")})
+	if !errors.Is(err, ErrTimeout) {
+		t.Errorf("the put: %v, want ErrTimeout", err)
+	}
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := f.Put(canceled, &pb.PutRequest{Key: []byte("l")}); !errors.Is(err, context.Canceled) {
+		t.Errorf("the canceled put: %v", err)
+	}
+	release()
+	if _, err := f.Put(t.Context(), &pb.PutRequest{Key: []byte("m")}); err != nil {
+		t.Errorf("a put once the log answers: %v", err)
+	}
+	resp, err := f.Range(t.Context(), &pb.RangeRequest{Key: []byte("k")})
+	if err != nil || len(resp.Kvs) != 1 {
+		t.Errorf("the put that was given up on: %v, %v", resp, err)
+	}
+}
+
+// A request that finds the queue full waits outside, and not for ever.
+func TestFullQueue(t *testing.T) {
+	f := open(t, &memlog.Disk{}, Options{RequestTimeout: 20 * time.Millisecond})
+	release := stall(f.Store)
+	if !f.queue.bytes.TryAcquire(maxQueuedBytes - 2000) {
+		t.Fatal("the queue is not empty")
+	}
+	for range 2 {
+		_, err := f.Put(t.Context(), &pb.PutRequest{Key: []byte("k"), Value: make([]byte, 100)})
+		if !errors.Is(err, ErrTimeout) {
+			t.Errorf("the put: %v, want ErrTimeout", err)
+		}
+	}
+	release()
+	f.queue.bytes.Release(maxQueuedBytes - 2000)
+	if _, err := f.Put(t.Context(), &pb.PutRequest{Key: []byte("k")}); err != nil {
+		t.Errorf("a put once there is room: %v", err)
+	}
+}
+
+// Those that begin at about the same time share a timer; nobody's is short.
+func TestPatience(t *testing.T) {
+	var forever patience
+	if forever.over() != nil {
+		t.Error("no limit ends")
+	}
+	p := patience{limit: 40 * time.Millisecond}
+	first := p.over()
+	if p.over() != first {
+		t.Error("two requests at once have a timer each")
+	}
+	time.Sleep(p.limit / 2) // past the time that is shared
+	begun := time.Now()
+	second := p.over()
+	if second == first {
+		t.Error("a late request shares an early timer")
+	}
+	<-first
+	<-second
+	if waited := time.Since(begun); waited < p.limit {
+		t.Errorf("over after %v, before the limit of %v", waited, p.limit)
+	}
+}
