@@ -4,10 +4,7 @@ import (
 	"math"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/encoding"
-	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/mem"
 )
 
 // requestOverheadBytes is what a message may have above MaxRequestBytes
@@ -31,7 +28,7 @@ func (s *Server) GRPCOptions() []grpc.ServerOption {
 			MinTime:             s.cfg.KeepAliveMinTime,
 			PermitWithoutStream: false,
 		}),
-		grpc.ForceServerCodecV2(countingCodec{encoding.GetCodecV2(proto.Name), &s.traffic}),
+		grpc.ForceServerCodecV2(newCodec(&s.traffic)),
 		grpc.ChainUnaryInterceptor(s.interceptUnary),
 		grpc.ChainStreamInterceptor(s.interceptStream),
 	}
@@ -42,22 +39,4 @@ func (s *Server) GRPCOptions() []grpc.ServerOption {
 		}))
 	}
 	return opts
-}
-
-// countingCodec is gRPC's own codec, and counts the bytes. (A stats handler
-// would do it too, at several allocations for every message.)
-type countingCodec struct {
-	encoding.CodecV2
-	traffic *traffic
-}
-
-func (c countingCodec) Marshal(v any) (mem.BufferSlice, error) {
-	data, err := c.CodecV2.Marshal(v)
-	c.traffic.sent.Add(int64(data.Len()))
-	return data, err
-}
-
-func (c countingCodec) Unmarshal(data mem.BufferSlice, v any) error {
-	c.traffic.received.Add(int64(data.Len()))
-	return c.CodecV2.Unmarshal(data, v)
 }
