@@ -17,11 +17,20 @@ import (
 	"github.com/keelson-io/keelson/pkg/server"
 )
 
-// Limits of HTTP connections. There is none on the time of a request: the
+// Limits of connections. There is none on the time of an HTTP request: the
 // JSON API has streams.
 const (
 	httpHeaderTimeout = 10 * time.Second
 	httpIdleTimeout   = 2 * time.Minute
+
+	// grpcHandshakeTimeout bounds the time to the first HTTP/2 settings;
+	// gRPC's own limit is two minutes.
+	grpcHandshakeTimeout = listen.DefaultSniffTimeout
+
+	// maxHeaderBytes bounds the headers of one request, uncompressed. gRPC's
+	// own limit is 16 MiB for each of any number of streams, of which a client
+	// sends a few KiB.
+	maxHeaderBytes = 64 << 10
 )
 
 // build makes the servers; nothing is served yet.
@@ -52,7 +61,8 @@ func (s *Server) build() error {
 		return err
 	}
 	s.api = api
-	s.grpc = grpc.NewServer(append(api.GRPCOptions(), grpc.WaitForHandlers(true))...)
+	s.grpc = grpc.NewServer(append(api.GRPCOptions(), grpc.WaitForHandlers(true),
+		grpc.ConnectionTimeout(grpcHandshakeTimeout), grpc.MaxHeaderListSize(maxHeaderBytes))...)
 	api.Register(s.grpc)
 	handler := http.NewServeMux()
 	handler.Handle("/", api.Handler())
@@ -95,6 +105,7 @@ func newHTTPServer(log *logrus.Entry, handler http.Handler) *http.Server {
 		Handler:           handler,
 		ReadHeaderTimeout: httpHeaderTimeout,
 		IdleTimeout:       httpIdleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          stdlog.New(errorLog{log}, "", 0),
 	}
 }

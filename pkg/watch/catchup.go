@@ -17,6 +17,8 @@ const (
 	// pageBytes is what a page should hold at most, and the size above which
 	// a response takes no further revision.
 	pageBytes = 1 << 20
+	// minPageBytes is the least that a page is made to hold.
+	minPageBytes = 64 << 10
 	// promoteEvents is how many events may be looked through under the lock
 	// to bring a watcher in sync.
 	promoteEvents = 1024
@@ -151,7 +153,7 @@ func (h *Hub) advance(ctx context.Context, w *watcher) error {
 	var r *run
 	var next int64
 	if inRing {
-		r, next = w.collect(chunks, from, compacted, page{maxRevisions, pageBytes})
+		r, next = w.collect(chunks, from, compacted, page{maxRevisions, h.pageBytes()})
 	} else {
 		events, n, err := h.source.History(ctx, w.key, w.end, from, w.limit, w.prevKV)
 		if err != nil {
@@ -160,7 +162,7 @@ func (h *Hub) advance(ctx context.Context, w *watcher) error {
 		if n <= from {
 			return fmt.Errorf("%w: from %d to %d", errNoAdvance, from, n)
 		}
-		r, next = pageOf(w, events), n
+		r, next = pageOf(w, events, h.pageBytes()), n
 	}
 
 	h.mu.Lock()
@@ -177,14 +179,18 @@ func (h *Hub) advance(ctx context.Context, w *watcher) error {
 	return nil
 }
 
+// pageBytes is what a page should hold at most at the moment: less than usual
+// where many streams are not read.
+func (h *Hub) pageBytes() int { return max(minPageBytes, min(pageBytes, h.share()/2)) }
+
 // pageOf makes a run of a page of the log and sizes the watcher's next page by
-// it.
-func pageOf(w *watcher, events []*mvccpb.Event) *run {
+// it, so that it has about the given bytes.
+func pageOf(w *watcher, events []*mvccpb.Event, bytes int) *run {
 	r := newRun(events)
 	switch {
-	case r.bytes > pageBytes:
-		w.limit = max(1, w.limit*pageBytes/r.bytes)
-	case r.bytes < pageBytes/4:
+	case r.bytes > bytes:
+		w.limit = max(1, w.limit*bytes/r.bytes)
+	case r.bytes < bytes/4:
 		w.limit = min(maxRevisions, w.limit*4)
 	}
 	return r.narrow(w.filter, 0)

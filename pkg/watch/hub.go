@@ -30,6 +30,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -65,6 +66,11 @@ type Options struct {
 	// or one page's worth. Events are shared between streams.
 	QueueEvents, QueueBytes int
 
+	// TotalBytes is what the streams that are not read hold together: 128 MiB.
+	// Each may have its share, from one revision up to QueueBytes; what it
+	// leaves out it reads from the past later.
+	TotalBytes int
+
 	// Workers read the past for watchers that are behind: 4, or the number of
 	// processors if that is more.
 	Workers int
@@ -83,6 +89,7 @@ func (o Options) withDefaults() Options {
 	set(&o.RingBytes, 16<<20)
 	set(&o.QueueEvents, 8192)
 	set(&o.QueueBytes, 4<<20)
+	set(&o.TotalBytes, 128<<20)
 	set(&o.Workers, max(4, runtime.GOMAXPROCS(0)))
 	if o.RetryDelay <= 0 {
 		o.RetryDelay = 100 * time.Millisecond
@@ -102,6 +109,7 @@ type Hub struct {
 	done   chan struct{} // closed when Run ends
 	work   chan struct{} // wakes a worker
 	retry  chan struct{} // wakes the retry loop
+	loaded atomic.Int64  // streams that hold events
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -272,6 +280,11 @@ func (h *Hub) wake() {
 		signal(s.wake)
 	}
 	h.woken = h.woken[:0]
+}
+
+// share is how many bytes of events a stream may hold.
+func (h *Hub) share() int {
+	return max(1, min(h.opt.QueueBytes, h.opt.TotalBytes/int(max(1, h.loaded.Load()))))
 }
 
 // signal leaves a token in c, a channel with room for one.

@@ -482,6 +482,59 @@ func TestSlowReader(t *testing.T) {
 	}
 }
 
+// Streams that nobody reads share a budget, whatever is in the middle of being
+// sent included, and lose nothing by it.
+func TestUnreadStreamsShareABudget(t *testing.T) {
+	const total, streams, puts = 1 << 20, 50, 1000
+	h := newHarness(t, Options{TotalBytes: total}, true)
+	var all []*Stream
+	for range streams {
+		s := h.stream()
+		s.Create(prefix("a"))
+		h.expect(s, "#0 @1 created")
+		all = append(all, s)
+	}
+	next := make([]int64, streams)
+	for i := range next {
+		next[i] = 2
+	}
+	see := func(i int, r Response) {
+		for _, ev := range r.Events {
+			if ev.Kv.ModRevision != next[i] {
+				t.Fatalf("stream %d got revision %d, want %d", i, ev.Kv.ModRevision, next[i])
+			}
+			next[i]++
+		}
+	}
+	h.put("a")
+	for i, s := range all { // what they are sending when they get stuck
+		see(i, h.next(s))
+	}
+	for range puts {
+		h.put("a")
+	}
+	held := 0
+	for _, s := range all {
+		s.mu.Lock()
+		held += s.bytes + s.sending
+		s.mu.Unlock()
+	}
+	if held < total/4 || held > 2*total {
+		t.Errorf("%d bytes are held of %d", held, total)
+	}
+	for i, s := range all {
+		for next[i] < puts+3 {
+			see(i, h.next(s))
+		}
+		if _, ok := s.Pop(); ok {
+			t.Error("more than was published")
+		}
+	}
+	if n := h.hub.loaded.Load(); n != 0 {
+		t.Errorf("%d streams are counted that hold nothing", n)
+	}
+}
+
 // Watchers that cannot be read for hold up neither others nor progress.
 func TestFailingHistory(t *testing.T) {
 	h := newHarness(t, Options{RingEvents: 1, Workers: 1, RetryDelay: time.Millisecond}, true)

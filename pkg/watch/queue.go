@@ -38,7 +38,20 @@ type item struct {
 
 // full says whether the queue takes no further events. The caller holds s.mu.
 func (s *Stream) full() bool {
-	return s.events >= s.hub.opt.QueueEvents || s.bytes >= s.hub.opt.QueueBytes
+	return s.events >= s.hub.opt.QueueEvents || s.bytes+s.sending >= s.hub.share()
+}
+
+// reckon sees to it that the hub counts s if it holds events. The caller holds
+// s.mu and has changed bytes or sending.
+func (s *Stream) reckon() {
+	loaded := s.bytes+s.sending > 0
+	switch {
+	case loaded && !s.loaded:
+		s.hub.loaded.Add(1)
+	case !loaded && s.loaded:
+		s.hub.loaded.Add(-1)
+	}
+	s.loaded = loaded
 }
 
 // crowded is full for callers that hold only h.mu.
@@ -83,6 +96,7 @@ func (s *Stream) enqueue(w *watcher, r *run, current int64) {
 	}
 	s.events += len(r.changes)
 	s.bytes += r.bytes
+	s.reckon()
 	if it := w.newest; it != nil && it.first != nil && it.epoch == s.epoch {
 		it.more = append(it.more, r)
 		it.revision = max(it.revision, current)
@@ -157,7 +171,8 @@ func (s *Stream) end() {
 	defer s.mu.Unlock()
 	s.ended = true
 	s.queue = fifo[*item]{}
-	s.events, s.bytes, s.controls = 0, 0, 0
+	s.events, s.bytes, s.sending, s.controls = 0, 0, 0, 0
+	s.reckon()
 	signal(s.room)
 }
 
@@ -187,6 +202,7 @@ func (s *Stream) Pop() (Response, bool) {
 func (s *Stream) take() (resp Response, form func() []*mvccpb.Event, ok, hungry bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.sending = 0 // the last response is sent, or the caller would not be back
 	for !ok && s.queue.len() > 0 {
 		it := s.queue.first()
 		ok = true
@@ -208,10 +224,13 @@ func (s *Stream) take() (resp Response, form func() []*mvccpb.Event, ok, hungry 
 				resp.WatchID = it.w.id
 			}
 		default:
+			queued := s.bytes
 			resp, form = s.takeEvents(it)
+			s.sending = queued - s.bytes
 		}
 	}
-	if s.starved && s.events <= s.hub.opt.QueueEvents/2 && s.bytes <= s.hub.opt.QueueBytes/2 {
+	s.reckon()
+	if s.starved && s.events <= s.hub.opt.QueueEvents/2 && s.bytes+s.sending <= s.hub.share()/2 {
 		s.starved = false
 		hungry = true
 	}

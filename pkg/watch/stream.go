@@ -96,6 +96,8 @@ type Stream struct {
 	queue    fifo[*item]
 	events   int
 	bytes    int
+	sending  int  // bytes of the events that Pop returned last: they are being sent
+	loaded   bool // counted in Hub.loaded
 	controls int
 	epoch    uint64 // counts the barriers: no event may be put before an earlier one
 	starved  bool   // a watcher is behind, and waits for room
