@@ -53,6 +53,15 @@ func newEvaluation(st *state, cached func(int64) ([]byte, bool), q quota) *evalu
 	}
 }
 
+// expect makes room for the effects of n requests, most of which change one
+// key.
+func (ev *evaluation) expect(n int) {
+	ev.records = make([]eventlog.Record, 0, n)
+	ev.events = make([]*mvccpb.Event, 0, n)
+	ev.fills = make([]fill, 0, n)
+	ev.superseded = make([]int64, 0, n)
+}
+
 // begin starts the next request.
 func (ev *evaluation) begin() {
 	ev.main = ev.state.revision + 1
