@@ -62,6 +62,9 @@ type Header struct {
 	valueCRC uint32
 }
 
+// ValueBytes returns the length of the record's value.
+func (h Header) ValueBytes() int { return int(h.valueLen) }
+
 // VerifyValue returns ErrCorrupt if value is not the one that was written.
 func (h Header) VerifyValue(value []byte) error {
 	if uint64(len(value)) != h.valueLen {

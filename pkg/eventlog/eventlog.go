@@ -104,6 +104,8 @@ type Record struct {
 	Key   []byte
 	Value []byte // KindPut only; never nil there once read back, but maybe empty
 
+	ValueBytes int // the length of Value where Load leaves it out; 0 elsewhere
+
 	CreateRevision int64 // KindPut: main revision that created the key
 	Version        int64 // KindPut: changes since creation, from 1
 	Lease          int64 // KindPut: the attached lease or 0; lease kinds: the lease
@@ -160,8 +162,8 @@ type Size struct {
 // the caller must stop using the log, and should end the process.
 type Log interface {
 	// Load calls fn for every record that compaction has left, in order of
-	// Seq, without its Value (which is nil even for puts), and returns the
-	// head. It is called once, before any other method. The Record and its
+	// Seq, with ValueBytes instead of its Value (which is nil even for puts),
+	// and returns the head. It is called once, before any other method. The Record and its
 	// Key are fn's to keep. An error of fn ends the load and is returned. A
 	// missing record that compaction did not take, or a wrong checksum, is
 	// ErrCorrupt.

@@ -105,7 +105,7 @@ func (ev *evaluation) addEvent(r *eventlog.Record, prev *entry) {
 	if r.Kind == eventlog.KindDelete {
 		event.Type = mvccpb.Event_DELETE
 	}
-	if prev != nil && !prev.last.tombstone {
+	if prev != nil && !prev.last.tombstone() {
 		ev.superseded = append(ev.superseded, prev.last.seq)
 	}
 	if v, ok := prev.before(r.Revision.Main, r.CreateRevision); ok {
@@ -167,7 +167,7 @@ func (ev *evaluation) living(key string) (*entry, bool) {
 	if !ok {
 		return nil, false
 	}
-	return e, !e.last.tombstone
+	return e, !e.last.tombstone()
 }
 
 func (ev *evaluation) header() *pb.ResponseHeader {
@@ -280,7 +280,7 @@ func (ev *evaluation) applyDelete(r *pb.DeleteRangeRequest) *pb.DeleteRangeRespo
 	var entries []*entry
 	if s := newSpan(r.Key, r.RangeEnd); !s.empty() {
 		ev.state.ascend(s, 0, func(e *entry) bool {
-			if !e.last.tombstone {
+			if !e.last.tombstone() {
 				entries = append(entries, e)
 			}
 			return true

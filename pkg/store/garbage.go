@@ -109,7 +109,7 @@ func (e *entry) kept(i int, compacted int64) bool {
 			next = e.older[i+1].main
 		}
 	}
-	if v.tombstone {
+	if v.tombstone() {
 		return v.main >= compacted
 	}
 	return i == len(e.older) || next > compacted

@@ -176,7 +176,7 @@ func pastEvents(refs []revisionRef, prevKV bool, compacted int64) ([]*mvccpb.Eve
 	for i, ref := range refs {
 		v := ref.version()
 		event := &mvccpb.Event{Kv: &mvccpb.KeyValue{}}
-		if v.tombstone {
+		if v.tombstone() {
 			event.Type = mvccpb.Event_DELETE
 			event.Kv.Key, event.Kv.ModRevision = bytesOf(ref.entry.key), v.main
 		} else {
@@ -245,7 +245,7 @@ func (s *Store) hashState(ctx context.Context, st *state, revision int64) (HashK
 			raw = binary.BigEndian.AppendUint64(raw[:0], uint64(v.main))
 			raw = append(raw, '_')
 			raw = binary.BigEndian.AppendUint64(raw, uint64(v.sub))
-			if v.tombstone {
+			if v.tombstone() {
 				raw = append(raw, 't')
 				kv = &mvccpb.KeyValue{Key: kv.Key}
 			}
@@ -269,7 +269,7 @@ func (s *Store) hashState(ctx context.Context, st *state, revision int64) (HashK
 func (st *state) hashed(r revisionRef, revision int64, alive bool) bool {
 	v := r.version()
 	switch {
-	case v.tombstone && v.main == st.compacted:
+	case v.tombstone() && v.main == st.compacted:
 		return false
 	case v.main > st.compacted:
 		return true

@@ -3,6 +3,7 @@ package store
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -46,14 +47,16 @@ func (st *state) edit() state {
 
 // version is one revision of a key.
 type version struct {
-	main      int64
-	seq       int64 // of the record, which has the value
-	create    int64 // main revision of creation
-	version   int64
-	lease     int64
-	sub       int32
-	tombstone bool
+	main    int64
+	seq     int64 // of the record, which has the value
+	create  int64 // main revision of creation
+	version int64
+	lease   int64
+	sub     int32
+	size    int32 // of the value; -1 for a tombstone
 }
+
+func (v *version) tombstone() bool { return v.size < 0 }
 
 // entry is a key with its revisions since compaction. Immutable but for the
 // spare capacity of older, which only the newest entry of the key appends to.
@@ -68,7 +71,7 @@ func (e *entry) Compare(key string) int { return strings.Compare(e.key, key) }
 
 // Weight counts a live key once and marks it with its newest main revision.
 func (e *entry) Weight() (int, int64) {
-	if e.last.tombstone {
+	if e.last.tombstone() {
 		return 0, e.last.main
 	}
 	return 1, e.last.main
@@ -84,7 +87,7 @@ func (e *entry) at(rev int64) (version, bool) {
 		}
 		v = e.older[i-1]
 	}
-	return v, !v.tombstone
+	return v, !v.tombstone()
 }
 
 // countAt is 1 if the key is alive at rev, else 0.
@@ -215,12 +218,15 @@ func (st *state) applyEvent(r *eventlog.Record) error {
 	e := &entry{last: version{
 		main: r.Revision.Main, sub: int32(r.Revision.Sub), seq: r.Seq,
 		create: r.CreateRevision, version: r.Version, lease: r.Lease,
-		tombstone: r.Kind == eventlog.KindDelete,
+		size: int32(min(len(r.Value)+r.ValueBytes, math.MaxInt32)),
 	}}
+	if r.Kind == eventlog.KindDelete {
+		e.last.size = -1
+	}
 	if prev, ok := st.keys.Get(stringOf(r.Key)); ok {
 		e.key = prev.key
 		e.older = append(prev.older, prev.last)
-		if !prev.last.tombstone {
+		if !prev.last.tombstone() {
 			st.garbage.supersede(r.Revision.Main, prev.last.seq, e.key)
 			if prev.last.lease != 0 {
 				st.attached.Delete(attachment{prev.last.lease, e.key})
@@ -229,7 +235,7 @@ func (st *state) applyEvent(r *eventlog.Record) error {
 	} else {
 		e.key = string(r.Key)
 	}
-	if e.last.tombstone {
+	if e.last.tombstone() {
 		st.garbage.bury(r.Revision.Main, r.Seq, e.key)
 	} else if r.Lease != 0 {
 		st.attached.Set(attachment{r.Lease, e.key})

@@ -149,9 +149,13 @@ func (l *Log) scanRange(ctx context.Context, from, to int64) ([]*eventlog.Record
 	var records []*eventlog.Record
 	err := l.read(ctx, func(c *conn) error {
 		return c.query(func(row row) error {
-			r, _, err := decodeRow(row[0], row[1], row[2])
+			r, h, err := decodeRow(row[0], row[1], row[2])
+			if err != nil {
+				return err
+			}
+			r.ValueBytes = h.ValueBytes()
 			records = append(records, r)
-			return err
+			return nil
 		}, selectLoad, from, to)
 	})
 	return records, err

@@ -92,7 +92,7 @@ func (l *Log) Load(ctx context.Context, fn func(*eventlog.Record) error) (eventl
 	defer l.disk.mu.Unlock()
 	for _, r := range l.disk.records {
 		r.Key = slices.Clone(r.Key)
-		r.Value = nil
+		r.ValueBytes, r.Value = len(r.Value), nil
 		if err := fn(&r); err != nil {
 			return eventlog.Head{}, err
 		}
