@@ -33,7 +33,7 @@ func (l *Log) Append(ctx context.Context, batch *eventlog.Batch) error {
 	if err := l.checkBatch(batch); err != nil {
 		return err
 	}
-	if err := l.begin(true); err != nil {
+	if err := l.begin(); err != nil {
 		return l.fail(err)
 	}
 	if err := l.insert(batch); err != nil {
@@ -112,23 +112,8 @@ func appendBatchID(dst []byte, seq int64, id eventlog.BatchID) []byte {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// begin starts a write transaction. One that is not durable needs no fsync at
-// its commit: a later durable commit covers it, and a crash before that takes
-// it back as a whole.
-func (l *Log) begin(durable bool) error {
-	if l.relaxed == durable {
-		pragma := "PRAGMA synchronous=NORMAL"
-		if durable {
-			pragma = l.sync.pragma()
-		}
-		// Not prepared: this pragma acts when it is compiled.
-		if err := l.writer.once(pragma); err != nil {
-			return err
-		}
-		l.relaxed = !durable
-	}
-	return l.writer.exec("BEGIN IMMEDIATE")
-}
+// begin starts a write transaction.
+func (l *Log) begin() error { return l.writer.exec("BEGIN IMMEDIATE") }
 
 // rollback ends a transaction after err, which it returns. Nothing of the
 // transaction stays. After a failed rollback that can only be guaranteed by

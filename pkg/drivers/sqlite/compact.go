@@ -66,7 +66,7 @@ func (l *Log) step(ctx context.Context, fn func(more func() bool) error) error {
 	}
 	defer l.release()
 	start := time.Now()
-	if err := l.begin(false); err != nil {
+	if err := l.begin(); err != nil {
 		return l.fail(err)
 	}
 	if err := fn(func() bool { return l.writers.Load() == 0 && time.Since(start) < stepTime }); err != nil {

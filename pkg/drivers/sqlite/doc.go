@@ -23,9 +23,7 @@
 //
 //	in Append          the batch whole or not at all; SQLite replays the WAL
 //	                   up to the last commit whose checksums hold
-//	in Compact         some records deleted, and kept saying which; its
-//	                   commits are not fsynced, so they may also be undone,
-//	                   from the end, never one without those before it
+//	in Compact         some records deleted, and kept saying which
 //	in a checkpoint    the WAL, from which it is repeated
 //	in Open, creating  keelson.db.new, which the next Open throws away
 //
@@ -41,6 +39,10 @@
 // they read. Load also verifies that seqs are dense above the highest deleted
 // one and that the number of rows is that of records less deletions; a lost or
 // foreign row anywhere is ErrCorrupt.
+//
+// Open verifies the WAL before SQLite does: a log that a power cut has torn
+// ends there, one that is damaged is ErrCorrupt; wal.go says how the two are
+// told apart. It takes 0.1 s for 64 MiB.
 //
 // # Why this table
 //

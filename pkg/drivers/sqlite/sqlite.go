@@ -29,7 +29,8 @@ const (
 
 	// UnsafeLosesAcknowledgedWritesOnPowerCut: a batch survives the end of
 	// the process, but not that of the machine; whole batches are lost from
-	// the end. Only for callers that have the batches durable elsewhere.
+	// the end. Only for callers that have the batches durable elsewhere. Such
+	// a loss looks like damage to an Open with SynchronousFull.
 	UnsafeLosesAcknowledgedWritesOnPowerCut
 )
 
@@ -75,7 +76,6 @@ type Log struct {
 	headSeq      int64
 	headRevision int64     // newest main revision; 0 until Load
 	markSeq      int64     // of the newest KindCompact record; 0 until Load
-	relaxed      bool      // the writer runs with synchronous=NORMAL for now
 	nextTry      time.Time // no inline checkpoint before, after one held up
 	onCommit     func(commit func() error) error
 
@@ -170,6 +170,9 @@ func (l *Log) open() error {
 			return fmt.Errorf("%w: the database is missing but its -wal file is there", eventlog.ErrCorrupt)
 		}
 		err = create(l.path)
+	}
+	if err == nil && l.sync == SynchronousFull {
+		err = checkWAL(l.path + "-wal")
 	}
 	if err != nil {
 		return err
