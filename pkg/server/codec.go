@@ -1,6 +1,7 @@
 package server
 
 import (
+	"math"
 	"unicode/utf8"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -19,10 +20,13 @@ import (
 // allocations for every message.)
 type codec struct {
 	encoding.CodecV2
-	traffic *traffic
+	traffic   *traffic
+	maxTxnOps int // see skipTxn
 }
 
-func newCodec(t *traffic) codec { return codec{encoding.GetCodecV2(proto.Name), t} }
+func newCodec(t *traffic) codec {
+	return codec{encoding.GetCodecV2(proto.Name), t, math.MaxInt}
+}
 
 // Marshal implements encoding.CodecV2.
 func (c codec) Marshal(v any) (data mem.BufferSlice, err error) {
@@ -40,6 +44,9 @@ func (c codec) Marshal(v any) (data mem.BufferSlice, err error) {
 // Unmarshal implements encoding.CodecV2.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	c.traffic.received.Add(int64(data.Len()))
+	if skipTxn(data, v, c.maxTxnOps) {
+		return nil
+	}
 	return c.CodecV2.Unmarshal(data, v)
 }
 

@@ -14,6 +14,7 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb/gw"
 	electiongw "go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb/gw"
 	lockgw "go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb/gw"
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -37,7 +38,8 @@ const gatewayBytes = 4
 // their access to a server on their machine. (etcd's default lets them in.)
 type Gateway struct {
 	pipe  *pipe
-	limit int64 // of one JSON value
+	limit int64               // of one JSON value
+	room  *semaphore.Weighted // see maxBodyBytes
 
 	mu     sync.Mutex // guards what follows
 	conn   *grpc.ClientConn
@@ -50,6 +52,7 @@ func (s *Server) NewGateway() *Gateway {
 	return &Gateway{
 		pipe:  &pipe{conns: make(chan net.Conn), done: make(chan struct{})},
 		limit: gatewayBytes * int64(s.cfg.MaxRequestBytes+requestOverheadBytes),
+		room:  semaphore.NewWeighted(maxBodyBytes),
 	}
 }
 
@@ -78,13 +81,25 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
-	if err := new(http.CrossOriginProtection).Check(r); err != nil {
+	refuse := func(err error) {
 		_, out := runtime.MarshalerForRequest(mux, r)
-		runtime.HTTPError(r.Context(), mux, out, w, r, status.Error(codes.PermissionDenied, "keelson: "+err.Error()))
+		runtime.HTTPError(r.Context(), mux, out, w, r, err)
+	}
+	if err := new(http.CrossOriginProtection).Check(r); err != nil {
+		refuse(status.Error(codes.PermissionDenied, "keelson: "+err.Error()))
 		return
 	}
 	if rest, ok := strings.CutPrefix(r.URL.Path, "/v3beta/"); ok {
 		r.URL.Path = "/v3/" + rest
+	}
+	if !streamPaths[r.URL.Path] {
+		release, err := readBody(w, r, g.limit, g.room)
+		defer release()
+		if err != nil {
+			w.Header().Set("Connection", "close")
+			refuse(err)
+			return
+		}
 	}
 	mux.ServeHTTP(w, r)
 }

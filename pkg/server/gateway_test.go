@@ -188,6 +188,26 @@ func TestGatewayLimit(t *testing.T) {
 	}
 }
 
+// A few bytes of JSON must not become a lot of memory, nor many large bodies at
+// the same time.
+func TestGatewayMemory(t *testing.T) {
+	g := newGateway(t, memberOptions{})
+	objects := func(n int) string { return `{"compare":[` + strings.Repeat("{},", n-2) + `{}]}` }
+	g.want(t, "/v3/kv/txn", objects(maxObjects), 400, `{"code":3,"message":"etcdserver: too many operations in txn request"}`)
+	g.want(t, "/v3/kv/txn", objects(maxObjects+1), 400, `{"code":3,"message":"keelson: the JSON value has more than 65536 objects"}`)
+
+	if !g.room.TryAcquire(maxBodyBytes) {
+		t.Fatal("requests that were answered still hold room")
+	}
+	large := `{"key":"YQ==","value":"` + strings.Repeat("A", bodyChunk) + `"}`
+	g.want(t, "/v3/kv/put", large, 429, `{"code":8,"message":"keelson: too many large requests"}`)
+	g.want(t, "/v3/kv/range", `{"key":"YQ==","count_only":true}`, 200, `{`+header(1)+`}`)
+	g.room.Release(maxBodyBytes)
+	if resp := g.post(t, "/v3/kv/put", large); resp.code != 200 {
+		t.Errorf("with room again: %d", resp.code)
+	}
+}
+
 // A web page must not use the access of whoever looks at it.
 func TestGatewayCrossOrigin(t *testing.T) {
 	g := newGateway(t, memberOptions{})

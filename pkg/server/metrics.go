@@ -161,7 +161,7 @@ func (s *Server) interceptUnary(ctx context.Context, req any, info *grpc.UnarySe
 	r := s.rpcs.method(info.FullMethod)
 	r.started.Add(1)
 	r.received.Add(1)
-	resp, err := handler(ctx, req)
+	resp, err := s.admit(ctx, req, handler)
 	if err == nil {
 		r.sent.Add(1)
 	}

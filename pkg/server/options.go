@@ -19,6 +19,8 @@ const streamWorkers = 256
 // GRPCOptions returns the options the gRPC server must be made with: etcd's
 // limits, and the interceptors that count. Credentials are the caller's.
 func (s *Server) GRPCOptions() []grpc.ServerOption {
+	codec := newCodec(&s.traffic)
+	codec.maxTxnOps = s.cfg.MaxTxnOps
 	opts := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(s.cfg.MaxRequestBytes + requestOverheadBytes),
 		grpc.MaxSendMsgSize(math.MaxInt32),
@@ -28,7 +30,7 @@ func (s *Server) GRPCOptions() []grpc.ServerOption {
 			MinTime:             s.cfg.KeepAliveMinTime,
 			PermitWithoutStream: false,
 		}),
-		grpc.ForceServerCodecV2(newCodec(&s.traffic)),
+		grpc.ForceServerCodecV2(codec),
 		grpc.ChainUnaryInterceptor(s.interceptUnary),
 		grpc.ChainStreamInterceptor(s.interceptStream),
 	}

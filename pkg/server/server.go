@@ -31,6 +31,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -172,6 +173,7 @@ type Server struct {
 	rpcs    *rpcMetrics
 	checks  *checkMetrics
 	traffic traffic
+	large   *semaphore.Weighted // see maxLargeBytes
 
 	ready    atomic.Bool
 	stopOnce sync.Once
@@ -191,6 +193,7 @@ func New(cfg Config) (*Server, error) {
 		health:   health.NewServer(),
 		rpcs:     newRPCMetrics(cfg.ExtensiveMetrics),
 		checks:   newCheckMetrics(),
+		large:    semaphore.NewWeighted(maxLargeBytes),
 		stopping: make(chan struct{}),
 	}
 	s.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
