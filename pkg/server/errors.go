@@ -29,6 +29,7 @@ var statuses = []struct {
 	{store.ErrTimeout, rpctypes.ErrGRPCTimeout},
 	{store.ErrCompacted, rpctypes.ErrGRPCCompacted},
 	{store.ErrFutureRev, rpctypes.ErrGRPCFutureRev},
+	{store.ErrTooManyKeys, errTooManyKeys},
 	{store.ErrKeyNotFound, rpctypes.ErrGRPCKeyNotFound},
 	{store.ErrLeaseNotFound, rpctypes.ErrGRPCLeaseNotFound},
 	{store.ErrLeaseExists, rpctypes.ErrGRPCLeaseExist},
@@ -45,6 +46,9 @@ var statuses = []struct {
 	{eventlog.ErrFailed, rpctypes.ErrGRPCStopped},
 	{eventlog.ErrClosed, rpctypes.ErrGRPCStopped},
 }
+
+// errTooManyKeys is keelson's own: etcd would try.
+var errTooManyKeys = status.Error(codes.ResourceExhausted, "keelson: the ranges of the transaction go through too many keys: send them one by one")
 
 // toStatus returns the gRPC status of err. ctx is the client's context: when
 // that has not ended, a deadline that passed was the server's own.

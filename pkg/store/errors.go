@@ -8,6 +8,8 @@ var (
 	ErrCompacted = errors.New("store: required revision has been compacted")
 	// ErrFutureRev: the revision asked for is beyond the current one.
 	ErrFutureRev = errors.New("store: required revision is a future revision")
+	// ErrTooManyKeys: the operations of a transaction go through too many keys.
+	ErrTooManyKeys = errors.New("store: the transaction goes through too many keys")
 	// ErrKeyNotFound: ignore_value or ignore_lease on an absent key.
 	ErrKeyNotFound = errors.New("store: key not found")
 	// ErrLeaseNotFound: the lease does not exist.
