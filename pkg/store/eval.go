@@ -248,7 +248,7 @@ func (ev *evaluation) applyPut(r *pb.PutRequest) *pb.PutResponse {
 			record.Lease = prev.last.lease
 		}
 		if r.PrevKv {
-			resp.PrevKv = ev.filledKV(prev, prev.last)
+			resp.PrevKv = ev.filledKV(prev, &prev.last)
 		}
 	}
 	if record.Value == nil {
@@ -260,7 +260,7 @@ func (ev *evaluation) applyPut(r *pb.PutRequest) *pb.PutResponse {
 }
 
 // filledKV returns version v of e, its value to be filled in.
-func (ev *evaluation) filledKV(e *entry, v version) *mvccpb.KeyValue {
+func (ev *evaluation) filledKV(e *entry, v *version) *mvccpb.KeyValue {
 	kv := &mvccpb.KeyValue{}
 	e.kv(v, kv)
 	ev.fills = append(ev.fills, fill{v.seq, kv})
@@ -288,7 +288,7 @@ func (ev *evaluation) applyDelete(r *pb.DeleteRangeRequest) *pb.DeleteRangeRespo
 	}
 	for _, e := range entries {
 		if r.PrevKv {
-			resp.PrevKvs = append(resp.PrevKvs, ev.filledKV(e, e.last))
+			resp.PrevKvs = append(resp.PrevKvs, ev.filledKV(e, &e.last))
 		}
 		ev.emitEvent(eventlog.Record{Kind: eventlog.KindDelete, Key: bytesOf(e.key)}, e)
 	}

@@ -19,11 +19,11 @@ type revisionRef struct {
 	index int // of entry.older, or its length for entry.last
 }
 
-func (r revisionRef) version() version {
+func (r revisionRef) version() *version {
 	if r.index == len(r.entry.older) {
-		return r.entry.last
+		return &r.entry.last
 	}
-	return r.entry.older[r.index]
+	return &r.entry.older[r.index]
 }
 
 func compareRefs(a, b revisionRef) int {
@@ -107,9 +107,9 @@ func (p *plans) put(rest plan) {
 // ErrCompacted means that from is before the compact revision.
 func (s *Store) History(ctx context.Context, key, end []byte, from int64, limit int, prevKV bool) (events []*mvccpb.Event, next int64, err error) {
 	sp := newSpan(slices.Clone(key), slices.Clone(end)) // outlives the request in a plan
-	err = s.read(ctx, true, func(st *state) ([]fill, error) {
+	err = s.read(ctx, true, func(st *state) error {
 		if from < st.compacted {
-			return nil, ErrCompacted
+			return ErrCompacted
 		}
 		p, ok := s.plans.take(sp, from)
 		if !ok {
@@ -122,7 +122,7 @@ func (s *Store) History(ctx context.Context, key, end []byte, from int64, limit 
 		}
 		var fills []fill
 		events, fills = pastEvents(refs, prevKV, st.compacted)
-		return fills, nil
+		return s.values.fill(ctx, fills)
 	})
 	if err != nil {
 		return nil, 0, err
@@ -212,10 +212,9 @@ const hashPage = 1000
 // order, its 17-byte key (18 with a tombstone's "t") and marshalled KeyValue.
 func (s *Store) HashKV(ctx context.Context, revision int64) (HashKV, error) {
 	var h HashKV
-	err := s.read(ctx, true, func(st *state) ([]fill, error) {
-		var err error
+	err := s.read(ctx, true, func(st *state) (err error) {
 		h, err = s.hashState(ctx, st, revision)
-		return nil, err
+		return err
 	})
 	return h, err
 }

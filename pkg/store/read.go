@@ -87,24 +87,52 @@ func (st *state) readRevision(rev int64) (int64, error) {
 // found is a key with the version that a range has found.
 type found struct {
 	entry   *entry
-	version version
+	version *version
 }
 
-// rangeRequest answers a range but for the values of its result, which the
-// returned fills wait for. Only a sort by value calls values.
+// ranged is the answer to a range but for the key-value pairs, so that their
+// size is known before they take memory.
+type ranged struct {
+	request *pb.RangeRequest
+	resp    *pb.RangeResponse
+	hits    []found
+}
+
+// complete makes the key-value pairs and returns those that wait for values.
+func (r *ranged) complete() []fill {
+	kvs := make([]mvccpb.KeyValue, len(r.hits))
+	r.resp.Kvs = make([]*mvccpb.KeyValue, len(r.hits))
+	var fills []fill
+	if !r.request.KeysOnly {
+		fills = make([]fill, len(r.hits))
+	}
+	for i, h := range r.hits {
+		r.resp.Kvs[i] = &kvs[i]
+		h.entry.kv(h.version, &kvs[i])
+		switch {
+		case !r.request.KeysOnly:
+			fills[i] = fill{h.version.seq, &kvs[i]}
+		case r.request.SortTarget != pb.RangeRequest_VALUE:
+			kvs[i].Lease = 0 // etcd serves this from an index without leases
+		}
+	}
+	return fills
+}
+
+// rangeRequest answers a range. Only a sort by value calls values.
 //
 // Source: etcd's executeRange, whose limit applies before the sort where the
 // order is left open (NONE) and after it otherwise.
-func (st *state) rangeRequest(r *pb.RangeRequest, values valueFunc) (*pb.RangeResponse, []fill, error) {
+func (st *state) rangeRequest(r *pb.RangeRequest, values valueFunc) (ranged, error) {
 	rev, err := st.readRevision(r.Revision)
 	if err != nil {
-		return nil, nil, err
+		return ranged{}, err
 	}
 	s := newSpan(r.Key, r.RangeEnd)
 	resp := &pb.RangeResponse{Header: &pb.ResponseHeader{Revision: st.revision}}
 	if r.CountOnly {
 		resp.Count = st.count(s, rev)
-		return resp, nil, nil
+		return ranged{r, resp, nil}, nil
 	}
 
 	filtered := hasFilters(r)
@@ -128,31 +156,14 @@ func (st *state) rangeRequest(r *pb.RangeRequest, values valueFunc) (*pb.RangeRe
 	}
 	if sorted || r.SortTarget != pb.RangeRequest_KEY {
 		if hits, err = sortFound(hits, r, values); err != nil {
-			return nil, nil, err
+			return ranged{}, err
 		}
 	}
 	if r.Limit > 0 && int64(len(hits)) > r.Limit {
 		hits, more = hits[:r.Limit], true
 	}
 	resp.More = more
-
-	kvs := make([]mvccpb.KeyValue, len(hits))
-	resp.Kvs = make([]*mvccpb.KeyValue, len(hits))
-	var fills []fill
-	if !r.KeysOnly {
-		fills = make([]fill, len(hits))
-	}
-	for i, h := range hits {
-		resp.Kvs[i] = &kvs[i]
-		h.entry.kv(h.version, &kvs[i])
-		switch {
-		case !r.KeysOnly:
-			fills[i] = fill{h.version.seq, &kvs[i]}
-		case r.SortTarget != pb.RangeRequest_VALUE:
-			kvs[i].Lease = 0 // etcd serves this from an index without leases
-		}
-	}
-	return resp, fills, nil
+	return ranged{r, resp, hits}, nil
 }
 
 func hasFilters(r *pb.RangeRequest) bool {
@@ -269,7 +280,7 @@ func (st *state) compare(c *pb.Compare, values valueFunc) (bool, error) {
 	}
 	switch {
 	case c.Target != pb.Compare_VALUE && len(hits) == 0:
-		return holds(c, compareVersion(c, version{})), nil
+		return holds(c, compareVersion(c, &version{})), nil
 	case c.Target != pb.Compare_VALUE:
 		return result, nil
 	case len(hits) == 0:
@@ -292,7 +303,7 @@ func (st *state) compare(c *pb.Compare, values valueFunc) (bool, error) {
 }
 
 // compareVersion compares the target of c, which is not VALUE.
-func compareVersion(c *pb.Compare, v version) int {
+func compareVersion(c *pb.Compare, v *version) int {
 	switch c.Target {
 	case pb.Compare_CREATE:
 		return cmp.Compare(v.create, c.GetCreateRevision())

@@ -78,14 +78,14 @@ func (e *entry) Weight() (int, int64) {
 }
 
 // at returns the version of the key at main revision rev, if it is alive then.
-func (e *entry) at(rev int64) (version, bool) {
-	v := e.last
+func (e *entry) at(rev int64) (*version, bool) {
+	v := &e.last
 	if v.main > rev {
 		i, _ := slices.BinarySearchFunc(e.older, rev+1, func(v version, rev int64) int { return cmp.Compare(v.main, rev) })
 		if i == 0 {
-			return version{}, false
+			return nil, false
 		}
-		v = e.older[i-1]
+		v = &e.older[i-1]
 	}
 	return v, !v.tombstone()
 }
@@ -101,15 +101,15 @@ func (e *entry) countAt(rev int64) int {
 // before returns the version that an event of main revision main has as its
 // previous one: the one before the whole transaction, as etcd reads it, and
 // none for a put that creates the key. e may be nil.
-func (e *entry) before(main, create int64) (version, bool) {
+func (e *entry) before(main, create int64) (*version, bool) {
 	if e == nil || create == main {
-		return version{}, false
+		return nil, false
 	}
 	return e.at(main - 1)
 }
 
 // kv fills kv with everything of version v of e's key but the value.
-func (e *entry) kv(v version, kv *mvccpb.KeyValue) {
+func (e *entry) kv(v *version, kv *mvccpb.KeyValue) {
 	kv.Key = bytesOf(e.key)
 	kv.CreateRevision = v.create
 	kv.ModRevision = v.main

@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
@@ -48,6 +49,11 @@ type Options struct {
 	// then for every batch, in log order, when its state is visible to readers
 	// and before its writers are answered. It must not block.
 	OnApply func(Applied)
+	// Admit is called when it is known what the response to a request will
+	// need, and before it does; for a transaction it is an estimate first. It
+	// may wait; its error ends the request. A second call with the same context
+	// takes the place of the first.
+	Admit func(context.Context, Need) error
 	// OnCommit is called for every batch that this store has appended: with
 	// the number of requests and records in it and how long the log took.
 	OnCommit func(requests, records int, took time.Duration)
@@ -104,6 +110,9 @@ func Open(ctx context.Context, log eventlog.Log, opt Options) (*Store, error) {
 	}
 	if opt.OnApply == nil {
 		opt.OnApply = func(Applied) {}
+	}
+	if opt.Admit == nil {
+		opt.Admit = func(context.Context, Need) error { return nil }
 	}
 	if opt.OnCommit == nil {
 		opt.OnCommit = func(int, int, time.Duration) {}
@@ -198,11 +207,38 @@ func (s *Store) Fence(ctx context.Context) error {
 // Range answers a range request; it is linearizable unless it says that
 // serializable is enough.
 func (s *Store) Range(ctx context.Context, r *pb.RangeRequest) (resp *pb.RangeResponse, err error) {
-	err = s.read(ctx, r.Serializable, func(st *state) (fills []fill, err error) {
-		resp, fills, err = st.rangeRequest(r, s.reader(ctx))
-		return fills, err
+	err = s.read(ctx, r.Serializable, func(st *state) error {
+		if r.SortTarget == pb.RangeRequest_VALUE { // reads all values
+			left := effort(math.MaxInt64)
+			if err := s.opt.Admit(ctx, st.rangeNeed(r, &left)); err != nil {
+				return err
+			}
+		}
+		ranged, err := st.rangeRequest(r, s.reader(ctx))
+		resp = ranged.resp
+		if err != nil {
+			return err
+		}
+		return s.complete(ctx, ranged)
 	})
 	return resp, err
+}
+
+// complete makes the key-value pairs of parts, when there is room for them.
+func (s *Store) complete(ctx context.Context, parts ...ranged) error {
+	var need Need
+	for i := range parts {
+		need = need.plus(parts[i].need())
+	}
+	if err := s.opt.Admit(ctx, need); err != nil {
+		return err
+	}
+	for i := range parts {
+		if err := s.values.fill(ctx, parts[i].complete()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // reader is a valueFunc that reads from the log what is not cached.
@@ -210,11 +246,10 @@ func (s *Store) reader(ctx context.Context) valueFunc {
 	return func(seqs []int64) ([][]byte, error) { return s.values.read(ctx, seqs) }
 }
 
-// read fences unless serializable, runs fn on the newest state and reads the
-// values that its result waits for. Where a compaction deletes one of them
-// meanwhile, fn runs again on a newer state: it either finds newer versions or
-// that its revision is compacted.
-func (s *Store) read(ctx context.Context, serializable bool, fn func(*state) ([]fill, error)) error {
+// read fences unless serializable and runs fn on the newest state. Where a
+// compaction deletes a value that fn reads meanwhile, fn runs again on a newer
+// state: it either finds newer versions or that its revision is compacted.
+func (s *Store) read(ctx context.Context, serializable bool, fn func(*state) error) error {
 	if !serializable {
 		if err := s.Fence(ctx); err != nil {
 			return err
@@ -222,10 +257,7 @@ func (s *Store) read(ctx context.Context, serializable bool, fn func(*state) ([]
 	}
 	for {
 		st := s.now()
-		fills, err := fn(st)
-		if err == nil {
-			err = s.values.fill(ctx, fills)
-		}
+		err := fn(st)
 		if !errors.Is(err, eventlog.ErrCompacted) {
 			return err
 		}
@@ -245,15 +277,27 @@ func (s *Store) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, err
 
 // DeleteRange answers a delete request; it is durable when the error is nil.
 func (s *Store) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
+	left := effort(math.MaxInt64)
+	if err := s.opt.Admit(ctx, s.now().deleteNeed(r, &left)); err != nil {
+		return nil, err
+	}
 	return submitFor(ctx, s, len(r.Key), func(ev *evaluation) (*pb.DeleteRangeResponse, error) { return ev.deleteRange(r) })
 }
 
 // Txn answers a transaction; what it changed is durable when the error is nil.
 func (s *Store) Txn(ctx context.Context, r *pb.TxnRequest) (resp *pb.TxnResponse, err error) {
+	left := effort(maxTxnKeys)
+	if err := s.opt.Admit(ctx, s.now().txnNeed(r, &left)); err != nil {
+		return nil, err
+	}
 	if readOnly, serializable := isReadOnly(r); readOnly {
-		err = s.read(ctx, serializable, func(st *state) (fills []fill, err error) {
-			resp, fills, err = readOnlyTxn(st, r, s.reader(ctx))
-			return fills, err
+		err = s.read(ctx, serializable, func(st *state) error {
+			var parts []ranged
+			var err error
+			if resp, parts, err = readOnlyTxn(st, r, s.reader(ctx)); err != nil {
+				return err
+			}
+			return s.complete(ctx, parts...)
 		})
 		return resp, err
 	}

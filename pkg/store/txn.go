@@ -14,11 +14,12 @@ func (ev *evaluation) txn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	if err := ev.charge(txnCost(r)); err != nil {
 		return nil, err
 	}
-	path, err := ev.comparePath(r, nil)
+	left := effort(maxTxnKeys)
+	path, err := ev.comparePath(r, nil, &left)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := ev.checkTxn(r, path, &[]span{}); err != nil {
+	if _, err := ev.checkTxn(r, path, &txnCheck{left: left}); err != nil {
 		return nil, err
 	}
 	resp, _ := ev.applyTxn(r, path)
@@ -26,32 +27,39 @@ func (ev *evaluation) txn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	return resp, nil
 }
 
-// readOnlyTxn answers a transaction of nothing but ranges on st, whose values
-// the returned fills wait for.
-func readOnlyTxn(st *state, r *pb.TxnRequest, values valueFunc) (*pb.TxnResponse, []fill, error) {
+// readOnlyTxn answers a transaction of nothing but ranges on st, but for their
+// key-value pairs.
+func readOnlyTxn(st *state, r *pb.TxnRequest, values valueFunc) (*pb.TxnResponse, []ranged, error) {
 	resp := &pb.TxnResponse{Succeeded: true, Header: &pb.ResponseHeader{Revision: st.revision}}
+	left := effort(maxTxnKeys)
 	for _, c := range r.Compare {
+		if err := left.walk(st, newSpan(c.Key, c.RangeEnd)); err != nil {
+			return nil, nil, err
+		}
 		ok, err := st.compare(c, values)
 		if err != nil {
 			return nil, nil, err
 		}
 		resp.Succeeded = resp.Succeeded && ok
 	}
-	var fills []fill
 	for _, op := range branch(r, resp.Succeeded) {
 		if err := checkRange(st, op.GetRequestRange()); err != nil {
 			return nil, nil, err
 		}
+		if err := left.read(st, op.GetRequestRange()); err != nil {
+			return nil, nil, err
+		}
 	}
+	var parts []ranged
 	for _, op := range branch(r, resp.Succeeded) {
-		ranged, f, err := st.rangeRequest(op.GetRequestRange(), values)
+		part, err := st.rangeRequest(op.GetRequestRange(), values)
 		if err != nil {
 			return nil, nil, err
 		}
-		fills = append(fills, f...)
-		resp.Responses = append(resp.Responses, &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: ranged}})
+		parts = append(parts, part)
+		resp.Responses = append(resp.Responses, &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: part.resp}})
 	}
-	return resp, fills, nil
+	return resp, parts, nil
 }
 
 // isReadOnly reports whether both branches have only ranges, and whether all
@@ -96,9 +104,12 @@ func txnCost(r *pb.TxnRequest) int64 {
 
 // comparePath appends to path the outcome of r's compares and of those of the
 // transactions nested in the branch taken, depth first.
-func (ev *evaluation) comparePath(r *pb.TxnRequest, path []bool) ([]bool, error) {
+func (ev *evaluation) comparePath(r *pb.TxnRequest, path []bool, left *effort) ([]bool, error) {
 	succeeded := true
 	for _, c := range r.Compare {
+		if err := left.walk(&ev.state, newSpan(c.Key, c.RangeEnd)); err != nil {
+			return nil, err
+		}
 		ok, err := ev.state.compare(c, ev.values)
 		if err != nil {
 			return nil, err
@@ -112,7 +123,7 @@ func (ev *evaluation) comparePath(r *pb.TxnRequest, path []bool) ([]bool, error)
 	var err error
 	for _, op := range branch(r, succeeded) {
 		if nested := op.GetRequestTxn(); nested != nil {
-			if path, err = ev.comparePath(nested, path); err != nil {
+			if path, err = ev.comparePath(nested, path, left); err != nil {
 				return nil, err
 			}
 		}
@@ -120,28 +131,39 @@ func (ev *evaluation) comparePath(r *pb.TxnRequest, path []bool) ([]bool, error)
 	return path, nil
 }
 
+// txnCheck is what the check of a transaction knows of the operations so far.
+type txnCheck struct {
+	left effort
+	// deleted is what is deleted on the way: a put that takes the value or the
+	// lease of such a key has nothing to take it from. (etcd checks that only
+	// on the state before, and ends in a panic.)
+	deleted []span
+}
+
 // checkTxn checks the operations on path and returns what of path is left
-// after r. deleted collects what is deleted on the way: a put that takes the
-// value or the lease of such a key has nothing to take it from. (etcd checks
-// that only on the state before, and ends in a panic.)
-func (ev *evaluation) checkTxn(r *pb.TxnRequest, path []bool, deleted *[]span) ([]bool, error) {
+// after r.
+func (ev *evaluation) checkTxn(r *pb.TxnRequest, path []bool, check *txnCheck) ([]bool, error) {
 	ops := branch(r, path[0])
 	path = path[1:]
 	for _, op := range ops {
 		var err error
 		switch op := op.Request.(type) {
 		case *pb.RequestOp_RequestRange:
-			err = ev.checkTxnRange(op.RequestRange)
+			if err = check.left.read(&ev.state, op.RequestRange); err == nil {
+				err = ev.checkTxnRange(op.RequestRange)
+			}
 		case *pb.RequestOp_RequestPut:
 			put := op.RequestPut
 			takes := put.IgnoreValue || put.IgnoreLease
-			if err = ev.checkPut(put); err == nil && takes && slices.ContainsFunc(*deleted, func(s span) bool { return s.contains(stringOf(put.Key)) }) {
+			if err = ev.checkPut(put); err == nil && takes && slices.ContainsFunc(check.deleted, func(s span) bool { return s.contains(stringOf(put.Key)) }) {
 				err = ErrKeyNotFound
 			}
 		case *pb.RequestOp_RequestDeleteRange:
-			*deleted = append(*deleted, newSpan(op.RequestDeleteRange.Key, op.RequestDeleteRange.RangeEnd))
+			s := newSpan(op.RequestDeleteRange.Key, op.RequestDeleteRange.RangeEnd)
+			check.deleted = append(check.deleted, s)
+			err = check.left.walk(&ev.state, s)
 		case *pb.RequestOp_RequestTxn:
-			path, err = ev.checkTxn(op.RequestTxn, path, deleted)
+			path, err = ev.checkTxn(op.RequestTxn, path, check)
 		}
 		if err != nil {
 			return nil, err
@@ -215,10 +237,10 @@ func (ev *evaluation) applyTxn(r *pb.TxnRequest, path []bool) (*pb.TxnResponse, 
 // applyRange answers a range within a transaction, which sees the changes made
 // before it.
 func (ev *evaluation) applyRange(r *pb.RangeRequest) *pb.RangeResponse {
-	resp, fills, err := ev.state.rangeRequest(r, ev.values)
+	ranged, err := ev.state.rangeRequest(r, ev.values)
 	if err != nil {
 		panic("store: a checked range failed: " + err.Error())
 	}
-	ev.fills = append(ev.fills, fills...)
-	return resp
+	ev.fills = append(ev.fills, ranged.complete()...)
+	return ranged.resp
 }
