@@ -2,10 +2,13 @@ package watch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
 const (
@@ -91,15 +94,24 @@ func (h *Hub) worker(ctx context.Context) {
 			return
 		}
 		err := h.advance(ctx, w)
-		if err != nil && ctx.Err() == nil {
+		damaged := errors.Is(err, eventlog.ErrCorrupt) && !errors.Is(err, eventlog.ErrFailed)
+		switch {
+		case err == nil || ctx.Err() != nil:
+		case damaged:
+			h.opt.Logger.WithError(err).Error("watch: canceled, since its past is damaged")
+		default:
 			h.opt.Logger.WithError(err).Warn("watch: cannot read the past, trying again")
 		}
 		h.mu.Lock()
-		if err != nil {
+		if err != nil && !damaged {
 			s.behind.push(w)
 			h.failed = append(h.failed, s) // stays busy until then
 			signal(h.retry)
 		} else {
+			if damaged && w.state == behind {
+				h.end(w, Response{Revision: h.published, CancelReason: errDamaged.Error()})
+				h.wake()
+			}
 			s.busy = false
 			h.schedule(s)
 		}
@@ -247,15 +259,21 @@ func (h *Hub) leaveBehind(w *watcher) {
 	w.stream.slow--
 }
 
-// expire cancels w because what it needs is compacted. Its id stays taken
-// until the client cancels it. The caller holds h.mu.
+// expire cancels w because what it needs is compacted. The caller holds h.mu.
 func (h *Hub) expire(w *watcher, compacted int64) {
+	h.end(w, Response{CompactRevision: compacted})
+}
+
+// end cancels w, which is behind, for the reason that resp has. Its id stays
+// taken until the client cancels it. The caller holds h.mu.
+func (h *Hub) end(w *watcher, resp Response) {
 	h.leaveBehind(w)
 	w.state = gone
 	w.stream.alive--
 	h.watchers--
 	delete(w.stream.notify, w)
-	w.stream.pushControl(Response{WatchID: w.id, Canceled: true, CompactRevision: compacted})
+	resp.WatchID, resp.Canceled = w.id, true
+	w.stream.pushControl(resp)
 	h.mark(w.stream)
 }
 

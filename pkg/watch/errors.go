@@ -12,3 +12,7 @@ var (
 
 // errNoAdvance: a source answered a page that leads nowhere.
 var errNoAdvance = errors.New("watch: history does not advance")
+
+// errDamaged: a value that a watcher's past needs is damaged. The text is etcd's
+// for corrupt data, which its client knows.
+var errDamaged = errors.New("etcdserver: corrupt cluster")

@@ -51,7 +51,8 @@ type Source interface {
 	// limit of them. Everything below next was covered; next is greater than
 	// from, and current+1 when there is nothing more. The events are shared
 	// and must not change. If from is below the compacted revision it fails,
-	// with any error: Revision then says so. Else errors are taken as temporary.
+	// with any error: Revision then says so. Else eventlog.ErrCorrupt ends the
+	// watcher, and other errors are taken as temporary.
 	History(ctx context.Context, key, end []byte, from int64, limit int, prevKV bool) (events []*mvccpb.Event, next int64, err error)
 }
 

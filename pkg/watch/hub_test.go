@@ -6,6 +6,11 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/sirupsen/logrus"
+	logtest "github.com/sirupsen/logrus/hooks/test"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
 func TestCreate(t *testing.T) {
@@ -553,6 +558,31 @@ func TestFailingHistory(t *testing.T) {
 	h.source.fail = nil
 	h.source.mu.Unlock()
 	h.expect(s, "#0 @4 +a/2 +a/3")
+}
+
+// A watcher whose past is damaged ends, and the others go on.
+func TestDamagedHistory(t *testing.T) {
+	logger, logged := logtest.NewNullLogger()
+	h := newHarness(t, Options{RingEvents: 1, Workers: 1, RetryDelay: time.Hour, Logger: logrus.NewEntry(logger)}, true)
+	h.put("a", "a", "b")
+	h.source.mu.Lock()
+	h.source.fail = fmt.Errorf("fake: %w: record 7", eventlog.ErrCorrupt)
+	h.source.mu.Unlock()
+	s := h.stream()
+	s.Create(prefix("a").from(2))
+	h.expect(s, "#0 @4 created", "#0 @4 canceled because: etcdserver: corrupt cluster")
+	s.Create(prefix("b"))
+	h.put("a", "b")
+	h.expect(s, "#1 @4 created", "#1 @6 +b/6")
+	if calls := h.source.historyCalls(); calls != 1 {
+		t.Errorf("the past was read %d times", calls)
+	}
+	if n := len(logged.AllEntries()); n != 1 || logged.LastEntry().Level != logrus.ErrorLevel {
+		t.Errorf("%d lines in the log, the last one %v", n, logged.LastEntry())
+	}
+	if n := h.hub.Stats(); n.Watchers != 1 || n.Slow != 0 {
+		t.Errorf("%+v", n)
+	}
 }
 
 // Revisions that were never published are read from the source.

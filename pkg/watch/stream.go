@@ -80,7 +80,7 @@ type Stream struct {
 	room chan struct{} // an answer was popped
 
 	// Guarded by Hub.mu.
-	watchers map[int64]*watcher // by id; those gone by compaction too
+	watchers map[int64]*watcher // by id; those that the hub has ended too
 	auto     int64              // the next id to pick
 	alive    int                // watchers that are not gone
 	slow     int                // those of them that are behind

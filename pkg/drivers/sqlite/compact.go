@@ -24,8 +24,7 @@ const (
 	vacuumStep = "PRAGMA incremental_vacuum(16)"
 )
 
-// Compact implements eventlog.Log. Its transactions are not fsynced; the next
-// batch's is enough, and after a crash the caller names the records again.
+// Compact implements eventlog.Log.
 func (l *Log) Compact(ctx context.Context, seqs []int64) error {
 	seqs = slices.Clone(seqs)
 	slices.Sort(seqs)
