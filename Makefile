@@ -17,7 +17,7 @@ FUZZTIME ?= 20000x
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## build bin/keelson, one static file
@@ -63,6 +63,10 @@ test-gateway: ## the JSON gateway and clientv3/concurrency, on keelson and on a 
 .PHONY: test-differential
 test-differential: ## random requests, sent to keelson and to a real etcd
 	$(MAKE) -C test differential
+
+.PHONY: soak-differential
+soak-differential: ## the same for half an hour; SEQUENCES=… says how many
+	$(MAKE) -C test soak-differential
 
 .PHONY: test-etcdctl
 test-etcdctl: ## a real etcdctl on keelson

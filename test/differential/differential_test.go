@@ -1,5 +1,6 @@
 // Package differential sends random sequences of requests to a real etcd and
-// to keelson and compares every answer, every error and every watched event.
+// to keelson and compares every answer, every error and what every watcher is
+// told.
 //
 // Both servers live for many sequences. Each sequence begins by deleting all
 // that is there and compacting, and takes its revisions relative to the one it
@@ -11,11 +12,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
@@ -38,8 +43,9 @@ type side struct {
 
 func newSide(t *testing.T, backend harness.Backend) *side {
 	t.Helper()
-	srv := harness.StartServer(t, backend)
-	conn, err := grpc.NewClient(srv.Endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	srv := harness.StartServer(t, backend, "--watch-progress-notify-interval=100ms")
+	conn, err := grpc.NewClient(srv.Endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,30 +71,43 @@ func newPair(t *testing.T) *pair {
 	}
 }
 
+// workers run beside each other, each with a pair of its own: mostly they wait
+// for etcd, which looks after new watchers ten times a second.
+const workers = 4
+
 func TestDifferential(t *testing.T) {
-	var p *pair
-	rapid.Check(t, func(rt *rapid.T) {
-		if p == nil {
-			p = newPair(t)
-		}
-		same := false
-		defer func() {
-			if !same {
-				p.etcd.srv.Kill()
-				p.keelson.srv.Kill()
-				p = nil
-			}
-		}()
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		s := &sequence{rt: rt, ctx: ctx, pair: p}
-		s.begin()
-		for n := rapid.IntRange(1, 30).Draw(rt, "requests"); n > 0; n-- {
-			s.step()
-		}
-		s.end()
-		same = true
-	})
+	for worker := range workers {
+		t.Run(strconv.Itoa(worker), func(t *testing.T) {
+			t.Parallel()
+			var p *pair
+			rapid.Check(t, func(rt *rapid.T) {
+				if p == nil {
+					p = newPair(t)
+				}
+				same := false
+				defer func() {
+					if !same {
+						p.etcd.srv.Kill()
+						p.keelson.srv.Kill()
+						p = nil
+					}
+				}()
+				p.run(t.Context(), rt)
+				same = true
+			})
+		})
+	}
+}
+
+func (p *pair) run(ctx context.Context, rt *rapid.T) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	s := &sequence{rt: rt, ctx: ctx, pair: p}
+	s.begin()
+	for n := between(s, "steps", 1, 40); n > 0; n-- {
+		s.step()
+	}
+	s.end()
 }
 
 // sequence is one run of random requests.
@@ -97,10 +116,13 @@ type sequence struct {
 	// ctx ends with the sequence.
 	ctx context.Context //nolint:containedctx // of one call of the property
 	*pair
-	base     int64 // the revision that the sequence begins at
-	rev      int64 // the current revision
-	compact  int64 // the last compacted revision
-	watchers [2]pb.Watch_WatchClient
+	base     int64                   // the revision that the sequence begins at
+	rev      int64                   // the current revision
+	compact  int64                   // the last compacted revision
+	watchers [2]pb.Watch_WatchClient // of everything
+	events   []*mvccpb.Event         // all since base
+	streams  []*stream
+	past     bool // a watcher may be behind
 }
 
 // begin brings both servers into the same, nearly empty state.
@@ -114,6 +136,7 @@ func (s *sequence) begin() {
 	s.base, s.rev = put.Header.Revision, put.Header.Revision
 	s.call(&pb.CompactionRequest{Revision: s.base, Physical: true})
 	s.compact, s.compacted[s.base] = s.base, true
+	s.events = []*mvccpb.Event{{Kv: &mvccpb.KeyValue{Key: []byte("base"), ModRevision: s.base}}}
 	for i, side := range s.sides() {
 		s.watchers[i] = s.open(side, s.base+1)
 	}
@@ -140,32 +163,51 @@ func (s *sequence) open(side *side, from int64) pb.Watch_WatchClient {
 	return stream
 }
 
-// events reads a watch until it has given everything up to a revision.
-func (s *sequence) events(stream pb.Watch_WatchClient, until int64) string {
-	out := ""
+// read reads a watch until it has given everything up to a revision.
+func (s *sequence) read(stream pb.Watch_WatchClient, until int64) []*mvccpb.Event {
+	var events []*mvccpb.Event
 	for {
 		resp, err := stream.Recv()
 		if err != nil {
-			s.rt.Fatalf("watch, waiting for revision %d: %v; got\n%s", until, err, out)
+			s.rt.Fatalf("watch, waiting for revision %d: %v; got\n%s", until, err, lines(events))
 		}
 		if resp.Canceled {
 			s.rt.Fatalf("watch canceled: %v", resp)
 		}
-		last := int64(0)
-		for _, ev := range resp.Events {
-			out += text(ev) + "\n"
-			last = ev.Kv.ModRevision
-		}
-		if last >= until {
-			return out
+		events = append(events, resp.Events...)
+		if len(events) > 0 && events[len(events)-1].Kv.ModRevision >= until {
+			return events
 		}
 	}
 }
 
+func lines(events []*mvccpb.Event) string {
+	var out strings.Builder
+	for _, ev := range events {
+		out.WriteString(text(ev) + "\n")
+	}
+	return out.String()
+}
+
 // step sends one random request to both and compares what comes back, then
-// what they show of it to their watchers.
+// what they show of it to their watchers; or does something with a watch.
 func (s *sequence) step() {
-	req := s.request()
+	switch s.pick("step", 120, 80, 1, 2) {
+	case 0:
+		s.send(s.request())
+	case 1:
+		s.watchStep()
+	case 2:
+		s.heap()
+	case 3:
+		s.shortLease()
+	}
+}
+
+func (s *sequence) send(req proto.Message) {
+	if _, ok := req.(*pb.CompactionRequest); ok {
+		s.catchUp()
+	}
 	resp := s.call(req)
 	if c, ok := req.(*pb.CompactionRequest); ok && resp != nil {
 		s.compact, s.compacted[c.Revision] = c.Revision, true
@@ -178,22 +220,24 @@ func (s *sequence) step() {
 		return
 	}
 	s.rev = h.GetHeader().GetRevision()
-	s.sameEvents("watched", s.watchers, s.rev)
+	s.events = append(s.events, s.sameEvents("watched", s.watchers, s.rev)...)
+	s.settleAll(string(req.ProtoReflect().Descriptor().Name()))
 }
 
-func (s *sequence) sameEvents(what string, streams [2]pb.Watch_WatchClient, until int64) {
-	want, got := s.events(streams[0], until), s.events(streams[1], until)
+// sameEvents returns the events of two watches of everything.
+func (s *sequence) sameEvents(what string, streams [2]pb.Watch_WatchClient, until int64) []*mvccpb.Event {
+	events := s.read(streams[0], until)
+	want, got := lines(events), lines(s.read(streams[1], until))
 	if got != want {
 		s.rt.Fatalf("%s up to %d\nof etcd:\n%sof keelson:\n%s", what, until, want, got)
 	}
+	return events
 }
 
 // end compares what is left: the whole state and its history, through reads
 // and through a watch that starts in the past.
 func (s *sequence) end() {
-	put := s.call(&pb.PutRequest{Key: []byte("end")}).(*pb.PutResponse)
-	s.rev = put.Header.Revision
-	s.sameEvents("watched", s.watchers, s.rev)
+	s.send(&pb.PutRequest{Key: []byte("end")})
 	for rev := s.compact; rev <= s.rev; rev++ {
 		s.call(&pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Revision: rev})
 	}
@@ -252,6 +296,8 @@ func (c *side) send(ctx context.Context, req proto.Message) (proto.Message, erro
 		return c.lease.LeaseTimeToLive(ctx, r)
 	case *pb.LeaseLeasesRequest:
 		return c.lease.LeaseLeases(ctx, r)
+	case *pb.LeaseKeepAliveRequest:
+		return c.keepAlive(ctx, r)
 	case streamed:
 		return c.rangeStream(ctx, r.RangeRequest)
 	default:
@@ -259,32 +305,63 @@ func (c *side) send(ctx context.Context, req proto.Message) (proto.Message, erro
 	}
 }
 
+func (c *side) keepAlive(ctx context.Context, r *pb.LeaseKeepAliveRequest) (proto.Message, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.lease.LeaseKeepAlive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := stream.Send(r); err != nil {
+		return nil, err
+	}
+	return stream.Recv()
+}
+
+// chunked is the answer to a RangeStream, put together.
+type chunked struct {
+	*pb.RangeResponse
+	keys []int // of each chunk
+}
+
 func (c *side) rangeStream(ctx context.Context, req *pb.RangeRequest) (proto.Message, error) {
 	stream, err := c.kv.RangeStream(ctx, req)
 	if err != nil {
 		return nil, err
 	}
-	merged := &pb.RangeResponse{}
+	merged := chunked{RangeResponse: &pb.RangeResponse{}}
 	for {
 		resp, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
+			if req.Limit < 0 {
+				merged.keys = nil // etcd takes that for "all at once"
+			}
 			return merged, nil
 		}
 		if err != nil {
 			return nil, err
 		}
-		proto.Merge(merged, resp.RangeResponse)
+		merged.keys = append(merged.keys, len(resp.RangeResponse.Kvs))
+		proto.Merge(merged.RangeResponse, resp.RangeResponse)
 	}
 }
 
-var marshal = prototext.MarshalOptions{}
+var (
+	marshal = prototext.MarshalOptions{}
+	long    = regexp.MustCompile("x{100,}")
+)
 
 func text(m proto.Message) string {
-	if s, ok := m.(streamed); ok {
-		return "as a stream: " + text(s.RangeRequest)
+	switch m := m.(type) {
+	case streamed:
+		return "as a stream: " + text(m.RangeRequest)
+	case chunked:
+		return fmt.Sprint("in chunks of ", m.keys, ": ", text(m.RangeResponse))
 	}
 	// prototext varies its spacing from build to build, not within one.
-	return marshal.Format(m)
+	return long.ReplaceAllStringFunc(marshal.Format(m), func(value string) string {
+		return fmt.Sprintf("%d x", len(value))
+	})
 }
 
 // answer renders a response without what belongs to the server it is from.
@@ -294,9 +371,7 @@ func answer(resp proto.Message, err error) string {
 		return fmt.Sprintf("%v %q", st.Code(), st.Message())
 	}
 	if r, ok := resp.(interface{ GetHeader() *pb.ResponseHeader }); ok {
-		resp = proto.Clone(resp)
-		h := resp.(interface{ GetHeader() *pb.ResponseHeader }).GetHeader()
-		if r.GetHeader() != nil {
+		if h := r.GetHeader(); h != nil {
 			h.ClusterId, h.MemberId, h.RaftTerm = 0, 0, 0
 		}
 	}

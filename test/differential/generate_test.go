@@ -2,6 +2,7 @@ package differential
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -11,7 +12,7 @@ import (
 
 // request draws the next request, valid or not.
 func (s *sequence) request() proto.Message {
-	switch s.pick("kind", 24, 16, 10, 30, 5, 5, 4, 3, 2, 1, 4) {
+	switch s.pick("kind", 24, 16, 10, 30, 5, 5, 4, 3, 2, 1, 4, 2, 2, 1) {
 	case 0:
 		return s.put()
 	case 1:
@@ -19,7 +20,7 @@ func (s *sequence) request() proto.Message {
 	case 2:
 		return s.del()
 	case 3:
-		r := s.txn(rapid.IntRange(0, 2).Draw(s.rt, "depth"))
+		r := s.txn(between(s, "depth", 0, 3))
 		if deletesToEnd(r) {
 			ignoreNothing(r)
 		}
@@ -30,16 +31,82 @@ func (s *sequence) request() proto.Message {
 	case 5:
 		return s.hash()
 	case 6:
-		return &pb.LeaseGrantRequest{ID: s.leaseID(1), TTL: rapid.SampledFrom([]int64{1000, 9_000_000_001, 5000}).Draw(s.rt, "ttl")}
+		return s.grant()
 	case 7:
-		return &pb.LeaseRevokeRequest{ID: s.leaseID(1)}
+		return &pb.LeaseRevokeRequest{ID: s.leaseID()}
 	case 8:
-		return &pb.LeaseTimeToLiveRequest{ID: s.leaseID(1), Keys: s.rarely("keys")}
+		return &pb.LeaseTimeToLiveRequest{ID: s.leaseID(), Keys: s.flip("keys")}
 	case 9:
 		return &pb.LeaseLeasesRequest{}
-	default:
+	case 10:
 		return streamed{s.rng()}
+	case 11:
+		return &pb.LeaseKeepAliveRequest{ID: s.leaseID()}
+	case 12:
+		return s.many()
+	default:
+		return s.tooMany()
 	}
+}
+
+// grant has no TTL that ends within a sequence.
+func (s *sequence) grant() *pb.LeaseGrantRequest {
+	r := &pb.LeaseGrantRequest{ID: s.leaseID(), TTL: sample(s, "ttl", []int64{
+		1000, 5000, 9_000_000_000, 9_000_000_001, 1<<63 - 1,
+	})}
+	if r.ID == 0 {
+		r.ID = 1 // both would pick one of their own
+	}
+	return r
+}
+
+// shortLease grants a lease with a TTL that is raised, and revokes it.
+func (s *sequence) shortLease() {
+	id := between[int64](s, "lease", 10, 12)
+	s.send(&pb.LeaseGrantRequest{ID: id, TTL: sample(s, "ttl", []int64{-1 << 63, -1, 0, 1, 2, 3})})
+	if s.flip("attached") {
+		s.send(&pb.PutRequest{Key: s.key(), Lease: id})
+	}
+	s.send(&pb.LeaseRevokeRequest{ID: id})
+}
+
+// many puts enough keys for a stream to have several chunks.
+func (s *sequence) many() *pb.TxnRequest {
+	r := &pb.TxnRequest{}
+	for i := range between(s, "keys", 10, 128) {
+		r.Success = append(r.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{
+			RequestPut: &pb.PutRequest{Key: fmt.Appendf(nil, "b/%03d", i), Value: s.value()},
+		}})
+	}
+	return r
+}
+
+// tooMany has more operations than a transaction may have, at some depth.
+func (s *sequence) tooMany() *pb.TxnRequest {
+	r := s.many()
+	for len(r.Success) < 100 {
+		r.Success = append(r.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: s.rng()}})
+	}
+	child := s.txn(0)
+	for range between(s, "compares", 0, 40) {
+		child.Compare = append(child.Compare, s.compare())
+	}
+	r.Success = append(r.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: child}})
+	if deletesToEnd(r) {
+		ignoreNothing(r)
+	}
+	return r
+}
+
+// heap deletes values at once whose previous versions do not go into one
+// fragment of a watch response.
+func (s *sequence) heap() {
+	value := bytes.Repeat([]byte("x"), sample(s, "large value", []int{500 << 10, 710 << 10}))
+	for _, key := range []string{"ba", "bb", "bc"} {
+		s.send(&pb.PutRequest{Key: []byte(key), Value: value})
+	}
+	s.send(streamed{&pb.RangeRequest{Key: []byte("a"), RangeEnd: []byte{0}}})
+	s.send(&pb.DeleteRangeRequest{Key: []byte("ba"), RangeEnd: []byte("bd"), PrevKv: s.flip("prev_kv")})
 }
 
 // hash asks for no revision that has been compacted at: etcd remembers, until
@@ -53,13 +120,40 @@ func (s *sequence) hash() *pb.HashKVRequest {
 	return &pb.HashKVRequest{Revision: rev}
 }
 
+// uniform draws from [0, n), n up to 4096, and shrinks to 0. rapid's own
+// ranges prefer small numbers, so that what is at the end of a list would
+// hardly be drawn.
+func uniform(n int) *rapid.Generator[int] {
+	const bits = 16
+	return rapid.Custom(func(t *rapid.T) int {
+		v := 0
+		for range bits {
+			v *= 2
+			if rapid.Bool().Draw(t, "bit") {
+				v++
+			}
+		}
+		return v * n >> bits
+	})
+}
+
+// between draws from [low, high].
+func between[T int | int32 | int64](s *sequence, label string, low, high T) T {
+	return low + T(uniform(int(high-low)+1).Draw(s.rt, label))
+}
+
+// sample draws one of a list.
+func sample[T any](s *sequence, label string, list []T) T {
+	return list[uniform(len(list)).Draw(s.rt, label)]
+}
+
 // pick draws an index by weight.
 func (s *sequence) pick(label string, weights ...int) int {
 	sum := 0
 	for _, w := range weights {
 		sum += w
 	}
-	at := rapid.IntRange(0, sum-1).Draw(s.rt, label)
+	at := uniform(sum).Draw(s.rt, label)
 	for i, w := range weights {
 		if at -= w; at < 0 {
 			return i
@@ -68,25 +162,34 @@ func (s *sequence) pick(label string, weights ...int) int {
 	return len(weights) - 1
 }
 
-func (s *sequence) rarely(label string) bool {
-	return rapid.IntRange(0, 5).Draw(s.rt, label) == 5
-}
+func (s *sequence) rarely(label string) bool { return uniform(6).Draw(s.rt, label) == 5 }
+
+func (s *sequence) flip(label string) bool { return rapid.Bool().Draw(s.rt, label) }
 
 func (s *sequence) key() []byte {
-	return []byte(rapid.SampledFrom([]string{"a", "b", "c", "d", "ab", "a\x00", "\x00", "\xff", ""}).Draw(s.rt, "key"))
+	return []byte(sample(s, "key", []string{
+		"a", "b", "c", "d", "ab", "a\x00", "\x00", "\x00\x00", "a\xff", "\xff", "\xff\xff", "b/010", "",
+	}))
 }
 
 func (s *sequence) rangeEnd() []byte {
-	return []byte(rapid.SampledFrom([]string{"", "c", "z", "b", "\x00", "ab", "\xff"}).Draw(s.rt, "end"))
+	return []byte(sample(s, "end", []string{
+		"", "c", "z", "b", "\x00", "ab", "b0", "\xff", "\xff\xff", "a\x00", "\x00\x00", "a",
+	}))
 }
 
 func (s *sequence) value() []byte {
-	return []byte(rapid.SampledFrom([]string{"", "1", "2", "longer"}).Draw(s.rt, "value"))
+	return []byte(sample(s, "value", []string{"", "1", "2", "longer"}))
 }
 
-// leaseID draws from few, so that they meet; offset 0 includes no lease.
-func (s *sequence) leaseID(offset int64) int64 {
-	return offset + rapid.Int64Range(0, 3).Draw(s.rt, "lease")
+// leaseID draws from few, so that they meet.
+func (s *sequence) leaseID() int64 {
+	return sample(s, "lease", []int64{1, 2, 3, 0, -1, 1<<63 - 1})
+}
+
+// odd are numbers at the borders of what a field holds.
+func (s *sequence) odd(label string) int64 {
+	return sample(s, label, []int64{-1, 1, 2, 1 << 32, 1<<63 - 1, -1 << 63})
 }
 
 // revision draws one relative to the sequence's begin and its end: compacted,
@@ -96,18 +199,18 @@ func (s *sequence) revision() int64 {
 	case 0:
 		return 0
 	case 1:
-		return s.base + rapid.Int64Range(0, max(0, s.rev-s.base)).Draw(s.rt, "revision")
+		return s.base + between(s, "revision", 0, max(0, s.rev-s.base))
 	case 2:
-		return s.rev + rapid.Int64Range(-2, 2).Draw(s.rt, "revision near the head")
+		return s.rev + between[int64](s, "revision near the head", -2, 2)
 	default:
-		return rapid.Int64Range(-1, 2).Draw(s.rt, "revision of old")
+		return s.odd("odd revision")
 	}
 }
 
 func (s *sequence) put() *pb.PutRequest {
 	r := &pb.PutRequest{Key: s.key(), Value: s.value(), PrevKv: s.rarely("prev_kv")}
 	if s.rarely("leased") {
-		r.Lease = s.leaseID(0)
+		r.Lease = s.leaseID()
 	}
 	if s.rarely("ignore value") {
 		r.IgnoreValue = true
@@ -134,15 +237,18 @@ func (s *sequence) rng() *pb.RangeRequest {
 		r.Revision = s.revision()
 	}
 	if s.rarely("limited") {
-		r.Limit = rapid.Int64Range(-1, 4).Draw(s.rt, "limit")
+		r.Limit = between[int64](s, "limit", -1, 40)
+		if s.rarely("odd limit") {
+			r.Limit = s.odd("limit")
+		}
 	}
 	if s.rarely("sorted") {
-		r.SortOrder = pb.RangeRequest_SortOrder(rapid.Int32Range(0, 3).Draw(s.rt, "order"))
+		r.SortOrder = pb.RangeRequest_SortOrder(between[int32](s, "order", -1, 3))
 		// By key where it decides the order alone: etcd's sort is not stable.
-		r.SortTarget = rapid.SampledFrom([]pb.RangeRequest_SortTarget{
+		r.SortTarget = sample(s, "target", []pb.RangeRequest_SortTarget{
 			pb.RangeRequest_KEY, pb.RangeRequest_MOD, pb.RangeRequest_CREATE, 9,
 			pb.RangeRequest_VERSION, pb.RangeRequest_VALUE,
-		}).Draw(s.rt, "target")
+		})
 	}
 	r.Serializable = s.rarely("serializable")
 	r.KeysOnly = s.rarely("keys only")
@@ -155,21 +261,24 @@ func (s *sequence) rng() *pb.RangeRequest {
 }
 
 func (s *sequence) bound(label string) int64 {
-	if !s.rarely(label) {
+	if !s.flip(label) {
 		return 0
 	}
-	return s.base + rapid.Int64Range(0, max(0, s.rev-s.base)).Draw(s.rt, label)
+	if s.rarely("odd " + label) {
+		return s.odd(label)
+	}
+	return s.base + between(s, label, 0, max(0, s.rev-s.base))
 }
 
 func (s *sequence) txn(depth int) *pb.TxnRequest {
 	r := &pb.TxnRequest{}
-	for range rapid.IntRange(0, 2).Draw(s.rt, "compares") {
+	for range between(s, "compares", 0, 2) {
 		r.Compare = append(r.Compare, s.compare())
 	}
-	for range rapid.IntRange(0, 4).Draw(s.rt, "success") {
+	for range between(s, "success", 0, 4) {
 		r.Success = append(r.Success, s.op(depth))
 	}
-	for range rapid.IntRange(0, 3).Draw(s.rt, "failure") {
+	for range between(s, "failure", 0, 3) {
 		r.Failure = append(r.Failure, s.op(depth))
 	}
 	return r
@@ -180,14 +289,19 @@ func (s *sequence) op(depth int) *pb.RequestOp {
 	if depth > 0 {
 		nested = 3
 	}
-	switch s.pick("op", 6, 4, 3, nested) {
+	switch s.pick("op", 60, 40, 30, 10*nested, 1) {
 	case 0:
 		return &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: s.put()}}
 	case 1:
 		return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: s.rng()}}
 	case 2:
 		return &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: s.del()}}
+	case 4:
+		return &pb.RequestOp{}
 	default:
+		if s.rarely("an empty child") {
+			return &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{}}
+		}
 		return &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: s.txn(depth - 1)}}
 	}
 }
@@ -195,8 +309,8 @@ func (s *sequence) op(depth int) *pb.RequestOp {
 func (s *sequence) compare() *pb.Compare {
 	c := &pb.Compare{
 		Key:    s.key(),
-		Result: pb.Compare_CompareResult(rapid.Int32Range(0, 3).Draw(s.rt, "result")),
-		Target: pb.Compare_CompareTarget(rapid.Int32Range(0, 4).Draw(s.rt, "target")),
+		Result: pb.Compare_CompareResult(between[int32](s, "result", 0, 4)),
+		Target: pb.Compare_CompareTarget(between[int32](s, "target", 0, 5)),
 	}
 	if s.rarely("compare a range") {
 		c.RangeEnd = s.rangeEnd()
@@ -204,9 +318,13 @@ func (s *sequence) compare() *pb.Compare {
 	if s.rarely("compare with nothing") {
 		return c
 	}
-	switch c.Target {
+	target := c.Target
+	if s.rarely("value of another target") {
+		target = pb.Compare_CompareTarget(between[int32](s, "its target", 0, 4))
+	}
+	switch target {
 	case pb.Compare_VERSION:
-		c.TargetUnion = &pb.Compare_Version{Version: rapid.Int64Range(0, 3).Draw(s.rt, "version")}
+		c.TargetUnion = &pb.Compare_Version{Version: between[int64](s, "version", -1, 3)}
 	case pb.Compare_CREATE:
 		c.TargetUnion = &pb.Compare_CreateRevision{CreateRevision: s.revision()}
 	case pb.Compare_MOD:
@@ -214,7 +332,7 @@ func (s *sequence) compare() *pb.Compare {
 	case pb.Compare_VALUE:
 		c.TargetUnion = &pb.Compare_Value{Value: s.value()}
 	case pb.Compare_LEASE:
-		c.TargetUnion = &pb.Compare_Lease{Lease: s.leaseID(0)}
+		c.TargetUnion = &pb.Compare_Lease{Lease: s.leaseID()}
 	}
 	return c
 }
