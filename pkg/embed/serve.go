@@ -33,6 +33,21 @@ const (
 	maxHeaderBytes = 64 << 10
 )
 
+// Each connection is an open file, and the data must not run out of them.
+const (
+	reservedFiles = 150 // as etcd has it; metricsConns are among them
+	metricsConns  = 50
+)
+
+// clientConns is how many connections of clients there may be for a process
+// that can have maxFiles open; 0 is no limit.
+func clientConns(maxFiles int) int {
+	if maxFiles <= 0 {
+		return 0
+	}
+	return max(maxFiles-reservedFiles, maxFiles/4)
+}
+
 // build makes the servers; nothing is served yet.
 func (s *Server) build() error {
 	set := s.set
@@ -51,6 +66,7 @@ func (s *Server) build() error {
 		KeepAliveMinTime:     set.GRPCKeepAliveMinTime,
 		KeepAliveInterval:    set.GRPCKeepAliveInterval,
 		KeepAliveTimeout:     set.GRPCKeepAliveTimeout,
+		Responses:            s.backend.responses,
 		ProgressInterval:     set.WatchProgressNotifyInterval,
 		SlowRequest:          set.WarningUnaryRequestDuration,
 		ExtensiveMetrics:     set.ExtensiveMetrics,
@@ -83,8 +99,8 @@ func (s *Server) build() error {
 	}
 	s.http = newHTTPServer(s.log, grpcOr(s.grpc, client))
 	s.metrics = newHTTPServer(s.log, handler)
-	s.mux = listen.NewMux(s.log, 0)
-	s.metricsMux = listen.NewMux(s.log, 0)
+	s.mux = listen.NewMux(s.log, 0, clientConns(listen.MaxFiles()))
+	s.metricsMux = listen.NewMux(s.log, 0, metricsConns)
 	return s.metricsMux.GRPC().Close() // turns gRPC away
 }
 

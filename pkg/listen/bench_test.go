@@ -49,7 +49,7 @@ func BenchmarkGRPC(b *testing.B) {
 			healthpb.RegisterHealthServer(gs, health.NewServer())
 			defer gs.Stop()
 			if tt.mux {
-				mux := NewMux(logrus.NewEntry(logrus.New()), 0)
+				mux := NewMux(logrus.NewEntry(logrus.New()), 0, 0)
 				hs := &http.Server{Handler: gs}
 				go func() { _ = mux.Serve(l, tt.certs) }()
 				go func() { _ = gs.Serve(mux.GRPC()) }()

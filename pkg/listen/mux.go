@@ -1,14 +1,17 @@
 package listen
 
 import (
+	"container/list"
 	"context"
 	"crypto/tls"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -41,29 +44,45 @@ const DefaultSniffTimeout = 10 * time.Second
 // Each connection is looked at in its own goroutine under a deadline: one that
 // sends nothing keeps nobody waiting. Afterwards the only cost is a nil check
 // for each read, or none with TLS.
+//
+// There are at most as many connections as the Mux has places. When all are
+// taken, a new connection gets the place of the one that has said nothing for
+// longest, or waits until another one ends, as with etcd.
 type Mux struct {
 	log     *logrus.Entry
 	timeout time.Duration
+	places  int
 	grpc    *handOver
 	http    *handOver
 	conns   sync.WaitGroup // the goroutines that look at a connection
+	freed   chan struct{}  // has room for one: there may be a place
+	done    chan struct{}  // closed by Close
 
 	mu      sync.Mutex // guards what follows
 	closed  bool
-	pending map[net.Conn]struct{} // being looked at
+	open    int        // connections that have a place
+	pending *list.List // of *placed: being looked at, the oldest first
+	warned  time.Time  // when it was last said that all places are taken
 }
 
-// NewMux returns a Mux; Serve feeds it. timeout 0 is DefaultSniffTimeout.
-func NewMux(log *logrus.Entry, timeout time.Duration) *Mux {
+// NewMux returns a Mux; Serve feeds it. timeout 0 is DefaultSniffTimeout,
+// places 0 is no limit.
+func NewMux(log *logrus.Entry, timeout time.Duration, places int) *Mux {
 	if timeout <= 0 {
 		timeout = DefaultSniffTimeout
+	}
+	if places <= 0 {
+		places = math.MaxInt
 	}
 	return &Mux{
 		log:     log,
 		timeout: timeout,
+		places:  places,
 		grpc:    newHandOver(),
 		http:    newHandOver(),
-		pending: make(map[net.Conn]struct{}),
+		freed:   make(chan struct{}, 1),
+		done:    make(chan struct{}),
+		pending: list.New(),
 	}
 }
 
@@ -93,11 +112,12 @@ func (m *Mux) Serve(l net.Listener, certs *Certs) error {
 			return err
 		}
 		pause = 0
-		if !m.track(conn) {
+		p := m.place(conn)
+		if p == nil {
 			_ = conn.Close()
 			continue
 		}
-		go m.sort(conn, certs)
+		go m.sort(p, certs)
 	}
 }
 
@@ -110,9 +130,12 @@ func transient(err error) bool {
 // and waits for the goroutines. Close the listeners given to Serve first.
 func (m *Mux) Close() error {
 	m.mu.Lock()
-	m.closed = true
-	for conn := range m.pending {
-		_ = conn.Close()
+	if !m.closed {
+		m.closed = true
+		close(m.done)
+	}
+	for e := m.pending.Front(); e != nil; e = e.Next() {
+		_ = e.Value.(*placed).Conn.Close()
 	}
 	m.mu.Unlock()
 	_ = m.grpc.Close()
@@ -121,19 +144,61 @@ func (m *Mux) Close() error {
 	return nil
 }
 
-func (m *Mux) track(conn net.Conn) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.closed {
-		return false
+// warnInterval is the time between two warnings that all places are taken.
+const warnInterval = time.Minute
+
+// place gives conn a place, and waits for one if need be. It returns nil if the
+// Mux is closed.
+func (m *Mux) place(conn net.Conn) *placed {
+	for {
+		m.mu.Lock()
+		if m.closed {
+			m.mu.Unlock()
+			return nil
+		}
+		if m.open < m.places {
+			m.open++
+			m.conns.Add(1)
+			p := &placed{peeked: peeked{Conn: conn}, mux: m}
+			p.pending = m.pending.PushBack(p)
+			if m.open < m.places {
+				m.signalFree() // for another listener's connection
+			}
+			m.mu.Unlock()
+			return p
+		}
+		if time.Since(m.warned) > warnInterval {
+			m.warned = time.Now()
+			m.log.WithField("connections", m.places).Warn("as many connections are open as there may be: new ones wait for others to end; raise the limit of open files (LimitNOFILE, ulimit -n)")
+		}
+		if oldest := m.pending.Front(); oldest != nil {
+			_ = oldest.Value.(*placed).Conn.Close() // its goroutine gives the place back
+		}
+		m.mu.Unlock()
+		select {
+		case <-m.freed:
+		case <-m.done:
+		}
 	}
-	m.pending[conn] = struct{}{}
-	m.conns.Add(1)
-	return true
+}
+
+// leave takes back the place of a connection that has ended.
+func (m *Mux) leave() {
+	m.mu.Lock()
+	m.open--
+	m.mu.Unlock()
+	m.signalFree()
+}
+
+func (m *Mux) signalFree() {
+	select {
+	case m.freed <- struct{}{}:
+	default:
+	}
 }
 
 // sort takes one connection from accept to the server that gets it.
-func (m *Mux) sort(raw net.Conn, certs *Certs) {
+func (m *Mux) sort(raw *placed, certs *Certs) {
 	defer m.conns.Done()
 	var (
 		conn net.Conn
@@ -151,7 +216,7 @@ func (m *Mux) sort(raw net.Conn, certs *Certs) {
 		err = raw.SetDeadline(time.Time{})
 	}
 	m.mu.Lock()
-	delete(m.pending, raw)
+	m.pending.Remove(raw.pending)
 	m.mu.Unlock()
 	if err != nil {
 		m.reject(raw, err)
@@ -179,13 +244,13 @@ func (m *Mux) sortPlain(conn net.Conn) (net.Conn, *handOver, error) {
 		k, err := conn.Read(buf[n:])
 		n += k
 		if string(buf[:n]) != preface[:n] {
-			return &peeked{Conn: conn, buf: buf[:n]}, m.http, nil
+			return withPeeked(conn, buf[:n]), m.http, nil
 		}
 		if err != nil {
 			return nil, nil, err
 		}
 	}
-	return &peeked{Conn: conn, buf: buf}, m.grpc, nil
+	return withPeeked(conn, buf), m.grpc, nil
 }
 
 func (m *Mux) sortTLS(raw net.Conn, certs *Certs) (net.Conn, *handOver, error) {
@@ -224,6 +289,32 @@ func (c *peeked) Read(p []byte) (int, error) {
 		c.buf = nil
 	}
 	return n, nil
+}
+
+// placed is an accepted connection, which has a place until it is closed.
+type placed struct {
+	peeked
+	mux     *Mux
+	pending *list.Element
+	closed  atomic.Bool
+}
+
+// Close implements net.Conn.
+func (c *placed) Close() error {
+	err := c.Conn.Close()
+	if !c.closed.Swap(true) {
+		c.mux.leave()
+	}
+	return err
+}
+
+// withPeeked returns conn with buf put back in front.
+func withPeeked(conn net.Conn, buf []byte) net.Conn {
+	if p, ok := conn.(*placed); ok {
+		p.buf = buf
+		return p
+	}
+	return &peeked{Conn: conn, buf: buf}
 }
 
 // handOver is a net.Listener whose connections come from a channel.

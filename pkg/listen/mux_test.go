@@ -35,7 +35,7 @@ func startFront(t *testing.T, timeout time.Duration, certs *Certs, listeners ...
 	t.Helper()
 	logger, hook := test.NewNullLogger()
 	logger.SetLevel(logrus.DebugLevel)
-	f := &front{mux: NewMux(logrus.NewEntry(logger), timeout), logs: hook}
+	f := &front{mux: NewMux(logrus.NewEntry(logger), timeout, 0), logs: hook}
 	gs := grpc.NewServer()
 	healthpb.RegisterHealthServer(gs, health.NewServer())
 	hs := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -229,7 +229,7 @@ func TestSilentConnection(t *testing.T) {
 
 func TestCloseEndsWhatNobodyTook(t *testing.T) {
 	l := listenOn(t, "http://127.0.0.1:0")
-	mux := NewMux(logrus.NewEntry(logrus.New()), time.Hour)
+	mux := NewMux(logrus.NewEntry(logrus.New()), time.Hour, 0)
 	served := make(chan error, 1)
 	go func() { served <- mux.Serve(l, nil) }()
 	silent, err := net.Dial("tcp", l.Addr().String())
@@ -270,3 +270,73 @@ func BenchmarkPeeked(b *testing.B) {
 type nullConn struct{ net.Conn }
 
 func (nullConn) Read(p []byte) (int, error) { return len(p), nil }
+
+// When all places are taken, what has said nothing yet makes way for what
+// comes; what is being served stays, and a newcomer waits for its end.
+func TestMuxPlaces(t *testing.T) {
+	const places = 3
+	l := listenOn(t, "http://127.0.0.1:0")
+	logger, hook := test.NewNullLogger()
+	mux := NewMux(logrus.NewEntry(logger), time.Hour, places)
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = mux.Serve(l, nil) })
+	t.Cleanup(func() {
+		_ = l.Close()
+		_ = mux.Close()
+		wg.Wait()
+		if mux.open != 0 {
+			t.Errorf("%d places are still taken", mux.open)
+		}
+	})
+	dial := func(say string) net.Conn {
+		conn, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		if _, err := io.WriteString(conn, say); err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	accept := func() net.Conn {
+		conn, err := mux.HTTP().Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		return conn
+	}
+	ended := func(conn net.Conn) {
+		if _, err := conn.Read(make([]byte, 1)); err == nil {
+			t.Error("it still has its place")
+		}
+	}
+
+	dial("GET ")
+	first := accept()
+	silent := []net.Conn{dial(""), dial("P"), dial("PR")} // one more than there is room for
+	ended(silent[0])
+	dial("GET ")
+	accept()
+	ended(silent[1])
+	dial("GET ")
+	accept()
+	ended(silent[2])
+	if hook.LastEntry() == nil || hook.LastEntry().Level != logrus.WarnLevel {
+		t.Error("nobody was told")
+	}
+
+	dial("GET ")
+	waiting := make(chan net.Conn)
+	go func() { waiting <- accept() }()
+	select {
+	case <-waiting:
+		t.Error("there are more connections than places")
+	case <-time.After(20 * time.Millisecond):
+	}
+	for range 2 { // a place is given back once
+		_ = first.Close()
+	}
+	(<-waiting).Close()
+}
