@@ -13,6 +13,9 @@ GOLANGCI := $(KEELSON_CACHE)/bin/golangci-lint-$(GOLANGCI_VERSION)
 # How long each fuzz target runs in fuzz-short: inputs (20000x) or time (10m).
 FUZZTIME ?= 20000x
 
+# The workloads of make bench.
+BENCH_QUICK ?= get1,get200,list,list-pages,count,put1,put200,create200,update200
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -79,6 +82,14 @@ test-crash: ## kill -9 under load, and linearizability
 .PHONY: test-apiserver
 test-apiserver: ## a real kube-apiserver and kubectl on keelson
 	$(MAKE) -C test apiserver
+
+.PHONY: bench
+bench: ## measure the main workloads on etcd, kine and keelson (10 minutes)
+	cd bench && go run . run -workloads '$(BENCH_QUICK)' -rounds 3 -duration 2s -out results-quick.json
+
+.PHONY: bench-all
+bench-all: ## measure everything
+	cd bench && go run . run -out results.json
 
 .PHONY: clean
 clean: ## remove what was built

@@ -1,0 +1,137 @@
+package report
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+)
+
+// Metric is one figure of a window.
+type Metric struct {
+	Name   string
+	Key    string
+	Higher bool // more is better
+	value  func(Window) float64
+}
+
+// The metrics of the tables, in their order.
+var (
+	Throughput = Metric{Name: "throughput /s", Key: "throughput", Higher: true, value: func(w Window) float64 { return float64(w.Ops) / w.Seconds }}
+	P50        = Metric{Name: "p50", Key: "p50", value: func(w Window) float64 { return w.P50 }}
+	P99        = Metric{Name: "p99", Key: "p99", value: func(w Window) float64 { return w.P99 }}
+	CPUPerOp   = Metric{Name: "CPU/op", Key: "cpu", value: func(w Window) float64 { return w.CPU * 1e6 / float64(w.Ops) }}
+	PeakRSS    = Metric{Name: "peak RSS", Key: "rss", value: func(w Window) float64 { return float64(w.PeakRSS) / (1 << 20) }}
+	Written    = Metric{Name: "written/op", Key: "written", value: func(w Window) float64 { return float64(w.Written) / float64(w.Ops) }}
+
+	Metrics = []Metric{Throughput, P50, P99, CPUPerOp, PeakRSS, Written}
+)
+
+// Extra is the metric of a workload's own figure.
+func Extra(name string) Metric {
+	return Metric{Name: name, Key: name, value: func(w Window) float64 { return w.Extra[name] }}
+}
+
+// Values returns the metric in each window.
+func (s *Series) Values(m Metric) []float64 {
+	if s == nil {
+		return nil
+	}
+	values := make([]float64, len(s.Windows))
+	for i, w := range s.Windows {
+		values[i] = m.value(w)
+	}
+	return values
+}
+
+// Stat is a median with the smallest and the largest.
+type Stat struct{ Median, Min, Max float64 }
+
+func newStat(values []float64) (Stat, bool) {
+	values = slices.DeleteFunc(slices.Clone(values), func(v float64) bool { return math.IsNaN(v) || math.IsInf(v, 0) })
+	if len(values) == 0 {
+		return Stat{}, false
+	}
+	return Stat{Median(values), slices.Min(values), slices.Max(values)}, true
+}
+
+// Absolute is the statistic of a metric over the rounds.
+func (s *Series) Absolute(m Metric) (Stat, bool) { return newStat(s.Values(m)) }
+
+// Ratio is that of the ratios to another system, taken within each round.
+func (s *Series) Ratio(base *Series, m Metric) (Stat, bool) {
+	ours, theirs := s.Values(m), base.Values(m)
+	var ratios []float64
+	for i := range min(len(ours), len(theirs)) {
+		ratios = append(ratios, ours[i]/theirs[i])
+	}
+	return newStat(ratios)
+}
+
+// Summary is one line on a workload: throughput and CPU of each system.
+func Summary(w *Workload, order []System) string {
+	var parts []string
+	for _, system := range order {
+		s := w.Systems[system.Name]
+		switch {
+		case s == nil:
+		case s.Unsupported != "":
+			parts = append(parts, system.Name+" not supported")
+		case s.Failed != "":
+			parts = append(parts, system.Name+" failed")
+		default:
+			rate, _ := s.Absolute(Throughput)
+			cpu, _ := s.Absolute(CPUPerOp)
+			parts = append(parts, fmt.Sprintf("%s %s/s %s", system.Name, Number(rate.Median), Time(cpu.Median)))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// Number prints three digits.
+func Number(v float64) string {
+	switch {
+	case v == 0:
+		return "0"
+	case math.Abs(v) >= 100:
+		return thousands(int64(math.Round(v)))
+	case math.Abs(v) >= 10:
+		return fmt.Sprintf("%.1f", v)
+	default:
+		return fmt.Sprintf("%.2f", v)
+	}
+}
+
+func thousands(n int64) string {
+	s := fmt.Sprint(n)
+	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+// Time prints microseconds in a fitting unit.
+func Time(us float64) string {
+	switch {
+	case us >= 1e6:
+		return Number(us/1e6) + " s"
+	case us >= 1e3:
+		return Number(us/1e3) + " ms"
+	default:
+		return Number(us) + " µs"
+	}
+}
+
+// Bytes prints bytes in a fitting unit.
+func Bytes(v float64) string {
+	switch {
+	case v >= 1<<30:
+		return Number(v/(1<<30)) + " GiB"
+	case v >= 1<<20:
+		return Number(v/(1<<20)) + " MiB"
+	case v >= 1<<10:
+		return Number(v/(1<<10)) + " KiB"
+	default:
+		return Number(v) + " B"
+	}
+}

@@ -1,0 +1,353 @@
+// Package run takes the systems through the workloads in alternating rounds.
+package run
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/keelson-io/keelson/bench/internal/report"
+	"github.com/keelson-io/keelson/bench/internal/systems"
+	"github.com/keelson-io/keelson/bench/internal/workload"
+)
+
+// settle is how long a server may still work on a window after it.
+const settle = 500 * time.Millisecond
+
+// Options are those of the command line.
+type Options struct {
+	Systems   []systems.System
+	Workloads []workload.Spec
+	Rounds    int
+	Window    time.Duration
+	Dir       string // on the disk to measure
+	Out       string // the results file
+	Cache     string
+	Log       func(format string, args ...any)
+}
+
+// Runner holds what a run has made so far.
+type Runner struct {
+	Options
+	results  *report.Results
+	programs map[string]string // by system
+	scratch  string            // ends with the run
+	servers  map[string]*systems.Server
+	data     workload.Data // of the servers
+	clean    bool          // the servers have only what data says
+}
+
+// Run measures and writes the results file after each workload.
+func Run(ctx context.Context, opt Options, results *report.Results) (err error) {
+	if err := os.MkdirAll(opt.Dir, 0o755); err != nil {
+		return err
+	}
+	scratch, err := os.MkdirTemp(opt.Dir, "r")
+	if err != nil {
+		return err
+	}
+	r := &Runner{
+		Options: opt, results: results, scratch: scratch,
+		programs: map[string]string{}, servers: map[string]*systems.Server{},
+	}
+	defer func() {
+		r.stopAll()
+		err = errors.Join(err, os.RemoveAll(scratch))
+	}()
+	if results.Machine, err = report.ThisMachine(scratch); err != nil {
+		return err
+	}
+	if err := r.build(); err != nil {
+		return err
+	}
+	failed := 0
+	for _, spec := range opt.Workloads {
+		began := time.Now()
+		w, err := r.workload(ctx, spec)
+		if err != nil {
+			return fmt.Errorf("%s: %w", spec.Name, err)
+		}
+		for name, series := range w.Systems {
+			if series.Failed != "" {
+				failed++
+				opt.Log("%s on %s FAILED: %s", spec.Name, name, series.Failed)
+			}
+		}
+		opt.Log("%-16s %s (%.0f s)", spec.Name, report.Summary(w, results.Systems), time.Since(began).Seconds())
+		results.Merge(&report.Results{Workloads: []*report.Workload{w}})
+		results.Ended = time.Now().UTC()
+		if err := results.Write(opt.Out); err != nil {
+			return err
+		}
+	}
+	if failed > 0 {
+		return fmt.Errorf("%d series failed; the results have the errors", failed)
+	}
+	return nil
+}
+
+func (r *Runner) build() error {
+	r.results.Systems = nil
+	for _, s := range r.Systems {
+		r.Log("building %s", s.Name)
+		program, err := s.Build(r.Cache, filepath.Join(r.scratch, "bin"))
+		if err != nil {
+			return err
+		}
+		b, err := os.ReadFile(program)
+		if err != nil {
+			return err
+		}
+		sum := sha256.Sum256(b)
+		r.programs[s.Name] = program
+		r.results.Systems = append(r.results.Systems, report.System{Name: s.Name, Doc: s.Doc, Program: hex.EncodeToString(sum[:6])})
+	}
+	return nil
+}
+
+// session is one workload on one system.
+type session struct {
+	system systems.System
+	series *report.Series
+	env    *workload.Env
+	runner workload.Runner
+}
+
+func (s *session) over() bool { return s.series.Unsupported != "" || s.series.Failed != "" }
+
+// end notes the error that ends the session.
+func (s *session) end(err error) {
+	if workload.Unsupported(err) && len(s.series.Windows) == 0 {
+		s.series.Unsupported = err.Error()
+	} else {
+		s.series.Failed = err.Error()
+	}
+}
+
+func (r *Runner) workload(ctx context.Context, spec workload.Spec) (*report.Workload, error) {
+	w := &report.Workload{
+		Name: spec.Name, Doc: spec.Doc, Unit: spec.Unit, Clients: spec.Clients, Watchers: spec.Watchers,
+		Rate: spec.Rate, Keys: spec.Data.Keys, Systems: map[string]*report.Series{},
+	}
+	sessions := make([]*session, len(r.Systems))
+	for i, system := range r.Systems {
+		sessions[i] = &session{system: system, series: &report.Series{}}
+		w.Systems[system.Name] = sessions[i].series
+	}
+	defer func() {
+		for _, s := range sessions {
+			s.close()
+		}
+		r.clean = r.clean && spec.Shared
+	}()
+	if !r.clean || r.data != spec.Data {
+		r.stopAll()
+		if err := r.startAll(ctx, spec.Data); err != nil {
+			return nil, err
+		}
+	}
+	rounds, window := r.Rounds, r.Window
+	if spec.Rounds > 0 {
+		rounds = min(rounds, spec.Rounds)
+	}
+	if spec.Window > 0 {
+		window = spec.Window
+	}
+	for round := range rounds {
+		for _, s := range sessions {
+			if s.over() {
+				continue
+			}
+			if err := r.window(ctx, spec, s, round, window); err != nil {
+				if ctx.Err() != nil {
+					return nil, ctx.Err()
+				}
+				s.end(err)
+				s.close()
+			}
+		}
+	}
+	for _, s := range sessions {
+		if s.runner == nil || s.over() {
+			continue
+		}
+		if err := s.runner.Check(ctx); err != nil {
+			s.end(err)
+		}
+	}
+	return w, nil
+}
+
+func (s *session) close() {
+	if s.env != nil {
+		s.env.Close()
+	}
+	s.env, s.runner = nil, nil
+}
+
+// open connects to the system's server.
+func (s *session) open(ctx context.Context, spec workload.Spec, srv *systems.Server) (err error) {
+	s.env = &workload.Env{Dial: srv.Client, Bulk: srv.Bulk}
+	s.runner, err = spec.Open(ctx, s.env)
+	return err
+}
+
+// window measures once, after a short unmeasured start if it is the first.
+func (r *Runner) window(ctx context.Context, spec workload.Spec, s *session, round int, d time.Duration) error {
+	if spec.Fresh && round > 0 {
+		s.close()
+		if err := r.restart(ctx, s.system, true); err != nil {
+			return err
+		}
+	}
+	if spec.Restart {
+		s.close()
+		if err := r.restart(ctx, s.system, false); err != nil {
+			return err
+		}
+	}
+	srv := r.servers[s.system.Name]
+	if s.runner == nil {
+		if err := s.open(ctx, spec, srv); err != nil {
+			return err
+		}
+		if !spec.Fresh && !spec.Restart {
+			if err := s.warmUp(ctx, d); err != nil {
+				return err
+			}
+		}
+	}
+	if err := s.runner.Prepare(ctx); err != nil {
+		return err
+	}
+	before, err := srv.Usage()
+	if err != nil {
+		return err
+	}
+	if spec.Restart {
+		before = systems.Usage{} // the start is part of it
+	} else if err := srv.ResetPeak(); err != nil {
+		return err
+	}
+	wal := watchWAL(srv.Dir)
+	measured, err := s.runner.Run(ctx, d)
+	if err != nil {
+		wal()
+		return err
+	}
+	time.Sleep(settle)
+	after, err := srv.Usage()
+	if err != nil {
+		wal()
+		return err
+	}
+	result := report.Window{
+		Ops: measured.Ops, Seconds: measured.Elapsed.Seconds(),
+		CPU: (after.CPU - before.CPU).Seconds(), Written: after.Written - before.Written,
+		RSS: after.RSS, PeakRSS: after.PeakRSS, WAL: wal(), Extra: measured.Extra,
+	}
+	result.SetLatencies(measured.Latencies)
+	if spec.Restart {
+		result.Extra = map[string]float64{"ready_s": srv.Ready.Seconds()}
+	}
+	s.series.Windows = append(s.series.Windows, result)
+	return nil
+}
+
+func (s *session) warmUp(ctx context.Context, d time.Duration) error {
+	if err := s.runner.Prepare(ctx); err != nil {
+		return err
+	}
+	_, err := s.runner.Run(ctx, min(d, time.Second))
+	return err
+}
+
+// watchWAL looks for the largest SQLite WAL file below dir until the function
+// that it returns is called, which returns its size.
+func watchWAL(dir string) func() int64 {
+	stop, result := make(chan struct{}), make(chan int64, 1)
+	go func() {
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		var largest int64
+		for {
+			for _, pattern := range []string{"data/*-wal", "data/*/*-wal"} {
+				files, _ := filepath.Glob(filepath.Join(dir, pattern)) // the pattern is well formed
+				for _, file := range files {
+					if info, err := os.Stat(file); err == nil {
+						largest = max(largest, info.Size())
+					}
+				}
+			}
+			select {
+			case <-tick.C:
+			case <-stop:
+				result <- largest
+				return
+			}
+		}
+	}()
+	return func() int64 {
+		close(stop)
+		return <-result
+	}
+}
+
+func (r *Runner) stopAll() {
+	for name, srv := range r.servers {
+		srv.Kill()
+		_ = os.RemoveAll(srv.Dir)
+		delete(r.servers, name)
+	}
+}
+
+// startAll starts every system on the data and lets the disk come to rest.
+func (r *Runner) startAll(ctx context.Context, data workload.Data) error {
+	r.data, r.clean = data, true
+	for _, system := range r.Systems {
+		if err := r.copyTemplate(ctx, system, data); err != nil {
+			return err
+		}
+	}
+	syscall.Sync()
+	for _, system := range r.Systems {
+		srv, err := system.Start(ctx, r.programs[system.Name], r.dir(system))
+		if err != nil {
+			return err
+		}
+		r.servers[system.Name] = srv
+	}
+	return nil
+}
+
+// restart ends the system's server and starts it again, on the data as it is
+// or as it was loaded.
+func (r *Runner) restart(ctx context.Context, system systems.System, fresh bool) error {
+	if srv := r.servers[system.Name]; srv != nil {
+		delete(r.servers, system.Name)
+		if fresh {
+			srv.Kill()
+		} else {
+			srv.Stop()
+		}
+	}
+	if fresh {
+		if err := r.copyTemplate(ctx, system, r.data); err != nil {
+			return err
+		}
+		syscall.Sync()
+	}
+	srv, err := system.Start(ctx, r.programs[system.Name], r.dir(system))
+	if err == nil {
+		r.servers[system.Name] = srv
+	}
+	return err
+}
+
+func (r *Runner) dir(system systems.System) string { return filepath.Join(r.scratch, system.Name) }

@@ -1,0 +1,137 @@
+package systems
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+)
+
+// Server is a running system.
+type Server struct {
+	System
+	Dir      string // holds data/, the sockets and the log
+	Endpoint string
+	Ready    time.Duration // from the start of the process to its first answer
+
+	cmd  *exec.Cmd
+	done chan struct{} // closed when the process has ended
+}
+
+// Start starts the program on the data that dir may hold and waits until it
+// answers a linearizable read.
+func (s System) Start(ctx context.Context, program, dir string) (*Server, error) {
+	data := filepath.Join(dir, "data")
+	if err := os.MkdirAll(data, 0o700); err != nil {
+		return nil, err
+	}
+	socket := filepath.Join(dir, "client.sock")
+	_ = os.Remove(socket)
+	log, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = log.Close() }()
+	cmd := exec.Command(program, s.args(data, socket)...)
+	cmd.Dir = data // kine's default database is below the working directory
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	srv := &Server{System: s, Dir: dir, Endpoint: "unix://" + socket, cmd: cmd, done: make(chan struct{})}
+	go func() {
+		_ = cmd.Wait()
+		close(srv.done)
+	}()
+	if err := srv.waitReady(ctx, socket); err != nil {
+		srv.Kill()
+		return nil, fmt.Errorf("%s: %w\n%s", s.Name, err, srv.LogTail())
+	}
+	srv.Ready = time.Since(began)
+	return srv, nil
+}
+
+// waitReady waits for the socket first: a gRPC client that finds none backs off
+// for longer than a server takes to start.
+func (s *Server) waitReady(ctx context.Context, socket string) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if conn, err := net.Dial("unix", socket); err == nil {
+			_ = conn.Close()
+			if err := s.probe(ctx); err == nil {
+				return nil
+			}
+		}
+		select {
+		case <-s.done:
+			return fmt.Errorf("ended with %s before it was ready", s.cmd.ProcessState)
+		case <-ctx.Done():
+			return errors.New("not ready in time")
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *Server) probe(ctx context.Context) error {
+	c, err := s.Client()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	_, err = c.Get(ctx, "ready")
+	return err
+}
+
+// Client opens a connection of its own.
+func (s *Server) Client() (*clientv3.Client, error) {
+	return clientv3.New(clientv3.Config{Endpoints: []string{s.Endpoint}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+}
+
+// Usage reads what the process has used.
+func (s *Server) Usage() (Usage, error) { return ReadUsage(s.cmd.Process.Pid) }
+
+// ResetPeak lets Usage.PeakRSS start again.
+func (s *Server) ResetPeak() error { return ResetPeak(s.cmd.Process.Pid) }
+
+// Done is closed when the process has ended.
+func (s *Server) Done() <-chan struct{} { return s.done }
+
+// Kill ends the process and waits until it is gone.
+func (s *Server) Kill() {
+	_ = s.cmd.Process.Kill() // an error means that it has ended
+	<-s.done
+}
+
+// Stop ends the process with SIGTERM, after a minute with SIGKILL.
+func (s *Server) Stop() {
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-s.done:
+	case <-time.After(time.Minute):
+		s.Kill()
+	}
+}
+
+// LogTail returns the end of what the process has logged.
+func (s *Server) LogTail() string {
+	b, err := os.ReadFile(filepath.Join(s.Dir, "log"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(b[max(0, len(b)-4000):])
+}

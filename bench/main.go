@@ -1,0 +1,188 @@
+// Command bench compares keelson with etcd and kine.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/keelson-io/keelson/bench/internal/report"
+	"github.com/keelson-io/keelson/bench/internal/run"
+	"github.com/keelson-io/keelson/bench/internal/systems"
+	"github.com/keelson-io/keelson/bench/internal/workload"
+)
+
+const usage = `bench compares keelson with etcd and kine.
+
+  go run . run [flags]           measure and print the tables
+  go run . table results.json…   print the tables of results (Markdown)
+  go run . list                  say what the workloads and systems are
+
+Each server is a process of its own on the same disk, serves on a unix socket
+and is asked through etcd's client. All are asked in turn, round after round.
+
+Examples:
+  # Is a put cheaper than etcd's? Half a minute.
+  go run . run -workloads put1,put200 -systems etcd,keelson -rounds 3 -duration 2s
+
+  # All that begins with "list", on all systems, kept in a file
+  go run . run -workloads 'list*' -out list.json
+
+  # A keelson that was built elsewhere
+  KEELSON_BINARY=/tmp/keelson go run . run -workloads get200
+
+Flags of run:
+`
+
+func main() {
+	if err := command(os.Args[1:]); err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func command(args []string) error {
+	name := ""
+	if len(args) > 0 {
+		name, args = args[0], args[1:]
+	}
+	switch name {
+	case "run":
+		return measure(args)
+	case "table":
+		return table(args)
+	case "list":
+		return list(os.Stdout)
+	case "", "help", "-h", "-help", "--help":
+		flags, _ := runFlags()
+		flags.Usage()
+		return nil
+	default:
+		return fmt.Errorf("no command is called %q; see go run . help", name)
+	}
+}
+
+// settings are the flags of run.
+type settings struct {
+	workloads, systems, out, dir string
+	rounds                       int
+	window                       time.Duration
+	merge                        bool
+}
+
+func runFlags() (*flag.FlagSet, *settings) {
+	s := new(settings)
+	flags := flag.NewFlagSet("run", flag.ContinueOnError)
+	flags.StringVar(&s.workloads, "workloads", "*", "`names` with commas; put* is all that begin with put")
+	flags.StringVar(&s.systems, "systems", "etcd,kine,kine-full,keelson", "`names` with commas")
+	flags.IntVar(&s.rounds, "rounds", 5, "how often each workload is measured on each system")
+	flags.DurationVar(&s.window, "duration", 3*time.Second, "how long each measurement takes")
+	flags.StringVar(&s.out, "out", "results.json", "`file` for the results")
+	flags.BoolVar(&s.merge, "merge", false, "keep the workloads that the file has and this run does not")
+	flags.StringVar(&s.dir, "dir", filepath.Join(cacheDir(), "bench"), "`directory` for the data, on the disk to measure; its path must be short")
+	flags.Usage = func() {
+		fmt.Fprint(flags.Output(), usage)
+		flags.PrintDefaults()
+	}
+	return flags, s
+}
+
+func cacheDir() string {
+	if dir := os.Getenv("KEELSON_CACHE"); dir != "" {
+		return dir
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return os.TempDir()
+	}
+	return filepath.Join(home, ".cache", "keelson")
+}
+
+func measure(args []string) error {
+	flags, s := runFlags()
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	chosen, err := systems.Find(strings.Split(s.systems, ","))
+	if err != nil {
+		return err
+	}
+	specs, err := workload.Find(strings.Split(s.workloads, ","))
+	if err != nil {
+		return err
+	}
+	if flags.NArg() > 0 || s.rounds < 1 || s.window < 100*time.Millisecond {
+		return errors.New("run takes flags only, at least one round, and durations of at least 100ms")
+	}
+	results := &report.Results{}
+	if s.merge {
+		if results, err = report.Read(s.out); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	results.Started, results.Rounds, results.Window = time.Now().UTC(), s.rounds, s.window.String()
+	results.Command = "go run . run " + strings.Join(args, " ")
+	// The generator shares the machine with the servers: less garbage
+	// collection here leaves them more of it.
+	debug.SetGCPercent(400)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err = run.Run(ctx, run.Options{
+		Systems: chosen, Workloads: specs, Rounds: s.rounds, Window: s.window,
+		Dir: s.dir, Out: s.out, Cache: cacheDir(),
+		Log: func(format string, args ...any) {
+			fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+format+"\n", args...)
+		},
+	}, results)
+	return errors.Join(err, results.Table(os.Stdout))
+}
+
+func table(args []string) error {
+	results, err := readAll(args)
+	if err != nil {
+		return err
+	}
+	return results.Table(os.Stdout)
+}
+
+// readAll reads results files into one; a later one goes before an earlier.
+func readAll(paths []string) (*report.Results, error) {
+	if len(paths) == 0 {
+		return nil, errors.New("name at least one results file")
+	}
+	results, err := report.Read(paths[0])
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range paths[1:] {
+		more, err := report.Read(path)
+		if err != nil {
+			return nil, err
+		}
+		results.Merge(more)
+	}
+	return results, nil
+}
+
+func list(out io.Writer) error {
+	for _, s := range systems.All() {
+		if _, err := fmt.Fprintf(out, "%-16s %s\n", s.Name, s.Doc); err != nil {
+			return err
+		}
+	}
+	for _, w := range workload.All() {
+		if _, err := fmt.Fprintf(out, "%-16s %s\n", w.Name, w.Doc); err != nil {
+			return err
+		}
+	}
+	return nil
+}
