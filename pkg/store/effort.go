@@ -34,7 +34,7 @@ func (left *effort) walk(st *state, s span) error {
 	return left.spend(n)
 }
 
-// read spends what it takes to answer r, which checkRange has let through.
+// read spends what it takes to answer r.
 func (left *effort) read(st *state, r *pb.RangeRequest) error {
 	s := newSpan(r.Key, r.RangeEnd)
 	if readable(st, r.Revision) != st.revision {
