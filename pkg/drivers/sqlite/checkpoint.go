@@ -179,6 +179,9 @@ func (l *Log) checkpointBeside() error {
 func (l *Log) checkpointPassive() error {
 	l.janitorMu.Lock()
 	defer l.janitorMu.Unlock()
+	if err := l.Err(); err != nil {
+		return err // the WAL may not be what it seems
+	}
 	start := time.Now()
 	_, err := l.janitor.ints("PRAGMA wal_checkpoint(PASSIVE)")
 	l.checkpointTime.Add(int64(time.Since(start)))

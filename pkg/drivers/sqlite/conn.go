@@ -34,7 +34,12 @@ type stmt struct {
 // openConn opens the database file at path, which must exist, and runs the
 // statements of setup.
 func openConn(path string, setup ...string) (*conn, error) {
-	uri := url.URL{Scheme: "file", Path: path, RawQuery: "mode=rw&_error_rc=1"}
+	return openMode("rw", path, setup...)
+}
+
+// openMode is openConn with SQLite's mode, rw or ro.
+func openMode(mode, path string, setup ...string) (*conn, error) {
+	uri := url.URL{Scheme: "file", Path: path, RawQuery: "mode=" + mode + "&_error_rc=1"}
 	raw, err := new(modernc.Driver).Open(uri.String())
 	if err != nil {
 		return nil, err

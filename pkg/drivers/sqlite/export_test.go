@@ -1,6 +1,9 @@
 package sqlite
 
-import "errors"
+import (
+	"context"
+	"errors"
+)
 
 // FailAppend makes the next commit fail, after it was done if persisted.
 func (l *Log) FailAppend(persisted bool) {
@@ -12,4 +15,17 @@ func (l *Log) FailAppend(persisted bool) {
 		}
 		return errors.New("injected fault")
 	}
+}
+
+// CheckpointBeside runs the checkpoint that starts the WAL over.
+func (l *Log) CheckpointBeside() error { return l.fail(l.checkpointBeside()) }
+
+// ShrinkCache lets the writer keep 10 pages, so that a batch which is larger
+// than that goes to the WAL before its COMMIT.
+func (l *Log) ShrinkCache() error {
+	if err := l.acquire(context.Background()); err != nil {
+		return err
+	}
+	defer l.release()
+	return l.writer.exec("PRAGMA cache_size=10")
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -174,6 +175,10 @@ func (l *Log) open() error {
 	if err == nil && l.sync == SynchronousFull {
 		err = checkWAL(l.path + "-wal")
 	}
+	if err == nil {
+		// A -wal file that was removed must not come back.
+		err = errors.Join(rewrite(l.path+"-wal"), syncFile(filepath.Dir(l.path)))
+	}
 	if err != nil {
 		return err
 	}
@@ -199,7 +204,7 @@ func (l *Log) open() error {
 		return err
 	}
 	for range readerCount {
-		c, err := openConn(l.path,
+		c, err := openMode("ro", l.path,
 			"PRAGMA busy_timeout=5000", "PRAGMA wal_autocheckpoint=0", "PRAGMA cache_size=-4096",
 			"PRAGMA cell_size_check=1", "PRAGMA query_only=1",
 		)
@@ -368,14 +373,20 @@ func (l *Log) Close() error {
 	return errors.Join(place, l.closeConns(), l.lock.release())
 }
 
-// closeConns closes the connections, the writer last: the last one to close
-// checkpoints and removes the WAL.
+// closeConns closes the connections. The last one checkpoints and removes the
+// WAL: the writer. When the log has failed, so that the WAL may not be what it
+// seems, it is a reader, which cannot.
 func (l *Log) closeConns() error {
-	var errs []error
-	for range l.pooled {
-		errs = append(errs, (<-l.readers).close())
+	readers := make([]*conn, l.pooled)
+	for i := range readers {
+		readers[i] = <-l.readers
 	}
-	for _, c := range []*conn{l.janitor, l.writer} {
+	conns := append(readers, l.janitor, l.writer)
+	if l.Err() != nil {
+		slices.Reverse(conns)
+	}
+	var errs []error
+	for _, c := range conns {
 		if c != nil {
 			errs = append(errs, c.close())
 		}
