@@ -129,19 +129,24 @@ func (s *Store) refuse(requests []*request, err error) error {
 	return nil
 }
 
+// maxReads is how many values the committer reads from the log for one request
+// while the others wait.
+const maxReads = 32
+
 // evaluate runs requests on a copy of the newest state. A request that fails
 // does so alone.
 func (s *Store) evaluate(ctx context.Context, requests []*request) (*evaluation, error) {
 	ev := newEvaluation(s.now(), s.values.cache.get, quota{s.opt.QuotaBytes, s.log.Size().InUse, s.opt.MemberID})
 	ev.expect(len(requests))
 	for _, r := range requests {
+		ev.lent = r.read
 		first := len(ev.fills)
 		for {
 			ev.begin()
 			r.err = r.eval(ev)
 			var need *needValues
-			if !errors.As(r.err, &need) {
-				break
+			if !errors.As(r.err, &need) || len(need.seqs) > maxReads && !r.final {
+				break // where many are needed, submit reads them
 			}
 			read, err := s.values.read(ctx, need.seqs)
 			if isDamage(err) {

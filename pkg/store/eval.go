@@ -22,6 +22,7 @@ type evaluation struct {
 
 	firstSeq int64            // of records[0]
 	known    map[int64][]byte // values read for this batch
+	lent     map[int64][]byte // those that the request at hand has brought along
 	cached   func(seq int64) ([]byte, bool)
 
 	quota quota
@@ -141,6 +142,9 @@ func (ev *evaluation) value(seq int64) ([]byte, bool) {
 		return ev.records[seq-ev.firstSeq].Value, true
 	}
 	if value, ok := ev.known[seq]; ok {
+		return value, true
+	}
+	if value, ok := ev.lent[seq]; ok {
 		return value, true
 	}
 	return ev.cached(seq)

@@ -32,10 +32,17 @@ func (r *ranged) need() (n Need) {
 	return n
 }
 
-// txnNeed is about what the answer to r will need if the larger branch is
-// taken: of ranges and deletes of more than one key. Where left is used up,
-// the transaction will not be evaluated, and the rest does not matter.
+// txnNeed is about what r will need if the larger branch is taken: the values
+// that its compares read, and its answer, of ranges and deletes of more than
+// one key. Where left is used up, the transaction will not be evaluated, and
+// the rest does not matter.
 func (st *state) txnNeed(r *pb.TxnRequest, left *effort) Need {
+	var compares Need
+	for _, c := range r.Compare {
+		if c.Target == pb.Compare_VALUE {
+			compares = compares.plus(st.rangeNeed(&pb.RangeRequest{Key: c.Key, RangeEnd: c.RangeEnd}, left))
+		}
+	}
 	var needs [2]Need
 	for i, ops := range [...][]*pb.RequestOp{r.Success, r.Failure} {
 		for _, op := range ops {
@@ -50,9 +57,9 @@ func (st *state) txnNeed(r *pb.TxnRequest, left *effort) Need {
 		}
 	}
 	if needs[0].Bytes > needs[1].Bytes {
-		return needs[0]
+		return compares.plus(needs[0])
 	}
-	return needs[1]
+	return compares.plus(needs[1])
 }
 
 // rangeNeed is txnNeed for a range. A sort by value needs the values that the

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,7 +17,9 @@ type request struct {
 	err  error
 	done chan struct{} // closed when err and what eval has set are final
 
-	fills []fill // values that its response and events wait for; the committer's
+	read  map[int64][]byte // values that its caller has read for it, by seq
+	final bool             // the committer reads what is missing, however much
+	fills []fill           // values that its response and events wait for; the committer's
 }
 
 // maxQueuedBytes bounds what the requests in the queue and in the batch under
@@ -87,15 +90,38 @@ func (q *queue) fail(err error) {
 	q.wakeUp()
 }
 
+// maxTurns bounds how often a request that needs many values comes back to be
+// sent away for more.
+const maxTurns = 128
+
 // submit hands eval to the committer and waits until its effects are durable.
 // If ctx ends or RequestTimeout passes first, the request may or may not take
-// effect. cost is how much memory the request holds, in bytes.
+// effect. cost is how much memory the request holds, in bytes. If eval needs
+// many values that are not in memory, they are read here, where nobody else
+// waits for it.
 func (s *Store) submit(ctx context.Context, cost int, eval func(*evaluation) error) error {
+	read := map[int64][]byte{}
+	for turn := 1; ; turn++ {
+		err := s.submitOnce(ctx, cost, &request{eval: eval, done: make(chan struct{}), read: read, final: turn == maxTurns})
+		var need *needValues
+		if !errors.As(err, &need) {
+			return err
+		}
+		values, err := s.values.read(ctx, need.seqs)
+		if err != nil && !errors.Is(err, ErrCompacted) { // then there are newer ones
+			return err
+		}
+		for i, value := range values {
+			read[need.seqs[i]] = value
+		}
+	}
+}
+
+func (s *Store) submitOnce(ctx context.Context, cost int, r *request) error {
 	weight := min(int64(cost)+1024, maxQueuedBytes)
 	if err := s.acquire(ctx, weight); err != nil {
 		return err
 	}
-	r := &request{eval: eval, done: make(chan struct{})}
 	if err := s.queue.push(r); err != nil {
 		s.queue.bytes.Release(weight)
 		return err

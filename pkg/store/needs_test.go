@@ -1,0 +1,83 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"testing"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/keelson-io/keelson/pkg/eventlog/memlog"
+)
+
+// gatedLog tells of each read of many values, and holds it up.
+type gatedLog struct {
+	*memlog.Log
+	began chan int
+	gate  chan struct{}
+}
+
+func (l *gatedLog) Values(ctx context.Context, seqs []int64) ([][]byte, error) {
+	if len(seqs) > maxReads {
+		l.began <- len(seqs)
+		<-l.gate
+	}
+	return l.Log.Values(ctx, seqs)
+}
+
+// TestReadsBesideCommitter: a transaction that compares many values which are
+// not in memory holds up nobody, and sees what others write meanwhile.
+func TestReadsBesideCommitter(t *testing.T) {
+	for name, tt := range map[string]struct {
+		meanwhile func(f *fixture)
+		again     int // values that are read for a second turn
+		succeeded bool
+	}{
+		"unchanged":    {func(f *fixture) { f.put("other", "old") }, 0, true},
+		"few changed":  {func(f *fixture) { f.put("key-07", "new") }, 0, false},
+		"many changed": {func(f *fixture) { putKeys(f, 40, "old") }, 40, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			disk := new(memlog.Disk)
+			l := &gatedLog{disk.Open(nil), make(chan int), make(chan struct{})}
+			f := openOn(t, disk, l, Options{CacheBytes: 1})
+			putKeys(f, 100, "old")
+			compare := &pb.Compare{
+				Key: []byte("key-"), RangeEnd: []byte("key."), Target: pb.Compare_VALUE, TargetUnion: &pb.Compare_Value{Value: []byte("old")},
+			}
+			put := &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("result")}}}
+			type outcome struct {
+				resp *pb.TxnResponse
+				err  error
+			}
+			done := make(chan outcome, 1)
+			go func() {
+				resp, err := f.Txn(context.Background(), &pb.TxnRequest{
+					Compare: []*pb.Compare{compare}, Success: []*pb.RequestOp{put}, Failure: []*pb.RequestOp{put},
+				})
+				done <- outcome{resp, err}
+			}()
+			if n := <-l.began; n != 100 {
+				t.Fatalf("%d values are read", n)
+			}
+			tt.meanwhile(f)
+			l.gate <- struct{}{}
+			if tt.again > 0 {
+				if n := <-l.began; n != tt.again {
+					t.Fatalf("%d values are read again", n)
+				}
+				f.put("other", "old")
+				l.gate <- struct{}{}
+			}
+			if got := <-done; got.err != nil || got.resp.Succeeded != tt.succeeded {
+				t.Fatalf("%v, %v", got.resp, got.err)
+			}
+		})
+	}
+}
+
+func putKeys(f *fixture, n int, value string) {
+	for i := range n {
+		f.put(fmt.Sprintf("key-%02d", i), value)
+	}
+}
