@@ -149,6 +149,9 @@ func run(ctx context.Context, c *config.Config) error {
 	log := logrus.NewEntry(logger)
 	catchGRPCLog(log)
 	log.WithFields(logrus.Fields{"version": version.Version(), "commit": version.Commit(), "pid": os.Getpid()}).Info("starting keelson")
+	if len(c.FromEtcd) > 0 {
+		log.WithField("variables", strings.Join(c.FromEtcd, ",")).Info("settings of etcd are used")
+	}
 	for _, warning := range c.Warnings {
 		log.Warn(warning)
 	}

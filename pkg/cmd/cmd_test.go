@@ -414,7 +414,7 @@ func TestEnvironmentAndFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := startProcess(t, dir, []string{"KEELSON_CONFIG_FILE=" + file, "KEELSON_DATA_DIR=" + filepath.Join(dir, "from-env"), "ETCD_NAME=x"})
-	p.says("ETCD_NAME is etcd's and is not read: use KEELSON_NAME")
+	p.says("ETCD_NAME is not read, since there is a --config-file")
 	p.says(`"msg":"` + ready + `"`)
 	members, err := connect(t, "unix://"+dir+"/f.sock").MemberList(t.Context())
 	if err != nil || members.Members[0].Name != "filed" {
@@ -426,5 +426,39 @@ func TestEnvironmentAndFile(t *testing.T) {
 	p.signal(syscall.SIGTERM)
 	if code := p.ends(); code != 0 {
 		t.Errorf("exit code %d", code)
+	}
+}
+
+// A unit made for etcd, with nothing but the program's name changed.
+func TestEtcdsVariables(t *testing.T) {
+	dir := shortDir(t)
+	endpoint := "unix://" + filepath.Join(dir, "k.sock")
+	unit := []string{
+		"ETCD_NAME=infra0", "ETCD_DATA_DIR=" + filepath.Join(dir, "data"), "ETCD_LISTEN_CLIENT_URLS=" + endpoint,
+		"ETCD_ADVERTISE_CLIENT_URLS=http://10.0.0.5:2379", "ETCD_MAX_TXN_OPS=2", "ETCD_LOG_LEVEL=info", "ETCD_METRICS=extensive",
+		"ETCDCTL_ENDPOINTS=" + endpoint, "ETCD_UNSUPPORTED_ARCH=arm", "ETCD_SERVICE_HOST=10.0.0.1",
+	}
+	p := startProcess(t, dir, unit)
+	p.says("ETCD_ADVERTISE_CLIENT_URLS,ETCD_DATA_DIR,ETCD_LISTEN_CLIENT_URLS,ETCD_LOG_LEVEL,ETCD_MAX_TXN_OPS,ETCD_METRICS,ETCD_NAME")
+	p.says(ready)
+	c := connect(t, endpoint)
+	members, err := c.MemberList(t.Context())
+	if err != nil || members.Members[0].Name != "infra0" || members.Members[0].ClientURLs[0] != "http://10.0.0.5:2379" {
+		t.Errorf("%v, %v", members, err)
+	}
+	if _, err := c.Txn(t.Context()).Then(clientv3.OpGet("a"), clientv3.OpGet("b"), clientv3.OpGet("c")).Commit(); err == nil {
+		t.Error("three operations in a transaction of two")
+	}
+	p.signal(syscall.SIGTERM)
+	if code := p.ends(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	cmd := command(dir)
+	cmd.Env = append(cmd.Env, append(unit, "ETCD_INITIAL_CLUSTER=infra0=http://10.0.0.5:2380", "ETCD_SNAPSHOT_COUNT=5")...)
+	out, err := cmd.CombinedOutput()
+	for _, want := range []string{"ETCD_INITIAL_CLUSTER: keelson has no --initial-cluster: ", "ETCD_SNAPSHOT_COUNT: keelson has no --snapshot-count: "} {
+		if cmd.ProcessState.ExitCode() != exitUsage || !strings.Contains(string(out), want) {
+			t.Errorf("%v, %s; want it to say %q", err, out, want)
+		}
 	}
 }

@@ -31,8 +31,9 @@ Other:
       --version   print the version
 
 Each flag can be given as an environment variable as well, for instance
-KEELSON_DATA_DIR for --data-dir, and as a key of the file. A flag goes before
-a variable, a variable before the file.
+KEELSON_DATA_DIR for --data-dir, and as a key of the file. Flags that etcd has
+too are also read from its variables, here ETCD_DATA_DIR, unless there is a
+file. A flag goes before KEELSON_…, that before ETCD_… and before the file.
 
 Health: GET /health, /livez, /readyz. Metrics: GET /metrics. On every client URL.
 `

@@ -1,10 +1,11 @@
 // Package config reads what the operator asks for: flags, KEELSON_*
-// environment variables and a YAML file, in this order of precedence, above
-// the defaults.
+// environment variables, etcd's ETCD_* variables and a YAML file, in this
+// order of precedence, above the defaults. With a file, etcd's variables are
+// not read: etcd does not do so either.
 //
 // The flags are the only list of settings. A variable is the flag's name in
-// capitals with underscores and the prefix KEELSON_; a key of the file is the
-// flag's name.
+// capitals with underscores and a prefix; a key of the file is the flag's
+// name.
 package config
 
 import (
@@ -18,9 +19,6 @@ import (
 
 	"github.com/keelson-io/keelson/pkg/embed"
 )
-
-// EnvPrefix is what the variables' names begin with.
-const EnvPrefix = "KEELSON_"
 
 // ErrUsage: the configuration cannot be used; the message says why and what
 // to do. Every error of this package is one.
@@ -64,6 +62,8 @@ type Config struct {
 	groups []Group
 	// Warnings are what Load found that is not wrong enough for an error.
 	Warnings []string
+	// FromEtcd are the variables of etcd's that were read.
+	FromEtcd []string
 }
 
 // Group is a heading of the help text and its flags.
@@ -92,16 +92,16 @@ func (c *Config) AddFlags(fs *pflag.FlagSet) {
 // Load completes what the command line said, which fs has parsed, with the
 // environment and the file.
 func (c *Config) Load(fs *pflag.FlagSet, environ []string) error {
-	env, err := c.readEnviron(fs, environ)
-	if err != nil {
-		return err
+	env := readEnviron(environ)
+	if !fs.Changed("config-file") {
+		c.ConfigFile = env.configFile()
 	}
-	// Where the file is can come from the environment, not from the file.
-	if v, ok := env["config-file"]; ok && !fs.Changed("config-file") {
-		c.ConfigFile = v
+	if wrong := c.checkEnviron(fs, env); len(wrong) > 0 {
+		return usageLines(wrong)
 	}
 	var file map[string]fileValue
 	if c.ConfigFile != "" {
+		var err error
 		if file, err = readFile(c.ConfigFile, fs); err != nil {
 			return err
 		}
@@ -111,9 +111,9 @@ func (c *Config) Load(fs *pflag.FlagSet, environ []string) error {
 		if f.Changed || f.Name == "config-file" || f.Name == "help" || f.Name == "version" {
 			return
 		}
-		if v, ok := env[f.Name]; ok {
-			if err := fs.Set(f.Name, v); err != nil {
-				errs = append(errs, fmt.Sprintf("%s=%q: %s", envName(f.Name), v, reason(err)))
+		if v, ok := env.lookup(f.Name); ok {
+			if err := fs.Set(f.Name, v.value); err != nil {
+				errs = append(errs, fmt.Sprintf("%s=%q: %s", v.name, v.value, reason(err)))
 			}
 		} else if v, ok := file[f.Name]; ok {
 			if err := fs.Set(f.Name, v.text); err != nil {
@@ -172,43 +172,6 @@ func explain(f *pflag.Flag, err error) string {
 		return "not true or false"
 	}
 	return err.Error()
-}
-
-func envName(flag string) string {
-	return EnvPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
-}
-
-func flagName(env string) string {
-	return strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(env, EnvPrefix), "_", "-"))
-}
-
-// readEnviron returns the settings among environ by flag name. An empty
-// variable counts as absent, as in etcd.
-func (c *Config) readEnviron(fs *pflag.FlagSet, environ []string) (map[string]string, error) {
-	env := make(map[string]string)
-	for _, pair := range environ {
-		key, value, _ := strings.Cut(pair, "=")
-		switch {
-		case value == "":
-		case strings.HasPrefix(key, "ETCD_") && fs.Lookup(flagName(EnvPrefix+strings.TrimPrefix(key, "ETCD_"))) != nil:
-			c.Warnings = append(c.Warnings, fmt.Sprintf("%s is etcd's and is not read: use %s", key, EnvPrefix+strings.TrimPrefix(key, "ETCD_")))
-		case strings.HasPrefix(key, EnvPrefix):
-			name := flagName(key)
-			if fs.Lookup(name) != nil {
-				env[name] = value
-				continue
-			}
-			if advice, ok := Advice(name); ok {
-				return nil, Usagef("%s: keelson has no --%s: %s", key, name, advice)
-			}
-			// Kubernetes makes variables of its own for a service that is
-			// called keelson, so that an unknown one cannot be an error.
-			if near := Nearest(name, fs); near != "" {
-				c.Warnings = append(c.Warnings, fmt.Sprintf("%s is not known; did you mean %s?", key, envName(near)))
-			}
-		}
-	}
-	return env, nil
 }
 
 // FlagError turns an error of the flag parser into one that helps; args are

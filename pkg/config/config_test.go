@@ -89,8 +89,9 @@ func TestEverySettingHasAllThreeForms(t *testing.T) {
 		}
 		value := values[f.Value.Type()]
 		for form, source := range map[string][2][]string{
-			"environment": {nil, {envName(f.Name) + "=" + value}},
-			"file":        {{"--config-file=" + writeFile(t, f.Name+": "+value)}, nil},
+			"environment":  {nil, {envName(f.Name) + "=" + value}},
+			"own variable": {nil, {envName(f.Name) + "=" + value, "ETCD_" + envSuffix(f.Name) + "=9"}},
+			"file":         {{"--config-file=" + writeFile(t, f.Name+": "+value)}, nil},
 		} {
 			c := New()
 			fs := pflag.NewFlagSet("", pflag.ContinueOnError)
@@ -129,6 +130,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		{"all at once", []string{"--name=x", "--snapshot-count=1", "--peer-key-file", "k", "--experimental-max-learners=2"}, nil, []string{"--snapshot-count", "--peer-key-file", "--experimental-max-learners"}},
 		{"grown up", []string{"--experimental-watch-progress-notify-interval=5s"}, nil, []string{"use --watch-progress-notify-interval"}},
 		{"etcd variable", nil, []string{"KEELSON_WAL_DIR=/wal"}, []string{"KEELSON_WAL_DIR: keelson has no --wal-dir", "--data-dir"}},
+		{"HTTP alone", []string{"--listen-client-http-urls=http://127.0.0.1:1"}, nil, []string{"--listen-client-http-urls: every client URL serves HTTP as well", "use --listen-metrics-urls"}},
 		{"file: typing error", file("name: x\nlisten-client-url: http://127.0.0.1:1\n"), nil, []string{`line 2: unknown key "listen-client-url"; did you mean "listen-client-urls"?`}},
 		{"file: section", file("client-transport-security:\n  cert-file: x\n"), nil, []string{"top level"}},
 		{"file: etcd", file("snapshot-count: 1\n"), nil, []string{"line 1: keelson has no snapshot-count"}},
@@ -169,17 +171,6 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 				t.Errorf("%q shows a password", err)
 			}
 		})
-	}
-}
-
-func TestWarnings(t *testing.T) {
-	c, err := parse(nil, []string{"ETCD_NAME=x", "KEELSON_DATADIR=/x", "KEELSON_SERVICE_HOST=10.0.0.1", "KEELSON_PORT_2379_TCP=tcp://10.0.0.1:2379"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := []string{"ETCD_NAME is etcd's and is not read: use KEELSON_NAME", "KEELSON_DATADIR is not known; did you mean KEELSON_DATA_DIR?"}
-	if !slices.Equal(c.Warnings, want) {
-		t.Errorf("%q", c.Warnings)
 	}
 }
 

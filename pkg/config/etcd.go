@@ -75,7 +75,7 @@ var advice = map[string]string{
 	"log-rotation-config-json":          noRotation,
 	"log-package-levels":                "use --log-level",
 	"debug":                             "use --log-level=debug",
-	"warning-apply-duration":            "it logs no slow requests: watch the latency histograms of /metrics",
+	"warning-apply-duration":            "use --warning-unary-request-duration, which is about the whole request",
 	"enable-distributed-tracing":        noTracing,
 	"proxy":                             "it is no proxy: point clients at it directly",
 	"peer-skip-client-san-verification": oneNode,

@@ -2,9 +2,11 @@ package config
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"unicode"
@@ -117,6 +119,14 @@ func FuzzFlags(f *testing.F) {
 		var environ []string
 		for name, value := range settings {
 			environ = append(environ, envName(name)+"="+value)
+		}
+		checkSame(t, c, nil, environ)
+		for i, name := range slices.Sorted(maps.Keys(settings)) {
+			if !slices.Contains(ownFlags, name) {
+				environ[i] = EtcdEnvPrefix + envSuffix(name) + "=" + settings[name]
+			} else {
+				environ[i] = envName(name) + "=" + settings[name]
+			}
 		}
 		checkSame(t, c, nil, environ)
 	})
