@@ -39,6 +39,7 @@ func (l *Log) Append(ctx context.Context, batch *eventlog.Batch) error {
 	if err := l.insert(batch); err != nil {
 		return l.rollback(err)
 	}
+	l.countDue = l.uncounted.Add(batchBytes(batch)) >= countEvery
 	if err := l.commit(); err != nil {
 		return fmt.Errorf("%w: %w", eventlog.ErrUnknown, err)
 	}
@@ -100,6 +101,15 @@ func (l *Log) insert(batch *eventlog.Batch) error {
 	return nil
 }
 
+// batchBytes is about how many bytes batch adds to the database and the WAL.
+func batchBytes(batch *eventlog.Batch) int64 {
+	bytes := int64(pageSize)
+	for i := range batch.Records {
+		bytes += int64(len(batch.Records[i].Key) + len(batch.Records[i].Value))
+	}
+	return bytes
+}
+
 // appendBatchID appends the batch column of the batch whose first record is
 // seq: its id, and a checksum over both.
 func appendBatchID(dst []byte, seq int64, id eventlog.BatchID) []byte {
@@ -113,7 +123,10 @@ func appendBatchID(dst []byte, seq int64, id eventlog.BatchID) []byte {
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // begin starts a write transaction.
-func (l *Log) begin() error { return l.writer.exec("BEGIN IMMEDIATE") }
+func (l *Log) begin() error {
+	l.countDue = true
+	return l.writer.exec("BEGIN IMMEDIATE")
+}
 
 // rollback ends a transaction after err, which it returns. Nothing of the
 // transaction stays. After a failed rollback that can only be guaranteed by
@@ -134,8 +147,10 @@ func (l *Log) rollback(err error) error {
 
 // commit ends the transaction that begin started. Any error ends the log.
 func (l *Log) commit() error {
-	if err := l.countPages(); err != nil {
-		return l.fail(fmt.Errorf("%w: %w", eventlog.ErrFailed, err))
+	if l.countDue {
+		if err := l.countPages(); err != nil {
+			return l.fail(fmt.Errorf("%w: %w", eventlog.ErrFailed, err))
+		}
 	}
 	commit := func() error { return l.writer.exec("COMMIT") }
 	if hook := l.onCommit; hook != nil {

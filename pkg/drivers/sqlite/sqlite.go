@@ -78,6 +78,7 @@ type Log struct {
 	headRevision int64     // newest main revision; 0 until Load
 	markSeq      int64     // of the newest KindCompact record; 0 until Load
 	nextTry      time.Time // no inline checkpoint before, after one held up
+	countDue     bool      // this transaction ends with a look at the sizes
 	onCommit     func(commit func() error) error
 
 	// readers is the pool; whoever takes a connection puts it back. Holding
@@ -237,9 +238,6 @@ func (l *Log) checkMode() error {
 // WAL that a killed process left.
 func (l *Log) readState() error {
 	if err := l.checkpointAll("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
-		return err
-	}
-	if err := l.countPages(); err != nil {
 		return err
 	}
 	return l.writer.query(func(row row) error {
