@@ -73,6 +73,7 @@ func (c *Config) limitFlags(f *pflag.FlagSet) {
 	f.UintVar(&s.MaxTxnOps, "max-txn-ops", s.MaxTxnOps, "largest `number` of operations in a transaction")
 	f.Uint32Var(&s.MaxConcurrentStreams, "max-concurrent-streams", s.MaxConcurrentStreams, "largest `number` of streams on one connection")
 	f.Int64Var(&s.CacheBytes, "cache-bytes", s.CacheBytes, "`bytes` of values kept in memory; the others are read from disk when asked for")
+	f.Int64Var(&s.ResponseBytes, "response-bytes", s.ResponseBytes, "`bytes` of memory for large responses under way, which wait for each other; negative is no bound")
 }
 
 func (c *Config) compactionFlags(f *pflag.FlagSet) {

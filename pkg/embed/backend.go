@@ -32,7 +32,8 @@ type backend struct {
 	lessor *lease.Lessor
 	hub    atomic.Pointer[watch.Hub] // nil until the store has loaded
 
-	commits *commitMetrics
+	commits   *commitMetrics
+	responses *server.ResponseBudget
 
 	// Each context ends one step of the stop.
 	endHub, endWorkers, endStore context.CancelFunc
@@ -45,7 +46,7 @@ type backend struct {
 
 // openBackend opens the data, whose lock is held from then on.
 func openBackend(ctx context.Context, set *settings) (*backend, error) {
-	b := &backend{set: set, log: set.Logger, memberID: identity("member", set.Name), commits: newCommitMetrics()}
+	b := &backend{set: set, log: set.Logger, memberID: identity("member", set.Name), commits: newCommitMetrics(), responses: server.NewResponseBudget(set.ResponseBytes)}
 	data, err := sqlite.Open(ctx, sqlite.Options{Dir: set.sqliteDir, Logger: set.Logger})
 	if errors.Is(err, sqlite.ErrLocked) {
 		return nil, fmt.Errorf("%w: stop that process or choose another --data-dir", err)
@@ -70,6 +71,7 @@ func (b *backend) load(ctx context.Context) error {
 		RequestTimeout: server.DefaultRequestTimeout,
 		MemberID:       b.memberID,
 		OnApply:        b.applied,
+		Admit:          b.responses.Admit,
 		OnCommit:       b.commits.observe,
 	})
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/keelson-io/keelson/pkg/compactor"
 	"github.com/keelson-io/keelson/pkg/listen"
+	"github.com/keelson-io/keelson/pkg/server"
 	"github.com/keelson-io/keelson/pkg/store"
 )
 
@@ -34,6 +35,7 @@ const (
 	DefaultKeepAliveInterval    = 2 * time.Hour
 	DefaultKeepAliveTimeout     = 20 * time.Second
 	DefaultCacheBytes           = store.DefaultCacheBytes
+	DefaultResponseBytes        = server.DefaultResponseBytes
 	DefaultSlowRequest          = 300 * time.Millisecond
 	DefaultDrainTimeout         = 10 * time.Second
 )
@@ -70,6 +72,7 @@ type Config struct {
 	MaxTxnOps            uint   // --max-txn-ops
 	MaxConcurrentStreams uint32 // --max-concurrent-streams
 	CacheBytes           int64  // --cache-bytes: values kept in memory
+	ResponseBytes        int64  // --response-bytes: of large responses under way; negative is no bound
 
 	GRPCKeepAliveMinTime  time.Duration // --grpc-keepalive-min-time
 	GRPCKeepAliveInterval time.Duration // --grpc-keepalive-interval; negative is off
@@ -141,6 +144,7 @@ func (c *Config) setDefaults() {
 	orDefault(&c.MaxTxnOps, DefaultMaxTxnOps)
 	orDefault(&c.MaxConcurrentStreams, DefaultMaxConcurrentStreams)
 	orDefault(&c.CacheBytes, DefaultCacheBytes)
+	orDefault(&c.ResponseBytes, DefaultResponseBytes)
 	orDefault(&c.GRPCKeepAliveMinTime, DefaultKeepAliveMinTime)
 	orDefault(&c.GRPCKeepAliveInterval, DefaultKeepAliveInterval)
 	orDefault(&c.GRPCKeepAliveTimeout, DefaultKeepAliveTimeout)

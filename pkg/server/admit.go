@@ -35,7 +35,7 @@ func (s *Server) admit(ctx context.Context, req any, handler grpc.UnaryHandler) 
 		}
 		defer s.large.Release(n)
 	}
-	return handler(ctx, req)
+	return withHold(ctx, req, handler)
 }
 
 // requestBytes is about the memory that a request of any size takes.

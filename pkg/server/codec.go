@@ -30,6 +30,10 @@ func newCodec(t *traffic) codec {
 
 // Marshal implements encoding.CodecV2.
 func (c codec) Marshal(v any) (data mem.BufferSlice, err error) {
+	held, isHeld := v.(*heldResponse)
+	if isHeld {
+		v = held.resp
+	}
 	size := sizeOf(v)
 	if size < 0 {
 		data, err = c.CodecV2.Marshal(v)
@@ -38,6 +42,12 @@ func (c codec) Marshal(v any) (data mem.BufferSlice, err error) {
 		data = encode(v, size)
 	}
 	c.traffic.sent.Add(int64(size))
+	switch {
+	case isHeld && err != nil:
+		held.hold.release()
+	case isHeld:
+		data = append(data, newHoldBuffer(held.hold))
+	}
 	return data, err
 }
 
@@ -90,7 +100,7 @@ func encode(v any, size int) mem.BufferSlice {
 		e := encoder{share: true, parts: make([]mem.SliceBuffer, 0, 2*(size/(2*sharedBytes)+1))}
 		e.message(v)
 		e.cut()
-		data := make(mem.BufferSlice, len(e.parts))
+		data := make(mem.BufferSlice, len(e.parts), len(e.parts)+1) // one more for a holdBuffer
 		for i := range e.parts {
 			data[i] = &e.parts[i] // a pointer is an interface's value without a further allocation
 		}

@@ -43,7 +43,9 @@ func (s *kvServer) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServe
 		}
 		r.Serializable = true
 	}
-	err := s.store.RangeStream(ctx, r, func(resp *pb.RangeResponse) error {
+	h := &hold{} // of one chunk at a time
+	defer h.release()
+	err := s.store.RangeStream(context.WithValue(ctx, holdKey{}, h), r, func(resp *pb.RangeResponse) error {
 		if resp.Header != nil {
 			s.fill(resp.Header)
 		}

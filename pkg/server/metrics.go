@@ -231,6 +231,7 @@ func (m *stateMetrics) samples() []sample {
 	position := float64(s.store.Position())
 	watches := s.cfg.Hub.Stats()
 	leases := s.cfg.Lessor.Stats()
+	responses := s.cfg.Responses
 	return []sample{
 		{name: "etcd_server_has_leader", help: "Whether or not a leader exists.", value: 1},
 		{name: "etcd_server_is_leader", help: "Whether or not this member is a leader.", value: 1},
@@ -264,6 +265,8 @@ func (m *stateMetrics) samples() []sample {
 		{name: "etcd_debugging_lease_renewed_total", help: "The number of renewed leases.", counter: true, value: float64(leases.Renewed)},
 		{name: "etcd_debugging_server_lease_expired_total", help: "The number of expired leases.", counter: true, value: float64(leases.Expired)},
 		{name: "keelson_leases", help: "The number of leases held.", value: float64(leases.Leases)},
+		{name: "keelson_response_bytes", help: "The memory that large responses under way hold, in bytes.", value: float64(responses.held.Load())},
+		{name: "keelson_responses_waiting", help: "The number of large responses that wait for others' memory.", value: float64(responses.waiting.Load())},
 		{name: "keelson_watch_ring_events", help: "The number of recent events kept for watchers.", value: float64(watches.RingEvents)},
 		{name: "keelson_watch_ring_bytes", help: "The size of the recent events kept for watchers, in bytes.", value: float64(watches.RingBytes)},
 	}

@@ -108,6 +108,10 @@ type Config struct {
 	KeepAliveInterval time.Duration // the server pings idle clients; negative: never
 	KeepAliveTimeout  time.Duration // and gives up on them
 
+	// Responses is the memory of large responses, whose Admit the store must
+	// have been opened with; nil counts none.
+	Responses *ResponseBudget
+
 	// ProgressInterval is the time between a watch's progress notifications.
 	ProgressInterval time.Duration
 
@@ -152,6 +156,9 @@ func (c *Config) setDefaults() error {
 	orDefault(&c.KeepAliveTimeout, DefaultKeepAliveTimeout)
 	orDefault(&c.RequestTimeout, DefaultRequestTimeout)
 	orDefault(&c.SlowRequest, DefaultSlowRequest)
+	if c.Responses == nil {
+		c.Responses = NewResponseBudget(0)
+	}
 	if c.Term == nil {
 		c.Term = func() uint64 { return 1 }
 	}
