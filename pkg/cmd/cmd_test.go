@@ -98,8 +98,8 @@ func startProcess(t *testing.T, dir string, env []string, args ...string) *proce
 	return p
 }
 
-// says waits until the log has text.
-func (p *process) says(text string) {
+// says waits until the log has text, and returns that line.
+func (p *process) says(text string) string {
 	p.t.Helper()
 	deadline := time.After(30 * time.Second)
 	for {
@@ -109,7 +109,7 @@ func (p *process) says(text string) {
 				p.t.Fatalf("it ended without saying %q", text)
 			}
 			if strings.Contains(line, text) {
-				return
+				return line
 			}
 		case <-deadline:
 			p.t.Fatalf("it does not say %q", text)
