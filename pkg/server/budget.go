@@ -46,6 +46,7 @@ const (
 type ResponseBudget struct {
 	half         int64
 	pages, lists *semaphore.Weighted
+	holdLimit    time.Duration
 
 	held, waiting atomic.Int64 // bytes and responses, for the metrics
 }
@@ -60,7 +61,7 @@ func NewResponseBudget(bytes int64) *ResponseBudget {
 		bytes = math.MaxInt64
 	}
 	half := max(bytes/2, 1)
-	return &ResponseBudget{half: half, pages: semaphore.NewWeighted(half), lists: semaphore.NewWeighted(half)}
+	return &ResponseBudget{half: half, pages: semaphore.NewWeighted(half), lists: semaphore.NewWeighted(half), holdLimit: holdLimit}
 }
 
 // Admit is store.Options.Admit: it waits until there is room for a response.
@@ -113,7 +114,7 @@ func (h *hold) take(b *ResponseBudget, room *semaphore.Weighted, n int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.free = free
-	h.timer = time.AfterFunc(holdLimit, free)
+	h.timer = time.AfterFunc(b.holdLimit, free)
 }
 
 // release gives back what is held, if it is.

@@ -52,6 +52,7 @@ type memberOptions struct {
 	quotaBytes int64
 	clock      lease.Clock
 	wrap       func(Store) Store // puts something between server and store
+	responses  *ResponseBudget
 }
 
 func quietLogger() *logrus.Entry {
@@ -73,12 +74,16 @@ func startMember(t testing.TB, opt memberOptions) *member {
 		return nil
 	}, lease.Options{Clock: opt.clock, Logger: quietLogger()})
 
+	if opt.responses == nil {
+		opt.responses = NewResponseBudget(0)
+	}
 	var hub *watch.Hub
 	var err error
 	m.store, err = store.Open(ctx, m.log, store.Options{
 		Logger:     quietLogger(),
 		QuotaBytes: opt.quotaBytes,
 		MemberID:   testMemberID,
+		Admit:      opt.responses.Admit,
 		OnApply: func(a store.Applied) {
 			for _, l := range a.Granted {
 				m.lessor.Granted(l.ID, l.TTL)
@@ -100,8 +105,9 @@ func startMember(t testing.TB, opt memberOptions) *member {
 		Store: m.store, Hub: hub, Lessor: m.lessor,
 		ClusterID: testClusterID, MemberID: testMemberID, Name: "test",
 		PeerURLs: []string{"http://localhost:2380"}, ClientURLs: []string{"http://localhost:2379"},
-		Registry: prometheus.NewRegistry(),
-		Logger:   quietLogger(),
+		Responses: opt.responses,
+		Registry:  prometheus.NewRegistry(),
+		Logger:    quietLogger(),
 	}
 	if opt.wrap != nil {
 		cfg.Store = opt.wrap(m.store)
