@@ -75,17 +75,18 @@ func command(args []string) error {
 type settings struct {
 	workloads, systems, out, dir string
 	rounds                       int
-	window                       time.Duration
+	window, edge                 time.Duration
 	merge                        bool
 }
 
 func runFlags() (*flag.FlagSet, *settings) {
 	s := new(settings)
 	flags := flag.NewFlagSet("run", flag.ContinueOnError)
-	flags.StringVar(&s.workloads, "workloads", "*", "`names` with commas; put* is all that begin with put")
+	flags.StringVar(&s.workloads, "workloads", "*", "`names` with commas; in a name * stands for any letters")
 	flags.StringVar(&s.systems, "systems", "etcd,kine,kine-full,keelson", "`names` with commas")
 	flags.IntVar(&s.rounds, "rounds", 5, "how often each workload is measured on each system")
 	flags.DurationVar(&s.window, "duration", 3*time.Second, "how long each measurement takes")
+	flags.DurationVar(&s.edge, "edge", 10*time.Minute, "how long the edge profile takes; 24h is the real day")
 	flags.StringVar(&s.out, "out", "results.json", "`file` for the results")
 	flags.BoolVar(&s.merge, "merge", false, "keep the workloads that the file has and this run does not")
 	flags.StringVar(&s.dir, "dir", filepath.Join(cacheDir(), "bench"), "`directory` for the data, on the disk to measure; its path must be short")
@@ -137,7 +138,7 @@ func measure(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err = run.Run(ctx, run.Options{
-		Systems: chosen, Workloads: specs, Rounds: s.rounds, Window: s.window,
+		Systems: chosen, Workloads: specs, Rounds: s.rounds, Window: s.window, Edge: s.edge,
 		Dir: s.dir, Out: s.out, Cache: cacheDir(),
 		Log: func(format string, args ...any) {
 			fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+format+"\n", args...)

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/keelson-io/keelson/bench/internal/report"
 	"github.com/keelson-io/keelson/bench/internal/systems"
 	"github.com/keelson-io/keelson/bench/internal/workload"
@@ -20,14 +22,18 @@ import (
 // settle is how long a server may still work on a window after it.
 const settle = 500 * time.Millisecond
 
+// patience is how long beyond its window a system may hold up the run.
+const patience = 4 * time.Minute
+
 // Options are those of the command line.
 type Options struct {
 	Systems   []systems.System
 	Workloads []workload.Spec
 	Rounds    int
 	Window    time.Duration
-	Dir       string // on the disk to measure
-	Out       string // the results file
+	Edge      time.Duration // window of those that run in parallel
+	Dir       string        // on the disk to measure
+	Out       string        // the results file
 	Cache     string
 	Log       func(format string, args ...any)
 }
@@ -66,6 +72,7 @@ func Run(ctx context.Context, opt Options, results *report.Results) (err error) 
 	if err := r.build(); err != nil {
 		return err
 	}
+	opt.Log("%d workloads, about %d minutes", len(opt.Workloads), int(r.estimate().Minutes())+1)
 	failed := 0
 	for _, spec := range opt.Workloads {
 		began := time.Now()
@@ -143,6 +150,7 @@ func (r *Runner) workload(ctx context.Context, spec workload.Spec) (*report.Work
 	defer func() {
 		for _, s := range sessions {
 			s.close()
+			r.clean = r.clean && s.series.Failed == ""
 		}
 		r.clean = r.clean && spec.Shared
 	}()
@@ -152,25 +160,17 @@ func (r *Runner) workload(ctx context.Context, spec workload.Spec) (*report.Work
 			return nil, err
 		}
 	}
-	rounds, window := r.Rounds, r.Window
-	if spec.Rounds > 0 {
-		rounds = min(rounds, spec.Rounds)
-	}
-	if spec.Window > 0 {
-		window = spec.Window
-	}
+	rounds, window := r.times(spec)
 	for round := range rounds {
+		var group errgroup.Group
+		if !spec.Parallel {
+			group.SetLimit(1)
+		}
 		for _, s := range sessions {
-			if s.over() {
-				continue
-			}
-			if err := r.window(ctx, spec, s, round, window); err != nil {
-				if ctx.Err() != nil {
-					return nil, ctx.Err()
-				}
-				s.end(err)
-				s.close()
-			}
+			group.Go(func() error { return r.turn(ctx, spec, s, round, window) })
+		}
+		if err := group.Wait(); err != nil {
+			return nil, err
 		}
 	}
 	for _, s := range sessions {
@@ -182,6 +182,62 @@ func (r *Runner) workload(ctx context.Context, spec workload.Spec) (*report.Work
 		}
 	}
 	return w, nil
+}
+
+// estimate says how long the run takes, but for the time to load data that no
+// run has loaded yet.
+func (r *Runner) estimate() time.Duration {
+	const perStart, perSpec = 1500 * time.Millisecond, 1500 * time.Millisecond
+	var total time.Duration
+	for _, spec := range r.Workloads {
+		rounds, window := r.times(spec)
+		turns := time.Duration(rounds * len(r.Systems))
+		if spec.Parallel {
+			turns = 1
+		}
+		total += turns*(window+settle) + perSpec*time.Duration(len(r.Systems))
+		copies := time.Duration(len(r.Systems))
+		switch {
+		case spec.Shared:
+			copies = 0
+		case spec.Fresh || spec.Restart:
+			copies = turns
+		}
+		total += copies * (perStart + time.Duration(spec.Data.Keys+spec.Data.Revisions)*10*time.Microsecond)
+	}
+	return total
+}
+
+// times says how many rounds and how long windows the workload has.
+func (r *Runner) times(spec workload.Spec) (rounds int, window time.Duration) {
+	rounds, window = r.Rounds, r.Window
+	if spec.Rounds > 0 {
+		rounds = min(rounds, spec.Rounds)
+	}
+	if spec.Window > 0 {
+		window = spec.Window
+	}
+	if spec.Parallel {
+		window = r.Edge
+	}
+	return rounds, window
+}
+
+// turn is one system's in a round. Only the end of the run is an error.
+func (r *Runner) turn(ctx context.Context, spec workload.Spec, s *session, round int, d time.Duration) error {
+	if s.over() || ctx.Err() != nil {
+		return ctx.Err()
+	}
+	limited, cancel := context.WithTimeout(ctx, d+patience)
+	defer cancel()
+	if err := r.window(limited, spec, s, round, d); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		s.end(err)
+		s.close()
+	}
+	return nil
 }
 
 func (s *session) close() {
@@ -230,6 +286,7 @@ func (r *Runner) window(ctx context.Context, spec workload.Spec, s *session, rou
 	if err != nil {
 		return err
 	}
+	readyRSS := before.RSS
 	if spec.Restart {
 		before = systems.Usage{} // the start is part of it
 	} else if err := srv.ResetPeak(); err != nil {
@@ -254,7 +311,7 @@ func (r *Runner) window(ctx context.Context, spec workload.Spec, s *session, rou
 	}
 	result.SetLatencies(measured.Latencies)
 	if spec.Restart {
-		result.Extra = map[string]float64{"ready_s": srv.Ready.Seconds()}
+		result.Extra = map[string]float64{"ready_s": srv.Ready.Seconds(), "ready_rss_mib": float64(readyRSS) / (1 << 20)}
 	}
 	s.series.Windows = append(s.series.Windows, result)
 	return nil

@@ -21,7 +21,7 @@ func (r *Runner) templateDir(system systems.System, data workload.Data) string {
 	if system.Name == "keelson" {
 		base = filepath.Join(r.scratch, "templates")
 	}
-	return filepath.Join(base, filepath.Base(r.programs[system.Name])+"-"+system.Name, data.String())
+	return filepath.Join(base, filepath.Base(r.programs[system.Name]), data.String())
 }
 
 // copyTemplate replaces the system's directory by one with the data.
@@ -50,7 +50,7 @@ func (r *Runner) makeTemplate(ctx context.Context, system systems.System, data w
 	// The path is short, since it holds unix sockets.
 	tmp := filepath.Join(r.scratch, "load-"+system.Name)
 	defer func() { _ = os.RemoveAll(tmp) }()
-	srv, err := system.Start(ctx, r.programs[system.Name], tmp)
+	srv, err := system.Loader().Start(ctx, r.programs[system.Name], tmp)
 	if err != nil {
 		return err
 	}

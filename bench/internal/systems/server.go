@@ -30,7 +30,7 @@ type Server struct {
 // answers a linearizable read.
 func (s System) Start(ctx context.Context, program, dir string) (*Server, error) {
 	data := filepath.Join(dir, "data")
-	if err := os.MkdirAll(data, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(data, s.below), 0o700); err != nil {
 		return nil, err
 	}
 	socket := filepath.Join(dir, "client.sock")

@@ -16,6 +16,7 @@ type System struct {
 	Bulk bool
 
 	program string
+	below   string // directory to make in that of the data
 	args    func(dir, socket string) []string
 }
 
@@ -47,12 +48,12 @@ var systems = []System{
 		},
 	},
 	{
-		Name: "kine-full", program: "kine",
+		Name: "kine-full", program: "kine", below: "db",
 		Doc: "kine " + KineVersion + " on SQLite, synchronous=FULL",
 		args: func(dir, socket string) []string {
 			return []string{
 				"--listen-address", "unix://" + socket, "--metrics-bind-address", "0",
-				"--endpoint", "sqlite://" + filepath.Join(dir, "state.db") + kineFullDSN,
+				"--endpoint", "sqlite://" + filepath.Join(dir, "db", "state.db") + kineFullDSN,
 			}
 		},
 	},
@@ -66,6 +67,13 @@ var systems = []System{
 			}
 		},
 	},
+}
+
+// Loader returns the system that loads data for this one: of those with the
+// same files the fastest.
+func (s System) Loader() System {
+	i := slices.IndexFunc(systems, func(other System) bool { return other.program == s.program })
+	return systems[i]
 }
 
 // All returns every system; the first is what the others are compared with.

@@ -47,9 +47,11 @@ func value(size int) string {
 }
 
 const (
-	loaders  = 16
-	bulkPuts = 100 // in one transaction; etcd allows 128
-	revisers = 200
+	bulkLoaders = 16
+	bulkPuts    = 100 // in one transaction; etcd allows 128
+	// More do not make kine faster: they would wait for each other's locks.
+	singleLoaders = 4
+	bulkWriters   = 200
 )
 
 // Load writes the data to an empty server.
@@ -57,53 +59,77 @@ func Load(ctx context.Context, env *Env, data Data) error {
 	if data.Keys == 0 {
 		return nil
 	}
-	if err := env.connect(revisers); err != nil {
+	env.Data = data
+	load, writers := loadSingly, singleLoaders
+	if env.Bulk {
+		load, writers = loadBulk, bulkWriters
+	}
+	if err := env.connect(writers); err != nil {
 		return err
 	}
-	if err := loadKeys(ctx, env, data); err != nil {
+	if err := load(ctx, env, data); err != nil {
 		return err
 	}
 	if data.Revisions > 0 {
-		group, ctx := errgroup.WithContext(ctx)
-		for w := range revisers {
-			group.Go(func() error {
-				for i := w; i < data.Revisions; i += revisers {
-					if _, err := env.client(w).Put(ctx, key(i%data.Keys), value(data.Size)); err != nil {
-						return err
-					}
-				}
-				return nil
-			})
-		}
-		if err := group.Wait(); err != nil {
+		if err := loadRevisions(ctx, env, data, writers); err != nil {
 			return err
 		}
 	}
 	return env.expectCount(ctx, prefix, data.Keys)
 }
 
-// loadKeys uses transactions of many puts where the server takes them. All
-// keys are new, so that each is a create for those that do not.
-func loadKeys(ctx context.Context, env *Env, data Data) error {
+func loadBulk(ctx context.Context, env *Env, data Data) error {
 	group, ctx := errgroup.WithContext(ctx)
-	for w := range loaders {
+	for w := range bulkLoaders {
 		group.Go(func() error {
-			for from := w * bulkPuts; from < data.Keys; from += loaders * bulkPuts {
-				to := min(from+bulkPuts, data.Keys)
-				if env.Bulk {
-					ops := make([]clientv3.Op, 0, bulkPuts)
-					for i := from; i < to; i++ {
-						ops = append(ops, clientv3.OpPut(key(i), value(data.Size)))
-					}
-					if _, err := env.client(w).Txn(ctx).Then(ops...).Commit(); err != nil {
-						return err
-					}
-					continue
+			for from := w * bulkPuts; from < data.Keys; from += bulkLoaders * bulkPuts {
+				var puts []clientv3.Op
+				for i := from; i < min(from+bulkPuts, data.Keys); i++ {
+					puts = append(puts, clientv3.OpPut(key(i), value(data.Size)))
 				}
-				for i := from; i < to; i++ {
-					if _, err := env.client(w).Put(ctx, key(i), value(data.Size)); err != nil {
-						return err
-					}
+				if _, err := env.client(w).Txn(ctx).Then(puts...).Commit(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+func loadSingly(ctx context.Context, env *Env, data Data) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for w := range singleLoaders {
+		group.Go(func() error {
+			for i := w; i < data.Keys; i += singleLoaders {
+				if _, err := succeeded(createTxn(ctx, env.client(w), key(i), value(data.Size))); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+// loadRevisions updates the keys one after the other, each always by the same writer.
+func loadRevisions(ctx context.Context, env *Env, data Data, writers int) error {
+	revisions, err := env.revisions(ctx)
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for w := range writers {
+		group.Go(func() error {
+			i := w
+			for n := w; n < data.Revisions; n += writers {
+				revision, err := succeeded(updateTxn(ctx, env.client(w), key(i), value(data.Size), revisions[i]))
+				if err != nil {
+					return err
+				}
+				revisions[i] = revision
+				if i += writers; i >= data.Keys {
+					i = w
 				}
 			}
 			return nil

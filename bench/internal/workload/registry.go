@@ -2,8 +2,10 @@ package workload
 
 import (
 	"fmt"
+	"path"
 	"slices"
-	"strings"
+	"strconv"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -12,12 +14,14 @@ import (
 const kib = 1024
 
 var (
-	data20k  = Data{Keys: 20_000, Size: kib}
-	data100k = Data{Keys: 100_000, Size: kib}
+	data20k   = keys(20_000)
+	dataEmpty = Data{Size: kib}
 )
 
 // specs are in the order in which they run: those that share data together.
-var specs = []Spec{
+var specs = slices.Concat(base, byKeys, byClients, byWatchers, long)
+
+var base = []Spec{
 	{Name: "get1", Doc: "linearizable get, 1 client", Unit: "get", Clients: 1, Data: data20k, Shared: true, open: read(get())},
 	{Name: "get200", Doc: "linearizable get, 200 clients", Unit: "get", Clients: 200, Data: data20k, Shared: true, open: read(get())},
 	{Name: "sget1", Doc: "serializable get, 1 client", Unit: "get", Clients: 1, Data: data20k, Shared: true, open: read(get(clientv3.WithSerializable()))},
@@ -25,7 +29,8 @@ var specs = []Spec{
 	{Name: "list", Doc: "list of 20,000 keys, whole", Unit: "list", Clients: 1, Data: data20k, Shared: true, open: read(listWhole)},
 	{Name: "list-pages", Doc: "list of 20,000 keys, in pages of 500", Unit: "list", Clients: 1, Data: data20k, Shared: true, open: read(listPages)},
 	{Name: "list-stream", Doc: "list of 20,000 keys through RangeStream", Unit: "list", Clients: 1, Data: data20k, Shared: true, open: read(listStream)},
-	{Name: "count", Doc: "count over 100,000 keys", Unit: "count", Clients: 1, Data: data100k, Shared: true, open: read(count)},
+	{Name: "get-idle", Doc: "linearizable get, 500/s, nothing else", Unit: "get", Clients: readers, Rate: 500, Data: data20k, Shared: true, open: openPacedGet(false)},
+	{Name: "get-busy", Doc: "linearizable get, 500/s, while 200 clients update at full speed", Unit: "get", Clients: readers, Rate: 500, Data: data20k, open: openPacedGet(true)},
 	{Name: "put1", Doc: "put of existing keys, 1 client", Unit: "put", Clients: 1, Data: data20k, open: openPut},
 	{Name: "put200", Doc: "put of existing keys, 200 clients", Unit: "put", Clients: 200, Data: data20k, open: openPut},
 	{Name: "create1", Doc: "create transaction, 1 client", Unit: "create", Clients: 1, Data: data20k, open: openCreate},
@@ -34,21 +39,96 @@ var specs = []Spec{
 	{Name: "update200", Doc: "update transaction, 200 clients", Unit: "update", Clients: 200, Data: data20k, open: openUpdate},
 	{Name: "delete1", Doc: "delete transaction, 1 client", Unit: "delete", Clients: 1, Data: data20k, open: openDelete},
 	{Name: "delete200", Doc: "delete transaction, 200 clients", Unit: "delete", Clients: 200, Data: data20k, open: openDelete},
+	{Name: "watch100", Doc: "100 watchers, 500 creates/s: 50,000 events/s", Unit: "event", Clients: 20, Watchers: 100, Rate: 500, Data: dataEmpty, open: openWatch},
+	{Name: "watch1000", Doc: "1,000 watchers, 50 creates/s: 50,000 events/s", Unit: "event", Clients: 20, Watchers: 1000, Rate: 50, Data: dataEmpty, open: openWatch},
+	{Name: "watch100-full", Doc: "100 watchers, 50 clients create at full speed", Unit: "event", Clients: 50, Watchers: 100, Data: dataEmpty, open: openWatch},
+	{Name: "lease-grant200", Doc: "lease grant, 200 clients", Unit: "grant", Clients: 200, Data: dataEmpty, open: openLeaseGrant},
+	{Name: "keepalive200", Doc: "lease keepalive, 200 clients, one stream each", Unit: "keepalive", Clients: 200, Data: dataEmpty, open: openKeepAlive},
+	{Name: "keepalive-once200", Doc: "lease keepalive, 200 clients, a stream for each keepalive (KeepAliveOnce)", Unit: "keepalive", Clients: 200, Data: dataEmpty, open: openKeepAliveOnce},
+	{Name: "cluster", Doc: "what a cluster of 1,000 nodes asks for: lease renewals, pod churn, events, gets, lists, 60 watches", Unit: "request", Clients: 20, Rate: clusterRate, Data: dataEmpty, Window: 10 * time.Second, open: openCluster},
+	{Name: "count", Doc: "count over 100,000 keys", Unit: "count", Clients: 1, Data: keys(100_000), Shared: true, open: read(count)},
+}
+
+// How the figures grow: with the data, the clients and the watchers. The names
+// have the number after the @.
+var (
+	byKeys     = slices.Concat(growKeys(1_000), growKeys(10_000), growKeys(20_000), growKeys(100_000), growKeys(1_000_000))
+	byClients  = slices.Concat(growClients(1), growClients(10), growClients(50), growClients(200), growClients(1_000))
+	byWatchers = slices.Concat(growWatchers(1), growWatchers(10), growWatchers(100), growWatchers(1_000))
+)
+
+// long are those that take minutes.
+var long = []Spec{
+	{
+		Name: "compact", Doc: "update transaction, 20 clients, while 1,000,000 revisions are compacted", Unit: "update", Clients: 20,
+		Data: Data{Keys: 10_000, Size: kib, Revisions: 1_000_000}, Fresh: true, Rounds: 3, open: openCompact,
+	},
+	{
+		Name: "edge", Doc: "an idle Kubernetes of one node, in real time", Unit: "write", Clients: 1,
+		Data: dataEmpty, Parallel: true, Rounds: 1, open: openEdge,
+	},
+}
+
+func keys(n int) Data { return Data{Keys: n, Size: kib} }
+
+func growKeys(n int) []Spec {
+	at := "@" + short(n)
+	specs := []Spec{
+		{Name: "get200" + at, Doc: "linearizable get, 200 clients", Unit: "get", Clients: 200, Data: keys(n), Shared: true, Rounds: 3, open: read(get())},
+		{Name: "count" + at, Doc: "count of all keys", Unit: "count", Clients: 1, Data: keys(n), Shared: true, Rounds: 3, open: read(count)},
+		{Name: "list-page" + at, Doc: "the first page of 500", Unit: "page", Clients: 1, Data: keys(n), Shared: true, Rounds: 3, open: read(listPage)},
+		{Name: "update200" + at, Doc: "update transaction, 200 clients", Unit: "update", Clients: 200, Data: keys(n), Rounds: 3, open: openUpdate},
+		{Name: "start" + at, Doc: "start, then 200 gets/s", Unit: "get", Clients: readers, Rate: 200, Data: keys(n), Restart: true, Rounds: 3, open: openStarted},
+	}
+	for i := range specs {
+		specs[i].Doc += ", " + short(n) + " keys"
+	}
+	return specs
+}
+
+func growClients(n int) []Spec {
+	doc := fmt.Sprintf(", %d clients", n)
+	return []Spec{
+		{Name: fmt.Sprintf("get@c%d", n), Doc: "linearizable get" + doc, Unit: "get", Clients: n, Data: data20k, Shared: true, Rounds: 3, open: read(get())},
+		{Name: fmt.Sprintf("update@c%d", n), Doc: "update transaction" + doc, Unit: "update", Clients: n, Data: data20k, Rounds: 3, open: openUpdate},
+	}
+}
+
+func growWatchers(n int) []Spec {
+	return []Spec{{
+		Name: fmt.Sprintf("watch@%d", n), Doc: fmt.Sprintf("%d watchers, 50 creates/s", n), Unit: "event", Clients: 20, Watchers: n, Rate: 50,
+		Data: dataEmpty, Rounds: 3, open: openWatch,
+	}}
+}
+
+// short writes 1000000 as 1m.
+func short(n int) string {
+	switch {
+	case n%1_000_000 == 0:
+		return fmt.Sprintf("%dm", n/1_000_000)
+	case n%1_000 == 0:
+		return fmt.Sprintf("%dk", n/1_000)
+	default:
+		return strconv.Itoa(n)
+	}
 }
 
 // All returns every workload.
 func All() []Spec { return slices.Clone(specs) }
 
-// Find returns the workloads with these names, each of which may be a prefix
-// that ends in *, in the order of All.
-func Find(names []string) ([]Spec, error) {
+// Find returns the workloads that match one of the patterns, in the order of
+// All. In a pattern * stands for any letters.
+func Find(patterns []string) ([]Spec, error) {
 	var found []Spec
-	used := make([]bool, len(names))
+	used := make([]bool, len(patterns))
 	for _, s := range specs {
 		matches := false
-		for i, name := range names {
-			start, isPrefix := strings.CutSuffix(name, "*")
-			if s.Name == name || isPrefix && strings.HasPrefix(s.Name, start) {
+		for i, pattern := range patterns {
+			ok, err := path.Match(pattern, s.Name)
+			if err != nil {
+				return nil, fmt.Errorf("%q: %w", pattern, err)
+			}
+			if ok {
 				matches, used[i] = true, true
 			}
 		}
@@ -57,7 +137,7 @@ func Find(names []string) ([]Spec, error) {
 		}
 	}
 	if i := slices.Index(used, false); i >= 0 {
-		return nil, fmt.Errorf("no workload is called %q", names[i])
+		return nil, fmt.Errorf("no workload is called %q", patterns[i])
 	}
 	return found, nil
 }
