@@ -129,9 +129,9 @@ func newHTTPServer(log *logrus.Entry, handler http.Handler) *http.Server {
 // serve starts every goroutine.
 func (s *Server) serve() {
 	s.backend.run(s.fail)
-	s.serving.Go(func() { s.fail(s.grpc.Serve(s.mux.GRPC())) })
+	s.serving.Go(func() { s.fail(ignoreClosed(s.grpc.Serve(s.mux.GRPC()))) })
 	if s.gateway != nil {
-		s.serving.Go(func() { s.fail(s.grpc.Serve(s.gateway.Listener())) })
+		s.serving.Go(func() { s.fail(ignoreClosed(s.grpc.Serve(s.gateway.Listener()))) })
 	}
 	s.serving.Go(func() { s.fail(ignoreClosed(s.http.Serve(s.mux.HTTP()))) })
 	s.serving.Go(func() { s.fail(ignoreClosed(s.metrics.Serve(s.metricsMux.HTTP()))) })
@@ -145,8 +145,10 @@ func (s *Server) serve() {
 	s.api.SetReady(true)
 }
 
+// ignoreClosed passes over what a server says that was stopped, maybe before
+// its goroutine got to serve.
 func ignoreClosed(err error) error {
-	if errors.Is(err, http.ErrServerClosed) {
+	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, grpc.ErrServerStopped) {
 		return nil
 	}
 	return err

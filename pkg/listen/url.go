@@ -70,7 +70,12 @@ func ParseURLs(list []string) ([]URL, error) {
 }
 
 // String returns the URL as clients write it.
-func (u URL) String() string { return u.Scheme + "://" + u.Address }
+func (u URL) String() string {
+	if u.Network() == "unix" {
+		return u.Scheme + "://" + u.Address
+	}
+	return u.Scheme + "://" + strings.ReplaceAll(u.Address, "%", "%25") // before an IPv6 zone
+}
 
 // Network is what package net calls it: tcp or unix.
 func (u URL) Network() string {

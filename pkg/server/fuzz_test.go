@@ -21,7 +21,8 @@ import (
 )
 
 // fuzzKinds are the requests that FuzzRequest sends; field i+1 of its input,
-// which is itself in protobuf's encoding, is one of kind i.
+// which is itself in protobuf's encoding, is one of kind i. FuzzWatch has kinds
+// of its own.
 var fuzzKinds = []proto.Message{
 	&pb.RangeRequest{}, &pb.PutRequest{}, &pb.DeleteRangeRequest{}, &pb.TxnRequest{},
 	&pb.CompactionRequest{}, &pb.LeaseGrantRequest{}, &pb.WatchCreateRequest{},
@@ -30,7 +31,7 @@ var fuzzKinds = []proto.Message{
 // fuzzRequests bounds the requests of one input.
 const fuzzRequests = 16
 
-func fuzzInput(tb testing.TB, requests ...proto.Message) []byte {
+func fuzzInput(tb testing.TB, kinds []proto.Message, requests ...proto.Message) []byte {
 	tb.Helper()
 	var input []byte
 	for _, r := range requests {
@@ -38,7 +39,7 @@ func fuzzInput(tb testing.TB, requests ...proto.Message) []byte {
 		if err != nil {
 			tb.Fatal(err)
 		}
-		for i, kind := range fuzzKinds {
+		for i, kind := range kinds {
 			if reflect.TypeOf(kind) == reflect.TypeOf(r) {
 				input = protowire.AppendTag(input, protowire.Number(i+1), protowire.BytesType)
 				input = protowire.AppendBytes(input, raw)
@@ -49,15 +50,15 @@ func fuzzInput(tb testing.TB, requests ...proto.Message) []byte {
 }
 
 // fuzzDecode returns the requests of an input up to what is not one.
-func fuzzDecode(input []byte) []proto.Message {
+func fuzzDecode(kinds []proto.Message, input []byte) []proto.Message {
 	var requests []proto.Message
 	for len(requests) < fuzzRequests {
 		number, kind, n := protowire.ConsumeTag(input)
-		if n < 0 || kind != protowire.BytesType || int(number) > len(fuzzKinds) {
+		if n < 0 || kind != protowire.BytesType || int(number) > len(kinds) {
 			break
 		}
 		raw, m := protowire.ConsumeBytes(input[n:])
-		r := fuzzKinds[number-1].ProtoReflect().New().Interface()
+		r := kinds[number-1].ProtoReflect().New().Interface()
 		if m < 0 || proto.Unmarshal(raw, r) != nil {
 			break // gRPC's own error: no service sees it
 		}
@@ -201,14 +202,14 @@ func FuzzRequest(f *testing.F) {
 	grant, compact := &pb.LeaseGrantRequest{ID: 7, TTL: 60}, &pb.CompactionRequest{Revision: 3, Physical: true}
 	get := &pb.RangeRequest{Key: key, RangeEnd: []byte{0}, Limit: 2, SortOrder: pb.RangeRequest_DESCEND, SortTarget: pb.RangeRequest_MOD, MinModRevision: 2}
 	watch := &pb.WatchCreateRequest{Key: key, RangeEnd: end, StartRevision: 2, PrevKv: true, WatchId: 5}
-	f.Add(fuzzInput(f, grant, put, put, get, compact, watch, txn))
-	f.Add(fuzzInput(f, nested, &pb.DeleteRangeRequest{Key: key, RangeEnd: end, PrevKv: true}, compact, nested, get))
-	f.Add(fuzzInput(f, &pb.PutRequest{Key: key, IgnoreValue: true, IgnoreLease: true}, &pb.PutRequest{}, &pb.TxnRequest{Success: []*pb.RequestOp{{}}}))
-	f.Add(fuzzInput(f, &pb.CompactionRequest{Revision: 99}, &pb.WatchCreateRequest{StartRevision: -1}, &pb.RangeRequest{Key: key, SortOrder: 9}))
+	f.Add(fuzzInput(f, fuzzKinds, grant, put, put, get, compact, watch, txn))
+	f.Add(fuzzInput(f, fuzzKinds, nested, &pb.DeleteRangeRequest{Key: key, RangeEnd: end, PrevKv: true}, compact, nested, get))
+	f.Add(fuzzInput(f, fuzzKinds, &pb.PutRequest{Key: key, IgnoreValue: true, IgnoreLease: true}, &pb.PutRequest{}, &pb.TxnRequest{Success: []*pb.RequestOp{{}}}))
+	f.Add(fuzzInput(f, fuzzKinds, &pb.CompactionRequest{Revision: 99}, &pb.WatchCreateRequest{StartRevision: -1}, &pb.RangeRequest{Key: key, SortOrder: 9}))
 	f.Add([]byte{0x0a, 0xff})
 
 	f.Fuzz(func(t *testing.T, input []byte) {
-		requests := fuzzDecode(input)
+		requests := fuzzDecode(fuzzKinds, input)
 		if len(requests) == 0 {
 			return
 		}

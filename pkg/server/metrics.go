@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
 	"google.golang.org/grpc"
@@ -254,6 +255,7 @@ func (m *stateMetrics) samples() []sample {
 		{name: "etcd_network_client_grpc_sent_bytes_total", help: "The total number of bytes sent to gRPC clients.", counter: true, value: float64(s.traffic.sent.Load())},
 		{name: "etcd_mvcc_db_total_size_in_bytes", help: "Size of the database as allocated, in bytes.", value: float64(size.Total)},
 		{name: "etcd_mvcc_db_total_size_in_use_in_bytes", help: "Size of the database in use, in bytes.", value: float64(size.InUse)},
+		{name: "etcd_debugging_mvcc_keys_total", help: "The number of keys.", value: m.keys()},
 		{name: "etcd_debugging_mvcc_current_revision", help: "The current revision of the store.", value: float64(current)},
 		{name: "etcd_debugging_mvcc_compact_revision", help: "The revision of the last compaction of the store.", value: float64(compacted)},
 		{name: "etcd_debugging_mvcc_watch_stream_total", help: "The number of watch streams.", value: float64(watches.Streams)},
@@ -270,6 +272,17 @@ func (m *stateMetrics) samples() []sample {
 		{name: "keelson_watch_ring_events", help: "The number of recent events kept for watchers.", value: float64(watches.RingEvents)},
 		{name: "keelson_watch_ring_bytes", help: "The size of the recent events kept for watchers, in bytes.", value: float64(watches.RingBytes)},
 	}
+}
+
+// keys counts what is there now, which the index knows by itself.
+func (m *stateMetrics) keys() float64 {
+	resp, err := m.server.store.Range(context.Background(), &pb.RangeRequest{
+		Key: []byte{0}, RangeEnd: []byte{0}, CountOnly: true, Serializable: true,
+	})
+	if err != nil {
+		return 0
+	}
+	return float64(resp.Count)
 }
 
 func (x sample) desc() *prometheus.Desc {

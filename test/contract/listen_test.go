@@ -78,7 +78,7 @@ func tryListen(t *testing.T, backend harness.Backend, urls string) error {
 	}
 	urls = strings.ReplaceAll(urls, "DIR", dir)
 	args := []string{"--data-dir", filepath.Join(dir, "data"), "--listen-client-urls", urls, "--advertise-client-urls", "http://127.0.0.1:1"}
-	path := ""
+	var path string
 	if backend == harness.Etcd {
 		path = harness.Tool(t, "etcd")
 		peer := "unix://" + filepath.Join(dir, "peer.sock")
