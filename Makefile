@@ -79,6 +79,10 @@ test-etcdctl: ## a real etcdctl on keelson
 test-crash: ## kill -9 under load, and linearizability
 	$(MAKE) -C test crash
 
+.PHONY: test-hostile
+test-hostile: ## clients that mean no good: memory stays bounded, others are served
+	$(MAKE) -C test hostile
+
 .PHONY: test-apiserver
 test-apiserver: ## a real kube-apiserver and kubectl on keelson
 	$(MAKE) -C test apiserver

@@ -15,6 +15,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -55,9 +56,11 @@ func ended(t testing.TB, conn net.Conn) error {
 
 const clientHello = "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" // of 512 bytes
 
-// TestHalfOpen has connections that begin something and do not go on. The
-// server closes each of them by itself.
+// TestHalfOpen has connections that begin something and do not go on, a
+// thousand of each kind. The server closes by itself what no client would do
+// for long.
 func TestHalfOpen(t *testing.T) {
+	t.Parallel() // it waits
 	s := start(t)
 	var headers bytes.Buffer
 	headers.WriteString(http2.ClientPreface)
@@ -66,44 +69,36 @@ func TestHalfOpen(t *testing.T) {
 	settings := headers.Len()
 	must(t, framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0x82}}))
 
-	for _, load := range []struct {
-		name, begin string
-		stays       bool // as a client that has nothing to say at the moment
-	}{
-		{"silent", "", false},
-		{"half a preface", http2.ClientPreface[:10], false},
-		{"a preface and no settings", http2.ClientPreface, false},
-		{"half an HTTP request", "GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", false},
-		{"half a method", "GE", false},
-		{"a TLS handshake where there is no TLS", clientHello, false},
-		{"settings and nothing more", headers.String()[:settings], true},
-		{"headers that do not end", headers.String(), true},
-	} {
-		t.Run(load.name, func(t *testing.T) {
-			n := scaled(t, 1000)
-			(&server{s.Server, t}).under(400, func(t *testing.T) {
-				conns := make([]net.Conn, n)
-				for i := range conns {
-					conns[i] = s.dial(t)
-					if _, err := io.WriteString(conns[i], load.begin); err != nil {
-						t.Fatal(err)
-					}
+	n := scaled(t, 1000)
+	s.under(t, 450, func(t *testing.T) {
+		var waiting []net.Conn
+		for what, begin := range map[string]string{
+			"nothing":                               "",
+			"half a preface":                        http2.ClientPreface[:10],
+			"a preface and no settings":             http2.ClientPreface,
+			"half an HTTP request":                  "GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: ",
+			"half a method":                         "GE",
+			"a TLS handshake where there is no TLS": clientHello,
+			"settings and nothing more":             headers.String()[:settings], // as a client with nothing to say
+			"headers that do not end":               headers.String(),
+		} {
+			for range n {
+				conn := s.dial(t)
+				if _, err := io.WriteString(conn, begin); err != nil {
+					t.Fatalf("%s: %v", what, err)
 				}
-				if load.stays {
-					for range 2 { // not a matter of order
-						if status, body, err := s.Get(patient(t), "/health"); err != nil || status != 200 {
-							t.Fatalf("/health: %d %s %v", status, body, err)
-						}
-					}
-				} else if err := parallel(n, func(i int) error { return ended(t, conns[i]) }); err != nil {
-					t.Error(err)
+				if len(begin) < settings {
+					waiting = append(waiting, conn)
 				}
-				for _, conn := range conns {
-					_ = conn.Close()
-				}
-			})
-		})
-	}
+			}
+		}
+		if status, body, err := s.Get(patient(t), "/health"); err != nil || status != http.StatusOK {
+			t.Errorf("/health: %d %s %v", status, body, err)
+		}
+		if err := parallel(len(waiting), func(i int) error { return ended(t, waiting[i]) }); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func must(t testing.TB, err error) {
@@ -227,7 +222,7 @@ func TestFloods(t *testing.T) {
 	} {
 		t.Run(flood.name, func(t *testing.T) {
 			n := scaled(t, 30_000)
-			(&server{s.Server, t}).under(400, func(t *testing.T) {
+			s.under(t, 350, func(t *testing.T) {
 				c := s.http2(t)
 				if !flood.unread {
 					c.discard()
@@ -260,7 +255,7 @@ func TestManyStreams(t *testing.T) {
 	s := start(t)
 	t.Run("watch", func(t *testing.T) {
 		n := scaled(t, 10_000)
-		(&server{s.Server, t}).under(500, func(t *testing.T) {
+		s.under(t, 350, func(t *testing.T) {
 			c := s.http2(t)
 			c.discard()
 			for i := range n {
@@ -275,7 +270,7 @@ func TestManyStreams(t *testing.T) {
 		})
 	})
 	t.Run("large headers", func(t *testing.T) {
-		(&server{s.Server, t}).under(500, func(t *testing.T) {
+		s.under(t, 350, func(t *testing.T) {
 			many := make([]hpack.HeaderField, 200_000) // 6.5 MiB by HTTP/2's count, 200 KB on the wire
 			for i := range many {
 				many[i] = hpack.HeaderField{Name: "a", Value: "b"}
@@ -314,37 +309,69 @@ func (s *server) streams(t testing.TB, n int) {
 	}
 }
 
-// TestHalfMessages has streams that have sent almost all of a large request.
+// TestHalfMessages has requests of which all but the end has come. That much of
+// each is in memory: what a client sends is not more than what it costs.
 func TestHalfMessages(t *testing.T) {
 	s := start(t)
 	n := scaled(t, 200)
-	s.under(2*n+300, func(t *testing.T) {
-		body := message(&pb.PutRequest{Key: []byte("half"), Value: make([]byte, maxRequest)})
+	s.under(t, 700, func(t *testing.T) {
+		body := message(&pb.PutRequest{Key: []byte("half"), Value: make([]byte, fitting)})
 		conns := make([]*rawHTTP2, n)
-		err := parallel(n, func(i int) error {
-			c := s.http2(t)
-			c.discard()
-			conns[i] = c
-			if err := c.open(1, putMethod); err != nil {
-				return err
-			}
-			// The first window; what comes after would need its updates read.
-			if err := c.framer.WriteData(1, false, body[:60<<10]); err != nil {
-				return err
-			}
-			return c.flush()
-		})
-		if err != nil {
+		for i := range conns {
+			conns[i] = s.http2(t)
+		}
+		if err := parallel(n, func(i int) error { return conns[i].send(putMethod, body[:len(body)-1]) }); err != nil {
 			t.Error(err)
 		}
 	})
+}
+
+// send sends the begin of a request's body as the server's windows allow.
+func (c *rawHTTP2) send(method string, body []byte) error {
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	if err := errors.Join(c.open(1, method), c.flush()); err != nil {
+		return err
+	}
+	in := http2.NewFramer(io.Discard, c.Conn)
+	windows := [2]int{65535, 65535} // of the connection and of the stream
+	for len(body) > 0 {
+		if n := min(windows[0], windows[1], len(body), frameSize); n > 0 {
+			if err := errors.Join(c.framer.WriteData(1, false, body[:n]), c.flush()); err != nil {
+				return err
+			}
+			body = body[n:]
+			windows[0] -= n
+			windows[1] -= n
+			continue
+		}
+		frame, err := in.ReadFrame()
+		if err != nil {
+			return err
+		}
+		switch f := frame.(type) {
+		case *http2.WindowUpdateFrame:
+			windows[f.StreamID] += int(f.Increment)
+		case *http2.PingFrame:
+			if !f.IsAck() {
+				err = errors.Join(c.framer.WritePing(true, f.Data), c.flush())
+			}
+		case *http2.GoAwayFrame, *http2.RSTStreamFrame:
+			err = fmt.Errorf("the server ends it: %v", f)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // startShell starts keelson by a line of shell, "$0" and "$@" being the command.
 func startShell(t *testing.T, line string, listen func(dir string) []string) *server {
 	t.Helper()
 	dir := harness.TempDir(t)
-	s := &server{&harness.Server{Backend: harness.Keelson, Dir: dir, Socket: filepath.Join(dir, "client.sock")}, t}
+	s := &server{&harness.Server{Backend: harness.Keelson, Dir: dir, Socket: filepath.Join(dir, "client.sock")}}
 	s.Endpoint = "unix://" + s.Socket
 	args := append([]string{"-c", line, harness.KeelsonBinary(t), "--data-dir", filepath.Join(dir, "data")}, listen(dir)...)
 	s.Process = harness.StartProcess(t, dir, "keelson", "/bin/sh", args...)
@@ -358,6 +385,7 @@ func startShell(t *testing.T, line string, listen func(dir string) []string) *se
 // TestTLSHandshakes begins TLS handshakes and does not go on, or not after
 // them.
 func TestTLSHandshakes(t *testing.T) {
+	t.Parallel() // it waits
 	s := startShell(t, `exec "$0" "$@"`, func(dir string) []string {
 		cert, key := certificate(t, dir)
 		return []string{
@@ -366,7 +394,7 @@ func TestTLSHandshakes(t *testing.T) {
 		}
 	})
 	n := scaled(t, 1000)
-	s.under(400, func(t *testing.T) {
+	s.under(t, 200, func(t *testing.T) {
 		err := parallel(n, func(i int) error {
 			conn, err := net.Dial("unix", filepath.Join(s.Dir, "tls.sock"))
 			if err != nil {
@@ -411,10 +439,10 @@ func certificate(t *testing.T, dir string) (cert, key string) {
 // connections once others have gone.
 func TestOutOfFiles(t *testing.T) {
 	s := startShell(t, `ulimit -n 400 && exec "$0" "$@"`, func(dir string) []string {
-		return []string{"--listen-client-urls", "unix://" + filepath.Join(dir, "client.sock"), "--cache-bytes", "0"}
+		return []string{"--listen-client-urls", "unix://" + filepath.Join(dir, "client.sock"), "--cache-bytes", "1"}
 	})
 	s.fill(t, "disk/", 100, []byte("not in memory"), 100)
-	s.under(200, func(t *testing.T) {
+	s.under(t, 150, func(t *testing.T) {
 		kv := pb.NewKVClient(s.conn(t))
 		read := func() error {
 			resp, err := kv.Range(patient(t), &pb.RangeRequest{Key: []byte("disk/"), RangeEnd: []byte("disk0")})
