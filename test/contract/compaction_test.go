@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"strings"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -14,6 +15,7 @@ import (
 var compaction = []statement{
 	{name: "21_compact_errors", run: compactErrors},
 	{name: "21_compact_keeps", run: compactKeeps},
+	{name: "21_physical", run: physicalCompaction},
 	{name: "22_hashkv_bounds", run: hashKVBounds},
 	{name: "22_hashkv_value", run: hashKVValue},
 }
@@ -71,6 +73,24 @@ func compactKeeps(e *env) {
 	equal(e, "after a crash", state(0), "a=3 create=2 mod=7 version=3; c=1 create=6 mod=6 version=1; ")
 	_, err := e.kv.Range(e.ctx, &pb.RangeRequest{Key: []byte("a"), Revision: 6})
 	e.fails("still compacted after a crash", err, codes.OutOfRange, textCompacted)
+}
+
+// physicalCompaction looks at the size in use as soon as it is answered.
+func physicalCompaction(e *env) {
+	for i := range 100 {
+		e.put(fmt.Sprint("k", i%5), strings.Repeat("v", 100<<10))
+	}
+	inUse := func() int64 {
+		e.Helper()
+		status, err := e.maint.Status(e.ctx, &pb.StatusRequest{})
+		must(e, err)
+		return status.DbSizeInUse
+	}
+	full := inUse()
+	e.compact(e.rev())
+	if left := inUse(); left > full/4 {
+		e.Errorf("%d bytes were in use, %d after 95 of 100 values are compacted", full, left)
+	}
 }
 
 func hashKVBounds(e *env) {
