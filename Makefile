@@ -76,8 +76,14 @@ test-etcdctl: ## a real etcdctl on keelson
 	$(MAKE) -C test etcdctl
 
 .PHONY: test-crash
-test-crash: ## kill -9 under load, and linearizability
+test-crash: ## kill -9, pauses, full and damaged disks under load, and linearizability
 	$(MAKE) -C test crash
+
+.PHONY: soak-crash
+soak-crash: export KEELSON_CRASH_ROUNDS ?= 300
+soak-crash: ## hundreds of them, and every fault of the disk and power cut (an hour)
+	KEELSON_FAULTS=all go test -count=1 -timeout 3h -v -run 'Fault|PowerCut|Kill|Damage' ./pkg/drivers/sqlite
+	$(MAKE) -C test soak-crash
 
 .PHONY: test-hostile
 test-hostile: ## clients that mean no good: memory stays bounded, others are served
