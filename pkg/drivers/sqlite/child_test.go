@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -133,10 +134,20 @@ func childAppend(dir string) error {
 	}
 }
 
+// TestKill kills a child that appends. KEELSON_CRASH_ROUNDS says how often.
 func TestKill(t *testing.T) {
-	dir := t.TempDir()
 	ctx := context.Background()
-	for round := range 10 {
+	rounds, dir := 10, ""
+	if env := os.Getenv("KEELSON_CRASH_ROUNDS"); env != "" {
+		var err error
+		if rounds, err = strconv.Atoi(env); err != nil || rounds < 1 {
+			t.Fatalf("KEELSON_CRASH_ROUNDS=%q: it is a number of rounds", env)
+		}
+	}
+	for round := range rounds {
+		if round%20 == 0 {
+			dir = t.TempDir() // each round reads all that the others have written
+		}
 		child, lines := startChild(t, "append", dir)
 		acknowledged := eventlog.Position(0)
 		for left := rand.IntN(80); lines.Scan(); left-- {

@@ -28,8 +28,9 @@
 //	in Open, creating  keelson.db.new, which the next Open throws away
 //
 // An error of the disk is final: the kernel may have dropped what it could not
-// write, so that a retried fsync would lie. Every later call gives ErrFailed,
-// and the next Open reads what there is. An error of COMMIT itself leaves the
+// write, so that a retried fsync would lie. Every later call gives ErrFailed, no
+// checkpoint follows, not even in Close, and the next Open writes the WAL anew
+// before it trusts what it reads there. An error of COMMIT itself leaves the
 // fate of its batch open (ErrUnknown); one before it does not.
 //
 // # Integrity

@@ -310,6 +310,26 @@ func TestDiskFault(t *testing.T) {
 	})
 }
 
+// TestReadFault makes each read an error.
+func TestReadFault(t *testing.T) {
+	defer faultvfs.Install()()
+	forEach(t, trace(t).disk.Reads(), func(t *testing.T, n int, random *rand.Rand) error {
+		s := newSession(temp(t))
+		defer s.disk.Remove()
+		defer os.RemoveAll(s.dir)
+		s.disk.FailRead(n)
+		step, err := s.fail()
+		s.abandon()
+		if err == nil {
+			err = s.goOn()
+		}
+		if err != nil {
+			return fmt.Errorf("read %d: %s: %w", n, step.name, err)
+		}
+		return nil
+	})
+}
+
 // fail runs the script into the fault of the disk.
 func (s *session) fail() (step, error) {
 	step, err := s.run()

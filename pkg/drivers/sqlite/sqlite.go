@@ -375,12 +375,11 @@ func (l *Log) Close() error {
 // WAL: the writer. When the log has failed, so that the WAL may not be what it
 // seems, it is a reader, which cannot.
 func (l *Log) closeConns() error {
-	readers := make([]*conn, l.pooled)
-	for i := range readers {
-		readers[i] = <-l.readers
+	conns := []*conn{l.writer, l.janitor}
+	for range l.pooled {
+		conns = append(conns, <-l.readers)
 	}
-	conns := append(readers, l.janitor, l.writer)
-	if l.Err() != nil {
+	if l.Err() == nil {
 		slices.Reverse(conns)
 	}
 	var errs []error

@@ -29,6 +29,7 @@
 package faultvfs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -272,8 +273,12 @@ func (d *Disk) Check() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for name, f := range d.state.names {
-		if real, err := os.ReadFile(filepath.Join(d.dir, name)); err != nil || string(real) != string(f.seen) {
-			return fmt.Errorf("%s is not what was written to it (%d bytes, %d expected, %w)", name, len(real), len(f.seen), err)
+		content, err := os.ReadFile(filepath.Join(d.dir, name))
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(content, f.seen) {
+			return fmt.Errorf("%s is not what was written to it: it has %d bytes, not %d", name, len(content), len(f.seen))
 		}
 	}
 	return nil

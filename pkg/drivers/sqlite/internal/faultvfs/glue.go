@@ -124,7 +124,7 @@ func xOpen(tls *libc.TLS, _, path, file uintptr, flags int32, outFlags uintptr) 
 	}
 	// SQLite closes what has methods, opened or not.
 	(*sqlite3.Tsqlite3_file)(ptr(file)).FpMethods = 0
-	code := int32(0)
+	var code int32
 	if _, err := os.Stat(libc.GoString(path)); err != nil && flags&sqlite3.SQLITE_OPEN_CREATE != 0 {
 		code = disk.do(Op{Kind: Create, Name: name}, open, nil)
 	} else if code = open(Op{}); code == sqlite3.SQLITE_OK && disk.meet(name) != nil {
