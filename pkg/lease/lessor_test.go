@@ -443,6 +443,42 @@ func TestOnlyTheClockExpires(t *testing.T) {
 	})
 }
 
+// A clock that leaps, since the process was stopped or its machine slept, takes
+// no time away that a lease has left, and gives none: what is over cannot be
+// renewed before it is revoked.
+func TestClockLeaps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		clock := &steppedClock{}
+		l, s := newFake(Options{Clock: clock})
+		defer run(t, l)()
+		for id, ttl := range map[int64]int64{1: 10, 2: 20, 3: 3600} {
+			l.Granted(id, ttl)
+		}
+		clock.mu.Lock()
+		clock.now = time.Minute
+		clock.mu.Unlock()
+		renewed := make(chan error, 1)
+		go func() {
+			_, err := l.Renew(t.Context(), 1)
+			renewed <- err
+		}()
+		synctest.Wait()
+		if _, err := l.Renew(t.Context(), 3); err != nil {
+			t.Errorf("renewal of a lease that has time left: %v", err)
+		}
+		if left, _ := l.Remaining(3); left.Remaining != time.Hour {
+			t.Errorf("%v are left of the lease just renewed", left.Remaining)
+		}
+		pass(20 * time.Second) // the timer, set before the leap, fires
+		if err := <-renewed; !errors.Is(err, ErrNotFound) {
+			t.Errorf("renewal of a lease whose time is over: %v", err)
+		}
+		if got := ids(l.List()); !slices.Equal(got, []int64{3}) || len(s.gone()) != 2 {
+			t.Errorf("leases %v are left, revoked are %v", got, s.gone())
+		}
+	})
+}
+
 // The system clock is Go's monotonic one.
 func TestSystemClock(t *testing.T) {
 	c := SystemClock().(systemClock)
