@@ -36,10 +36,15 @@ func (l *Log) Append(ctx context.Context, batch *eventlog.Batch) error {
 	if err := l.begin(); err != nil {
 		return l.fail(err)
 	}
-	if err := l.insert(batch); err != nil {
+	doomed := l.doomed
+	if err = l.insert(batch); err == nil {
+		err = l.takeAlong(len(batch.Records))
+	}
+	if err != nil {
+		l.doomed = doomed
 		return l.rollback(err)
 	}
-	l.countDue = l.uncounted.Add(batchBytes(batch)) >= countEvery
+	l.countDue = l.uncounted.Add(batchBytes(batch)) >= countEvery || len(doomed) > 0
 	if err := l.commit(); err != nil {
 		return fmt.Errorf("%w: %w", eventlog.ErrUnknown, err)
 	}
@@ -160,5 +165,6 @@ func (l *Log) commit() error {
 	if err := commit(); err != nil {
 		return l.fail(fmt.Errorf("%w: commit: %w", eventlog.ErrFailed, err))
 	}
+	l.left.Store(int64(len(l.doomed)))
 	return nil
 }

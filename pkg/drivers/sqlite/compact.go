@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
 const (
@@ -14,6 +16,13 @@ const (
 	stepTime = 3 * time.Millisecond
 	// stepRows rows are deleted, or pages moved, between two checks.
 	stepRows = 16
+
+	// While batches come, Compact makes no transactions of its own, whose fsync
+	// an Append would wait for: each batch takes some rows along, as many as it
+	// has records, so that Compact keeps up, but at least stepRows, and for no
+	// longer than alongTime. It goes on by itself after a pause of quietTime.
+	alongTime = time.Millisecond
+	quietTime = 10 * time.Millisecond
 
 	// So many pages may be free, for the writes to come; Compact gives back
 	// what is more. A smaller share would move pages only to need room again.
@@ -26,35 +35,100 @@ const (
 
 // Compact implements eventlog.Log.
 func (l *Log) Compact(ctx context.Context, seqs []int64) error {
+	select {
+	case l.compacting <- struct{}{}:
+	case <-l.done:
+		return eventlog.ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-l.compacting }()
+	if err := l.doom(ctx, seqs); err != nil {
+		return err
+	}
+	err := l.compactDoomed(ctx)
+	if err == nil {
+		return l.vacuum(ctx, freeShare, freeNumber)
+	}
+	if l.acquire(context.Background()) == nil { // else nobody writes any more
+		l.doomed = nil
+		l.release()
+	}
+	return err
+}
+
+// doom notes what is to be deleted.
+func (l *Log) doom(ctx context.Context, seqs []int64) error {
 	seqs = slices.Clone(seqs)
 	slices.Sort(seqs)
-	for first := true; first || len(seqs) > 0; first = false {
+	if err := l.acquire(ctx); err != nil {
+		return err
+	}
+	defer l.release()
+	n, _ := slices.BinarySearch(seqs, l.markSeq)
+	if n < len(seqs) && seqs[n] <= l.headSeq {
+		return fmt.Errorf("compact: record %d is not below the newest compaction mark, record %d", seqs[n], l.markSeq)
+	}
+	l.doomed = seqs[:n] // the others are not there
+	l.left.Store(int64(n))
+	return nil
+}
+
+// compactDoomed deletes what is doomed, or waits while Appends do.
+func (l *Log) compactDoomed(ctx context.Context) error {
+	for l.left.Load() > 0 {
+		along := l.along.Load()
 		err := l.step(ctx, func(more func() bool) error {
-			if i, _ := slices.BinarySearch(seqs, l.markSeq); i < len(seqs) && seqs[i] <= l.headSeq {
-				return fmt.Errorf("compact: record %d is not below the newest compaction mark, record %d", seqs[i], l.markSeq)
-			}
-			var floor, deleted int64
-			for i := 0; len(seqs) > 0 && (i%stepRows != 0 || i == 0 || more()); i++ {
-				changes, err := l.writer.execChanges("DELETE FROM log WHERE seq = ?", seqs[0])
-				if err != nil {
-					return err
-				}
-				if changes > 0 {
-					floor = seqs[0]
-					deleted += changes
-				}
-				seqs = seqs[1:]
-			}
-			if deleted == 0 {
-				return nil
-			}
-			return l.writer.exec("UPDATE kept SET floor = max(floor, ?), deleted = deleted + ?, revision = ?", floor, deleted, l.headRevision)
+			return l.deleteDoomed(func(rows int) bool { return rows%stepRows != 0 || rows == 0 || more() })
 		})
 		if err != nil {
 			return err
 		}
+		for l.left.Load() > 0 && along != l.along.Load() {
+			along = l.along.Load()
+			select {
+			case <-time.After(quietTime):
+			case <-l.ended:
+				return l.Err()
+			case <-l.done:
+				return eventlog.ErrClosed
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
 	}
-	return l.vacuum(ctx, freeShare, freeNumber)
+	return nil
+}
+
+// takeAlong deletes some of what is doomed in the transaction of a batch.
+func (l *Log) takeAlong(records int) error {
+	if len(l.doomed) == 0 {
+		return nil
+	}
+	l.along.Add(1)
+	start := time.Now()
+	return l.deleteDoomed(func(rows int) bool { return rows < max(stepRows, records) && time.Since(start) < alongTime })
+}
+
+// deleteDoomed deletes the first of what is doomed in the transaction under
+// way, as long as more, which is told the number of rows so far, says so.
+func (l *Log) deleteDoomed(more func(rows int) bool) error {
+	var floor, deleted int64
+	for rows := 0; len(l.doomed) > 0 && more(rows); rows++ {
+		changes, err := l.writer.execChanges("DELETE FROM log WHERE seq = ?", l.doomed[0])
+		if err != nil {
+			return fmt.Errorf("delete record %d: %w", l.doomed[0], err)
+		}
+		if changes > 0 {
+			floor = l.doomed[0]
+			deleted += changes
+		}
+		l.doomed = l.doomed[1:]
+	}
+	if deleted == 0 {
+		return nil
+	}
+	return l.writer.exec("UPDATE kept SET floor = max(floor, ?), deleted = deleted + ?, revision = ?", floor, deleted, l.headRevision)
 }
 
 // step runs fn in a write transaction of its own. fn is to stop soon once

@@ -159,9 +159,3 @@ func (c *conn) int(sql string, args ...any) (int64, error) {
 	}
 	return out[0], nil
 }
-
-// once runs sql without keeping it prepared.
-func (c *conn) once(sql string) error {
-	_, err := c.raw.(driver.ExecerContext).ExecContext(context.Background(), sql, nil)
-	return err
-}

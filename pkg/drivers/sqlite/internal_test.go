@@ -170,6 +170,58 @@ func TestVacuum(t *testing.T) {
 	}
 }
 
+// TestTakenAlong: batches delete some of what Compact has to, in their own
+// transactions.
+func TestTakenAlong(t *testing.T) {
+	l := mustOpen(t, t.TempDir())
+	defer l.Close()
+	appendPuts(t, l, 200, 10)
+	l.writerDo(t, func() { l.markSeq = 200 }) // as if it were one
+	var seqs []int64
+	for seq := int64(1); seq < 200; seq++ {
+		seqs = append(seqs, seq)
+	}
+	rows := func(want int64) {
+		t.Helper()
+		n := int64(0)
+		if _, err := l.Load(context.Background(), func(*eventlog.Record) error { n++; return nil }); err != nil || n != want {
+			t.Fatalf("%d records, %v, want %d", n, err, want)
+		}
+		l.writerDo(t, func() { l.markSeq = 200 })
+	}
+	if err := l.doom(context.Background(), append(seqs, 777)); err != nil {
+		t.Fatal(err)
+	}
+	appendPuts(t, l, 1, 10)
+	rows(201 - stepRows)
+	appendPuts(t, l, 40, 10)
+	if left := l.left.Load(); left != 199-stepRows-40 {
+		t.Fatalf("%d are left", left)
+	}
+	rows(241 - stepRows - 40)
+
+	// A compaction that ends early leaves nothing to the batches after it.
+	ctx, cancel := context.WithCancel(context.Background())
+	l.onCommit = func(commit func() error) error {
+		cancel()
+		return commit()
+	}
+	l.writers.Add(1) // ends its step at the first check
+	defer l.writers.Add(-1)
+	if err := l.Compact(ctx, seqs); !errors.Is(err, context.Canceled) {
+		t.Fatalf("Compact: %v", err)
+	}
+	l.onCommit = nil
+	appendPuts(t, l, 1, 10)
+	if left := l.left.Load(); left != 0 || l.along.Load() != 2 {
+		t.Fatalf("%d are left", left)
+	}
+	if err := l.Compact(context.Background(), seqs); err != nil {
+		t.Fatal(err)
+	}
+	rows(43)
+}
+
 func (l *Log) writerDo(t *testing.T, fn func()) {
 	t.Helper()
 	if err := l.acquire(context.Background()); err != nil {

@@ -77,9 +77,15 @@ type Log struct {
 	headSeq      int64
 	headRevision int64     // newest main revision; 0 until Load
 	markSeq      int64     // of the newest KindCompact record; 0 until Load
+	doomed       []int64   // records that Compact has still to delete, in order
 	nextTry      time.Time // no inline checkpoint before, after one held up
 	countDue     bool      // this transaction ends with a look at the sizes
 	onCommit     func(commit func() error) error
+
+	// compacting holds the one Compact under way. left is the length of doomed
+	// after the last commit; along counts the batches that shortened it.
+	compacting  chan struct{}
+	left, along atomic.Int64
 
 	// readers is the pool; whoever takes a connection puts it back. Holding
 	// all of them means that nobody reads.
@@ -120,14 +126,15 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 	}
 	path := filepath.Join(dir, FileName)
 	l := &Log{
-		path:    path,
-		sync:    opt.Synchronous,
-		logger:  opt.Logger.WithField("database", path),
-		writing: make(chan struct{}, 1),
-		readers: make(chan *conn, readerCount),
-		kick:    make(chan struct{}, 1),
-		ended:   make(chan struct{}),
-		done:    make(chan struct{}),
+		path:       path,
+		sync:       opt.Synchronous,
+		logger:     opt.Logger.WithField("database", path),
+		writing:    make(chan struct{}, 1),
+		readers:    make(chan *conn, readerCount),
+		compacting: make(chan struct{}, 1),
+		kick:       make(chan struct{}, 1),
+		ended:      make(chan struct{}),
+		done:       make(chan struct{}),
 	}
 	if err := makeDir(dir); err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)

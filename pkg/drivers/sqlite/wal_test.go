@@ -210,9 +210,10 @@ func TestWALFlips(t *testing.T) {
 						tried++
 					}
 					wal[at] ^= 1 << bit
-					damaged, offset := false, int64(0)
+					var damaged bool
+					var offset int64
 					if at < walHeader {
-						what := ""
+						var what string
 						what, offset = damageOf(t, wal)
 						damaged = what != ""
 					} else {
@@ -313,7 +314,7 @@ func tornLogs(t *testing.T, r *rand.Rand) map[string]tornLog {
 			if err := errors.Join(l.begin(), l.insert(noiseBatch(l, r, 40, 1000))); err != nil {
 				t.Fatal(err)
 			}
-			if err := l.rollback(failed); err != failed {
+			if err := l.rollback(failed); !errors.Is(err, failed) {
 				t.Fatal(err)
 			}
 		})
