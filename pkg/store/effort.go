@@ -44,7 +44,7 @@ func (left *effort) read(st *state, r *pb.RangeRequest) error {
 	if !r.CountOnly {
 		n += st.count(s, st.revision)
 		if r.Limit > 0 && r.SortOrder == pb.RangeRequest_NONE && !hasFilters(r) {
-			n = min(n, r.Limit+1)
+			n = min(n-1, r.Limit) + 1
 		}
 	}
 	return left.spend(n)

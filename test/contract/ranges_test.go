@@ -115,6 +115,19 @@ func countAndMore(e *env) {
 	check("a filter from above", func(r *pb.RangeRequest) { r.MaxModRevision, r.Limit = 5, 3 }, 3, 9, true)
 	check("a filter by creation", func(r *pb.RangeRequest) { r.MinCreateRevision, r.MaxCreateRevision = 4, 6 }, 3, 9, false)
 	check("a filter that matches nothing", func(r *pb.RangeRequest) { r.MinModRevision, r.Limit = 99, 5 }, 0, 9, false)
+	const most, least = 1<<63 - 1, -1 << 63
+	check("the largest limit", func(r *pb.RangeRequest) { r.Limit = most }, 9, 9, false)
+	check("the smallest limit", func(r *pb.RangeRequest) { r.Limit = least }, 9, 9, false)
+	check("the widest filters", func(r *pb.RangeRequest) {
+		r.MinModRevision, r.MinCreateRevision, r.MaxModRevision, r.MaxCreateRevision = least, least, most, most
+	}, 9, 9, false)
+	check("negative filters from above", func(r *pb.RangeRequest) { r.MaxModRevision = least }, 0, 9, false)
+	for _, limit := range []int64{most, least} {
+		req := proto.Clone(all).(*pb.RangeRequest)
+		req.Limit = limit
+		resp := e.txn(&pb.TxnRequest{Success: []*pb.RequestOp{opRange(req), opPut("z", "")}})
+		equal(e, fmt.Sprint("in a txn, limit ", limit), len(resp.Responses[0].GetResponseRange().Kvs), 9)
+	}
 	check("sorted with a limit", func(r *pb.RangeRequest) { r.SortOrder, r.Limit = pb.RangeRequest_DESCEND, 4 }, 4, 9, true)
 }
 
