@@ -45,7 +45,7 @@ func newSide(t *testing.T, backend harness.Backend) *side {
 	t.Helper()
 	srv := harness.StartServer(t, backend, "--watch-progress-notify-interval=100ms")
 	conn, err := grpc.NewClient(srv.Endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20), grpc.WaitForReady(true)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +192,7 @@ func lines(events []*mvccpb.Event) string {
 // step sends one random request to both and compares what comes back, then
 // what they show of it to their watchers; or does something with a watch.
 func (s *sequence) step() {
-	switch s.pick("step", 120, 80, 1, 2) {
+	switch s.pick("step", 120, 80, 1, 2, 2) {
 	case 0:
 		s.send(s.request())
 	case 1:
@@ -201,6 +201,8 @@ func (s *sequence) step() {
 		s.heap()
 	case 3:
 		s.shortLease()
+	case 4:
+		s.crash()
 	}
 }
 
@@ -222,6 +224,27 @@ func (s *sequence) send(req proto.Message) {
 	s.rev = h.GetHeader().GetRevision()
 	s.events = append(s.events, s.sameEvents("watched", s.watchers, s.rev)...)
 	s.settleAll(string(req.ProtoReflect().Descriptor().Name()))
+}
+
+// crash kills keelson and starts it again, so that nothing of the past is in
+// its memory: watches read it from the log. The streams end with it.
+func (s *sequence) crash() {
+	s.rt.Log("keelson is killed")
+	if err := s.keelson.srv.TryRestart(); err != nil {
+		s.rt.Fatal(err)
+	}
+	for _, in := range s.watchers {
+		if err := in.CloseSend(); err != nil {
+			s.rt.Fatal(err)
+		}
+	}
+	s.streams = nil
+	for i, side := range s.sides() {
+		s.watchers[i] = s.open(side, s.rev+1)
+	}
+	for range 4 { // what the past looks like from here
+		s.watchStep()
+	}
 }
 
 // sameEvents returns the events of two watches of everything.
