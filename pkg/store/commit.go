@@ -239,14 +239,27 @@ func (ev *evaluation) dropUnread() {
 	}
 }
 
+// maxPrevBytes bounds the previous values that the events of one batch hold. A
+// request of a few bytes may overwrite or delete everything there is, and most
+// watchers do not want to know what it was: beyond the bound the batch has no
+// events, and watchers read what each of them wants from the history.
+const maxPrevBytes = 64 << 20
+
 // missing fills what is in memory and returns the rest.
 func (ev *evaluation) missing() []fill {
+	ev.unsaid = ev.prevBytes > maxPrevBytes
+	waiting := [][]fill{ev.fills, ev.prevs}
+	if ev.unsaid {
+		waiting = waiting[:1]
+	}
 	var rest []fill
-	for _, f := range ev.fills {
-		if value, ok := ev.value(f.seq); ok {
-			f.kv.Value = value
-		} else {
-			rest = append(rest, f)
+	for _, fills := range waiting {
+		for _, f := range fills {
+			if value, ok := ev.value(f.seq); ok {
+				f.kv.Value = value
+			} else {
+				rest = append(rest, f)
+			}
 		}
 	}
 	return rest
@@ -313,6 +326,9 @@ func (s *Store) resolve(ctx context.Context, batch *eventlog.Batch) error {
 // publish makes the state of an appended batch visible and tells the world.
 func (s *Store) publish(ev *evaluation) {
 	applied := Applied{Revision: ev.state.revision, Events: ev.events}
+	if ev.unsaid {
+		applied.Events = nil
+	}
 	for i := range ev.records {
 		switch r := &ev.records[i]; r.Kind {
 		case eventlog.KindPut:

@@ -16,7 +16,11 @@ type evaluation struct {
 	base    eventlog.Position
 	records []eventlog.Record
 	events  []*mvccpb.Event
-	fills   []fill // values that responses and events of this batch wait for
+	fills   []fill // values that responses of this batch wait for
+	prevs   []fill // values that its events wait for as their previous ones
+	unsaid  bool   // the events would take too much memory: see maxPrevBytes
+
+	prevBytes int64 // of the values that prevs waits for, cached ones too
 
 	superseded []int64 // seqs of versions that are not their key's newest any more
 
@@ -59,7 +63,7 @@ func newEvaluation(st *state, cached func(int64) ([]byte, bool), q quota) *evalu
 func (ev *evaluation) expect(n int) {
 	ev.records = make([]eventlog.Record, 0, n)
 	ev.events = make([]*mvccpb.Event, 0, n)
-	ev.fills = make([]fill, 0, n)
+	ev.prevs = make([]fill, 0, n)
 	ev.superseded = make([]int64, 0, n)
 }
 
@@ -110,7 +114,10 @@ func (ev *evaluation) addEvent(r *eventlog.Record, prev *entry) {
 		ev.superseded = append(ev.superseded, prev.last.seq)
 	}
 	if v, ok := prev.before(r.Revision.Main, r.CreateRevision); ok {
-		event.PrevKv = ev.filledKV(prev, v)
+		event.PrevKv = &mvccpb.KeyValue{}
+		prev.kv(v, event.PrevKv)
+		ev.prevs = append(ev.prevs, fill{v.seq, event.PrevKv})
+		ev.prevBytes += int64(v.size)
 	}
 	ev.events = append(ev.events, event)
 }

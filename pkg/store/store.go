@@ -67,7 +67,8 @@ type Applied struct {
 	Revision int64 // the current main revision after the batch
 	// Events are all changes in order of (main, sub). Kv is complete; PrevKv is
 	// set if there was a version before that is not compacted. They are shared
-	// and read-only.
+	// and read-only. There are none where they would hold too much: History
+	// has them.
 	Events  []*mvccpb.Event
 	Granted []Lease // leases granted that are still there
 	Revoked []int64 // leases gone

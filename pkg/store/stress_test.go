@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/keelson-io/keelson/pkg/eventlog/memlog"
@@ -210,4 +212,46 @@ func TestEvictedValues(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.wantGet("a", 0, "1 c2 m4 v2")
+}
+
+// TestLargePrevious: what a batch of writes has taken away is not brought into
+// memory for the events that few may want; it is in the history.
+func TestLargePrevious(t *testing.T) {
+	f := open(t, &memlog.Disk{}, Options{CacheBytes: 1})
+	const keys = 9
+	large := strings.Repeat("x", maxPrevBytes/(keys-1))
+	for i := range keys {
+		f.put(fmt.Sprintf("k%d", i), large)
+	}
+	remove := func() []*mvccpb.Event {
+		t.Helper()
+		f.mu.Lock()
+		f.events = nil
+		f.mu.Unlock()
+		if _, err := f.DeleteRange(t.Context(), &pb.DeleteRangeRequest{Key: []byte("k0"), RangeEnd: []byte("k9")}); err != nil {
+			t.Fatal(err)
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.events
+	}
+	if events := remove(); events != nil {
+		t.Errorf("%d events", len(events))
+	}
+	events, _, err := f.History(t.Context(), []byte("k0"), []byte("k9"), f.now().revision, 1, true)
+	if err != nil || len(events) != keys {
+		t.Fatalf("%d events are in the history: %v", len(events), err)
+	}
+	for _, ev := range events {
+		if string(ev.PrevKv.GetValue()) != large {
+			t.Errorf("the previous value of %s has %d bytes", ev.Kv.Key, len(ev.PrevKv.GetValue()))
+		}
+	}
+
+	for i := range keys - 1 {
+		f.put(fmt.Sprintf("k%d", i), large)
+	}
+	if events := remove(); len(events) != keys-1 || string(events[0].PrevKv.GetValue()) != large {
+		t.Errorf("%d events of what is just within the bound", len(events))
+	}
 }
