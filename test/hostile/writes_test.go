@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/client/v3/concurrency"
 	"google.golang.org/grpc"
@@ -166,16 +167,26 @@ func TestTransactions(t *testing.T) {
 }
 
 // TestLargeDelete deletes large values with one request: what it held in all
-// must not come into memory.
+// does not come into memory, and a watcher that does not ask for it sees the
+// deletes.
 func TestLargeDelete(t *testing.T) {
 	s := start(t)
 	n := scaled(t, 400)
 	s.fill(t, "large/", n, make([]byte, maxRequest-4096), 1)
-	s.under(t, 600, func(t *testing.T) {
-		kv := pb.NewKVClient(s.conn(t))
-		resp, err := kv.DeleteRange(patient(t), &pb.DeleteRangeRequest{Key: []byte("large/"), RangeEnd: []byte("large0")})
+	s.under(t, 350, func(t *testing.T) {
+		conn := s.conn(t)
+		stream := watchStream(patient(t), t, pb.NewWatchClient(conn))
+		must(t, stream.Send(create(&pb.WatchCreateRequest{Key: []byte("large/"), RangeEnd: []byte("large0")})))
+		if resp, err := stream.Recv(); err != nil || !resp.Created {
+			t.Fatalf("%v %v", resp, err)
+		}
+		resp, err := pb.NewKVClient(conn).DeleteRange(patient(t), &pb.DeleteRangeRequest{Key: []byte("large/"), RangeEnd: []byte("large0")})
 		if err != nil || resp.Deleted != int64(n) {
 			t.Errorf("%v %v", resp, err)
+		}
+		seen, err := stream.Recv()
+		if err != nil || len(seen.Events) != n || seen.Events[n-1].Type != mvccpb.Event_DELETE {
+			t.Errorf("%d events: %v", len(seen.GetEvents()), err)
 		}
 	})
 }
