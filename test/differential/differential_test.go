@@ -192,7 +192,7 @@ func lines(events []*mvccpb.Event) string {
 // step sends one random request to both and compares what comes back, then
 // what they show of it to their watchers; or does something with a watch.
 func (s *sequence) step() {
-	switch s.pick("step", 120, 80, 1, 2, 2) {
+	switch s.pick("step", 120, 80, 1, 2, 2, 1) {
 	case 0:
 		s.send(s.request())
 	case 1:
@@ -203,6 +203,8 @@ func (s *sequence) step() {
 		s.shortLease()
 	case 4:
 		s.crash()
+	case 5:
+		s.pickedLease()
 	}
 }
 

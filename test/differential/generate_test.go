@@ -70,6 +70,26 @@ func (s *sequence) shortLease() {
 	s.send(&pb.LeaseRevokeRequest{ID: id})
 }
 
+// pickedLease lets both servers pick the id of a lease.
+func (s *sequence) pickedLease() {
+	req := &pb.LeaseGrantRequest{TTL: sample(s, "ttl", []int64{-1, 5, 1000})}
+	var granted [2]string
+	for i, side := range s.sides() {
+		resp, err := side.lease.LeaseGrant(s.ctx, req)
+		if err != nil {
+			s.rt.Fatal(err)
+		}
+		if _, err := side.lease.LeaseRevoke(s.ctx, &pb.LeaseRevokeRequest{ID: resp.ID}); err != nil || resp.ID <= 0 {
+			s.rt.Fatalf("%s: revoking lease %d: %v", names[i], resp.ID, err)
+		}
+		resp.ID = 0
+		granted[i] = answer(resp, nil)
+	}
+	if granted[0] != granted[1] {
+		s.rt.Fatalf("LeaseGrantRequest %s\netcd:    %s\nkeelson: %s", text(req), granted[0], granted[1])
+	}
+}
+
 // many puts enough keys for a stream to have several chunks.
 func (s *sequence) many() *pb.TxnRequest {
 	r := &pb.TxnRequest{}
