@@ -25,6 +25,8 @@ const usage = `bench compares keelson with etcd and kine.
 
   go run . run [flags]           measure and print the tables
   go run . table results.json…   print the tables of results (Markdown)
+  go run . plot -dir plots results.json…
+                               draw the plots of results (SVG)
   go run . list                  say what the workloads and systems are
 
 Each server is a process of its own on the same disk, serves on a unix socket
@@ -36,6 +38,10 @@ Examples:
 
   # All that begins with "list", on all systems, kept in a file
   go run . run -workloads 'list*' -out list.json
+
+  # Where does keelson spend its time?
+  go run . run -workloads update200 -systems etcd,keelson -profiles /tmp/profiles
+  go tool pprof -top /tmp/profiles/update200-keelson.pprof
 
   # A keelson that was built elsewhere
   KEELSON_BINARY=/tmp/keelson go run . run -workloads get200
@@ -60,6 +66,8 @@ func command(args []string) error {
 		return measure(args)
 	case "table":
 		return table(args)
+	case "plot":
+		return plots(args)
 	case "list":
 		return list(os.Stdout)
 	case "", "help", "-h", "-help", "--help":
@@ -73,10 +81,10 @@ func command(args []string) error {
 
 // settings are the flags of run.
 type settings struct {
-	workloads, systems, out, dir string
-	rounds                       int
-	window, edge                 time.Duration
-	merge                        bool
+	workloads, systems, out, dir, profiles string
+	rounds                                 int
+	window, edge                           time.Duration
+	merge                                  bool
 }
 
 func runFlags() (*flag.FlagSet, *settings) {
@@ -90,6 +98,7 @@ func runFlags() (*flag.FlagSet, *settings) {
 	flags.StringVar(&s.out, "out", "results.json", "`file` for the results")
 	flags.BoolVar(&s.merge, "merge", false, "keep the workloads that the file has and this run does not")
 	flags.StringVar(&s.dir, "dir", filepath.Join(cacheDir(), "bench"), "`directory` for the data, on the disk to measure; its path must be short")
+	flags.StringVar(&s.profiles, "profiles", "", "`directory` for CPU profiles of etcd and keelson in each workload; they cost a little")
 	flags.Usage = func() {
 		fmt.Fprint(flags.Output(), usage)
 		flags.PrintDefaults()
@@ -132,6 +141,11 @@ func measure(args []string) error {
 	}
 	results.Started, results.Rounds, results.Window = time.Now().UTC(), s.rounds, s.window.String()
 	results.Command = "go run . run " + strings.Join(args, " ")
+	if s.profiles != "" {
+		if err := os.MkdirAll(s.profiles, 0o755); err != nil {
+			return err
+		}
+	}
 	// The generator shares the machine with the servers: less garbage
 	// collection here leaves them more of it.
 	debug.SetGCPercent(400)
@@ -139,7 +153,7 @@ func measure(args []string) error {
 	defer stop()
 	err = run.Run(ctx, run.Options{
 		Systems: chosen, Workloads: specs, Rounds: s.rounds, Window: s.window, Edge: s.edge,
-		Dir: s.dir, Out: s.out, Cache: cacheDir(),
+		Dir: s.dir, Out: s.out, Profiles: s.profiles, Cache: cacheDir(),
 		Log: func(format string, args ...any) {
 			fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+format+"\n", args...)
 		},
@@ -153,6 +167,20 @@ func table(args []string) error {
 		return err
 	}
 	return results.Table(os.Stdout)
+}
+
+func plots(args []string) error {
+	flags := flag.NewFlagSet("plot", flag.ContinueOnError)
+	dir := flags.String("dir", "plots", "`directory` for the SVG files")
+	format := flags.String("format", "svg", "svg or png")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	results, err := readAll(flags.Args())
+	if err != nil {
+		return err
+	}
+	return results.Plots(*dir, *format)
 }
 
 // readAll reads results files into one; a later one goes before an earlier.

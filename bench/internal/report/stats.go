@@ -29,12 +29,17 @@ var (
 
 // Extra is the metric of a workload's own figure.
 func Extra(name string) Metric {
-	return Metric{Name: name, Key: name, value: func(w Window) float64 { return w.Extra[name] }}
+	return Metric{Name: name, Key: name, value: func(w Window) float64 {
+		if v, ok := w.Extra[name]; ok {
+			return v
+		}
+		return math.NaN()
+	}}
 }
 
-// Values returns the metric in each window.
+// Values returns the metric in each window, none if the system failed.
 func (s *Series) Values(m Metric) []float64 {
-	if s == nil {
+	if s == nil || s.Failed != "" {
 		return nil
 	}
 	values := make([]float64, len(s.Windows))

@@ -10,18 +10,71 @@ import (
 // Baseline is the system that the others are compared with.
 const Baseline = "etcd"
 
-// Table prints the results as Markdown: for each workload a row per system
-// with absolute figures, and below it the ratios to the baseline.
+// Table prints the results as Markdown: the targets, a row for each workload
+// and system with its figures and their ratios to the baseline, how they grow,
+// and the figures that only some workloads have.
 func (r *Results) Table(out io.Writer) error {
 	var b strings.Builder
 	r.head(&b)
+	b.WriteString("### Targets\n\n")
+	r.Targets(&b)
+	var behind strings.Builder
+	if r.Behind(&behind); behind.Len() > 0 {
+		b.WriteString("\nWhere kine does better than keelson:\n\n" + behind.String())
+	}
+	b.WriteString("\n### Workloads\n\n")
+	r.table(&b, func(w *Workload) bool { return !grows(w.Name) })
+	b.WriteString("\n### Growth\n\nWith the number of keys, of clients (`@c`) and of watchers (`watch@`).\n\n")
+	r.table(&b, func(w *Workload) bool { return grows(w.Name) })
+	b.WriteString("\n### Further figures\n\n")
+	r.extras(&b)
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+// grows says whether a workload is one of a row with growing numbers.
+func grows(name string) bool { return strings.Contains(name, "@") }
+
+func (r *Results) table(b *strings.Builder, include func(*Workload) bool) {
 	b.WriteString("| workload | system | throughput | p50 | p99 | CPU/op | peak RSS | written/op |\n")
 	b.WriteString("|---|---|---:|---:|---:|---:|---:|---:|\n")
 	for _, w := range r.Workloads {
-		r.rows(&b, w)
+		if include(w) {
+			r.rows(b, w)
+		}
 	}
-	_, err := io.WriteString(out, b.String())
-	return err
+}
+
+// extras prints what only some workloads measure, and SQLite's WAL files.
+func (r *Results) extras(b *strings.Builder) {
+	b.WriteString("| workload | figure |")
+	for _, s := range r.Systems {
+		b.WriteString(" " + s.Name + " |")
+	}
+	b.WriteString("\n|---|---|" + strings.Repeat("---:|", len(r.Systems)) + "\n")
+	for _, w := range r.Workloads {
+		var metrics []Metric
+		for _, name := range w.extraNames() {
+			metrics = append(metrics, Extra(name))
+		}
+		if strings.HasPrefix(w.Name, "start") {
+			metrics = append(metrics, RSS)
+		}
+		if strings.HasPrefix(w.Name, "compact") || strings.HasPrefix(w.Name, "update200") {
+			metrics = append(metrics, wal)
+		}
+		for _, m := range metrics {
+			fmt.Fprintf(b, "| %s | %s |", w.Name, m.Name)
+			for _, system := range r.Systems {
+				cell := ""
+				if stat, ok := w.Systems[system.Name].Absolute(m); ok && (m.Key != wal.Key || stat.Max > 0) {
+					cell = m.Format(stat.Median)
+				}
+				b.WriteString(" " + cell + " |")
+			}
+			b.WriteString("\n")
+		}
+	}
 }
 
 func (r *Results) head(b *strings.Builder) {
@@ -30,6 +83,7 @@ func (r *Results) head(b *strings.Builder) {
 		Time(r.Machine.SyncP50), Time(r.Machine.SyncP99), r.Machine.Go)
 	fmt.Fprintf(b, "%s, %d alternating rounds of %s; load average at the start %s. Medians; ratios to %s with the smallest and largest round.\n\n",
 		r.Started.Format("2006-01-02 15:04 UTC"), r.Rounds, r.Window, r.Machine.Load, Baseline)
+	fmt.Fprintf(b, "    %s\n\n", r.Command)
 	for _, s := range r.Systems {
 		fmt.Fprintf(b, "- `%s`: %s\n", s.Name, s.Doc)
 	}
@@ -99,20 +153,23 @@ func (m Metric) Format(v float64) string {
 	switch m.Key {
 	case P50.Key, P99.Key, CPUPerOp.Key:
 		return Time(v)
-	case PeakRSS.Key:
+	case PeakRSS.Key, RSS.Key, wal.Key:
 		return Bytes(v * (1 << 20))
 	case Written.Key:
 		return Bytes(v)
 	default:
-		if strings.HasSuffix(m.Key, "_us") {
+		switch {
+		case strings.HasSuffix(m.Key, "_us"):
 			return Time(v)
+		case strings.HasSuffix(m.Key, "_mib"):
+			return Bytes(v * (1 << 20))
 		}
 		return Number(v)
 	}
 }
 
-// Names returns the names of the workloads' own figures.
-func (w *Workload) Names() []string {
+// extraNames returns the names of the workload's own figures.
+func (w *Workload) extraNames() []string {
 	var names []string
 	for _, s := range w.Systems {
 		for _, window := range s.Windows {

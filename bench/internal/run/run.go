@@ -34,6 +34,7 @@ type Options struct {
 	Edge      time.Duration // window of those that run in parallel
 	Dir       string        // on the disk to measure
 	Out       string        // the results file
+	Profiles  string // directory for CPU profiles of the servers, if not empty
 	Cache     string
 	Log       func(format string, args ...any)
 }
@@ -187,25 +188,26 @@ func (r *Runner) workload(ctx context.Context, spec workload.Spec) (*report.Work
 // estimate says how long the run takes, but for the time to load data that no
 // run has loaded yet.
 func (r *Runner) estimate() time.Duration {
-	const perStart, perSpec = 1500 * time.Millisecond, 1500 * time.Millisecond
-	var total time.Duration
+	const perStart, perSpec, perKey = 1.5, 1.5, 10e-6 // seconds
+	var seconds float64
+	n := len(r.Systems)
 	for _, spec := range r.Workloads {
 		rounds, window := r.times(spec)
-		turns := time.Duration(rounds * len(r.Systems))
+		turns := rounds * n
 		if spec.Parallel {
 			turns = 1
 		}
-		total += turns*(window+settle) + perSpec*time.Duration(len(r.Systems))
-		copies := time.Duration(len(r.Systems))
+		seconds += float64(turns)*(window+settle).Seconds() + float64(n)*perSpec
+		starts := n
 		switch {
 		case spec.Shared:
-			copies = 0
+			starts = 0
 		case spec.Fresh || spec.Restart:
-			copies = turns
+			starts = turns
 		}
-		total += copies * (perStart + time.Duration(spec.Data.Keys+spec.Data.Revisions)*10*time.Microsecond)
+		seconds += float64(starts) * (perStart + float64(spec.Data.Keys+spec.Data.Revisions)*perKey)
 	}
-	return total
+	return time.Duration(seconds * float64(time.Second))
 }
 
 // times says how many rounds and how long windows the workload has.
@@ -293,7 +295,9 @@ func (r *Runner) window(ctx context.Context, spec workload.Spec, s *session, rou
 		return err
 	}
 	wal := watchWAL(srv.Dir)
+	profiled := r.profile(ctx, spec, srv, d)
 	measured, err := s.runner.Run(ctx, d)
+	profiled()
 	if err != nil {
 		wal()
 		return err
@@ -374,7 +378,7 @@ func (r *Runner) startAll(ctx context.Context, data workload.Data) error {
 	}
 	syscall.Sync()
 	for _, system := range r.Systems {
-		srv, err := system.Start(ctx, r.programs[system.Name], r.dir(system))
+		srv, err := r.start(ctx, system)
 		if err != nil {
 			return err
 		}
@@ -400,11 +404,15 @@ func (r *Runner) restart(ctx context.Context, system systems.System, fresh bool)
 		}
 		syscall.Sync()
 	}
-	srv, err := system.Start(ctx, r.programs[system.Name], r.dir(system))
+	srv, err := r.start(ctx, system)
 	if err == nil {
 		r.servers[system.Name] = srv
 	}
 	return err
+}
+
+func (r *Runner) start(ctx context.Context, system systems.System) (*systems.Server, error) {
+	return system.Start(ctx, r.programs[system.Name], r.dir(system), r.Profiles != "")
 }
 
 func (r *Runner) dir(system systems.System) string { return filepath.Join(r.scratch, system.Name) }

@@ -50,7 +50,7 @@ func (r *Runner) makeTemplate(ctx context.Context, system systems.System, data w
 	// The path is short, since it holds unix sockets.
 	tmp := filepath.Join(r.scratch, "load-"+system.Name)
 	defer func() { _ = os.RemoveAll(tmp) }()
-	srv, err := system.Loader().Start(ctx, r.programs[system.Name], tmp)
+	srv, err := system.Loader().Start(ctx, r.programs[system.Name], tmp, false)
 	if err != nil {
 		return err
 	}

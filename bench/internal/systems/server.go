@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -27,8 +30,8 @@ type Server struct {
 }
 
 // Start starts the program on the data that dir may hold and waits until it
-// answers a linearizable read.
-func (s System) Start(ctx context.Context, program, dir string) (*Server, error) {
+// answers a linearizable read. With pprof it serves profiles if it can.
+func (s System) Start(ctx context.Context, program, dir string, pprof bool) (*Server, error) {
 	data := filepath.Join(dir, "data")
 	if err := os.MkdirAll(filepath.Join(data, s.below), 0o700); err != nil {
 		return nil, err
@@ -40,7 +43,11 @@ func (s System) Start(ctx context.Context, program, dir string) (*Server, error)
 		return nil, err
 	}
 	defer func() { _ = log.Close() }()
-	cmd := exec.Command(program, s.args(data, socket)...)
+	args := s.args(data, socket)
+	if pprof && s.Pprof {
+		args = append(args, "--enable-pprof")
+	}
+	cmd := exec.Command(program, args...)
 	cmd.Dir = data // kine's default database is below the working directory
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -100,6 +107,29 @@ func (s *Server) probe(ctx context.Context) error {
 // Client opens a connection of its own.
 func (s *Server) Client() (*clientv3.Client, error) {
 	return clientv3.New(clientv3.Config{Endpoints: []string{s.Endpoint}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+}
+
+// HTTP sends a request to the socket that etcd clients use.
+func (s *Server) HTTP(ctx context.Context, method, path string) ([]byte, error) {
+	var dialer net.Dialer
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return dialer.DialContext(ctx, "unix", strings.TrimPrefix(s.Endpoint, "unix://"))
+	}}
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, method, "http://localhost"+path, http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := (&http.Client{Transport: transport}).Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s %s: %s", method, path, resp.Status)
+	}
+	return body, err
 }
 
 // Usage reads what the process has used.

@@ -14,6 +14,8 @@ type System struct {
 	Doc  string
 	// Bulk: it takes transactions of many puts, so that data is loaded with them.
 	Bulk bool
+	// Pprof: it has --enable-pprof.
+	Pprof bool
 
 	program string
 	below   string // directory to make in that of the data
@@ -29,7 +31,7 @@ const kineFullDSN = "?_journal_mode=WAL&_busy_timeout=30000&_synchronous=FULL&_t
 
 var systems = []System{
 	{
-		Name: "etcd", Bulk: true, program: "etcd",
+		Name: "etcd", Bulk: true, Pprof: true, program: "etcd",
 		Doc: "etcd " + EtcdVersion + ", defaults (an acknowledged write is synced)",
 		args: func(dir, socket string) []string {
 			peer := "unix://" + strings.TrimSuffix(socket, ".sock") + "-peer.sock"
@@ -58,7 +60,7 @@ var systems = []System{
 		},
 	},
 	{
-		Name: "keelson", Bulk: true, program: "keelson",
+		Name: "keelson", Bulk: true, Pprof: true, program: "keelson",
 		Doc: "keelson on SQLite, defaults (synchronous=FULL)",
 		args: func(dir, socket string) []string {
 			return []string{

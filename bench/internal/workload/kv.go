@@ -303,7 +303,7 @@ func listStream(ctx context.Context, e *Env, client int) error {
 		if err := part.Err(); err != nil {
 			return err
 		}
-		n += len(part.RangeResponse.Kvs)
+		n += len(part.Kvs)
 	}
 	if n != e.Data.Keys {
 		return fmt.Errorf("streamed list: %d keys; there are %d", n, e.Data.Keys)
