@@ -1,0 +1,59 @@
+// Package postgres keeps a log in a schema of a PostgreSQL database (pgx, with
+// a pool of its own), which several instances share: the database is what
+// replicates and fails over, and keelson adds no consensus on top of it.
+//
+//	log      one row for each record, by seq; as in package sqlite
+//	head     one row: the newest position, seq, revision and batch id; every
+//	         Append changes it
+//	kept     one row: what compaction has deleted
+//	version  one row: that of the schema
+//	live     a view: the keys, for people
+//
+// # Append
+//
+// One statement compares and appends: it changes the head row where position,
+// batch id and fence are those the batch was evaluated with, and inserts the
+// records if that found a row. Being a statement outside a transaction block
+// it is its own transaction, so that one round trip makes a batch durable.
+//
+// Appenders of all instances are ordered by the lock of the head row. In READ
+// COMMITTED the one that waited looks at the row again, as the other has left
+// it, and finds that position has moved; in stricter modes, and where other
+// databases work alike, the server reports a serialization failure. Either is
+// ErrStale. Since the head says what the next position and seq are, both are
+// dense in the order of the commits.
+//
+// # An unknown commit
+//
+// When the connection breaks, the statement may have been committed, or lost,
+// or it may still be under way, in a socket's buffer or waiting for the lock.
+// So that Tail does not say "not there" of a batch that arrives later, the
+// next Tail first raises the fence in the head row (settle): that waits for a
+// statement which has the lock, and whatever comes later compares with a fence
+// that is gone. Appends of other instances meet the new fence, too, take it
+// over and go on.
+//
+// # Reads
+//
+// Head is one query for all callers that wait, begun after they came. It
+// refuses a read-only server: a standby would answer with the past. Load reads
+// everything from one snapshot, in pages.
+//
+// # Lost commits
+//
+// A failover may lose commits that were acknowledged, if the standby was
+// behind. Each Head, Append and Tail compares what it finds with what this
+// process has seen: a head behind it, or another batch id at its place, ends
+// the log with ErrLost.
+//
+// # Durability
+//
+// That of the database: Open refuses synchronous_commit=off. A batch survives
+// the loss of the primary only if the standby is synchronous.
+//
+// # Time
+//
+// Every call tries until Options.Timeout is over, across lost connections and
+// restarts of the server, and then gives ErrUnavailable; none of it is final.
+// Append tries again only what certainly was not done.
+package postgres

@@ -1,0 +1,310 @@
+package postgres
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+const (
+	// selectTail gives a page of records, from seq $2 or, if that is NULL,
+	// from the first one of position $1 + 1: at most $3 records, and no more
+	// once they have $4 bytes. There is at least one row, with the state of
+	// the log and the id of batch $1, as far as it is left.
+	selectTail = `SELECT h.position, h.seq, h.epoch, k.floor,
+			(SELECT batch FROM keelson.log WHERE position = $1 AND batch IS NOT NULL),
+			r.seq, r.header, r.key, r.value, r.batch
+		FROM keelson.head h CROSS JOIN keelson.kept k LEFT JOIN (
+			SELECT p.*, sum(coalesce(octet_length(p.value), 0)) OVER (ORDER BY p.seq) - coalesce(octet_length(p.value), 0) AS before
+			FROM (
+				SELECT seq, header, key, value, batch FROM keelson.log
+				WHERE seq >= coalesce($2, (SELECT seq FROM keelson.log WHERE position = $1 + 1 AND batch IS NOT NULL))
+				ORDER BY seq LIMIT $3
+			) p
+		) r ON r.before < $4
+		WHERE h.id = 1 AND k.id = 1
+		ORDER BY r.seq`
+
+	selectValues = "SELECT seq, header, key, value FROM keelson.log WHERE seq = ANY($1)"
+
+	selectMissing = `SELECT k.floor, h.seq, (SELECT count(*) FROM keelson.log WHERE seq = ANY($1))
+		FROM keelson.head h CROSS JOIN keelson.kept k WHERE h.id = 1 AND k.id = 1`
+
+	// A page of Tail, and what a Tail reads before it ends, at a batch.
+	tailRows  = 1000
+	tailBytes = 16 << 20
+
+	// valuesRows bounds one query of Values.
+	valuesRows = 1000
+)
+
+// decodeRow makes a record, without its value, of the columns seq, header and
+// key.
+func decodeRow(seq int64, header, key []byte) (*eventlog.Record, eventlog.Header, error) {
+	r := &eventlog.Record{Seq: seq}
+	if len(key) > 0 {
+		r.Key = key
+	}
+	h, err := eventlog.DecodeHeader(header, r)
+	return r, h, err
+}
+
+// takeValue verifies the value column of r.
+func takeValue(r *eventlog.Record, h eventlog.Header, value []byte) error {
+	if (value != nil) != (r.Kind == eventlog.KindPut) {
+		return fmt.Errorf("%w: %v record %d has a value where it must not, or none", eventlog.ErrCorrupt, r.Kind, r.Seq)
+	}
+	if err := h.VerifyValue(value); err != nil {
+		return fmt.Errorf("record %d: %w", r.Seq, err)
+	}
+	r.Value = value
+	return nil
+}
+
+// Tail implements eventlog.Log. It ends early, at a batch, once it has read
+// some megabytes.
+func (l *Log) Tail(ctx context.Context, after eventlog.Position, limit int) ([]eventlog.Batch, error) {
+	if err := l.reader(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { <-l.readers }()
+	if err := l.settle(ctx); err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	t := tail{after: max(after, 0), position: max(after, 0), limit: limit, given: l.given, epoch: l.epoch}
+	l.mu.Unlock()
+	for !t.complete {
+		p, err := l.tailPage(ctx, &t)
+		if err != nil {
+			return nil, err
+		}
+		if err := t.check(p); err != nil {
+			if errors.Is(err, ErrLost) {
+				err = l.fail(err)
+			}
+			return nil, err
+		}
+		for i := range p.rows {
+			if err := t.row(&p.rows[i]); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if n := len(t.batches); n > 0 {
+		newest := &t.batches[n-1]
+		l.learn(place{newest.Position(), newest.Records[len(newest.Records)-1].Seq, newest.ID}, true)
+	}
+	return t.batches, nil
+}
+
+// page is the result of selectTail.
+type page struct {
+	head     eventlog.Position
+	newest   int64 // seq
+	epoch    int64
+	floor    int64  // seqs up to here may be deleted
+	previous []byte // batch column of the batch before; nil if it is deleted
+	rows     []pageRow
+}
+
+type pageRow struct {
+	seq                       int64
+	header, key, value, batch []byte
+}
+
+// tailPage reads the records that t wants next.
+func (l *Log) tailPage(ctx context.Context, t *tail) (p *page, err error) {
+	var from *int64
+	if t.next > 0 {
+		from = &t.next
+	}
+	limit := tailRows
+	if t.next == 0 {
+		// One more row tells that the last batch is whole.
+		limit = min(max(t.limit, 1), tailRows) + 1
+	}
+	err = l.try(ctx, func(ctx context.Context, c *pgx.Conn) error {
+		p = &page{}
+		rows, err := c.Query(ctx, l.sql.tail, int64(t.after), from, limit, int64(tailBytes))
+		if err != nil {
+			return err
+		}
+		var seq *int64
+		var r pageRow
+		_, err = pgx.ForEachRow(rows, []any{
+			&p.head, &p.newest, &p.epoch, &p.floor, &p.previous, &seq, &r.header, &r.key, &r.value, &r.batch,
+		}, func() error {
+			if seq != nil {
+				r.seq = *seq
+				p.rows = append(p.rows, r)
+			}
+			return nil
+		})
+		return err
+	})
+	return p, err
+}
+
+// tail is one call of Tail: it puts batches together from pages of rows.
+type tail struct {
+	after eventlog.Position
+	limit int
+	given place // when the call began
+	epoch int64 // 0 before Load
+
+	position eventlog.Position // of the newest batch
+	next     int64             // seq; 0 at first
+	count    int               // records
+	bytes    int
+	batches  []eventlog.Batch
+	complete bool
+	newest   int64 // seq, of the page
+}
+
+// check looks at the state of the log that p was read from.
+func (t *tail) check(p *page) error {
+	t.newest = p.newest
+	switch {
+	case t.epoch != 0 && p.epoch != t.epoch:
+		return fmt.Errorf("%w: another instance has found so", ErrLost)
+	case t.after == t.given.position && t.after > 0 && len(p.previous) > 0 && !bytes.HasPrefix(p.previous, t.given.id[:]):
+		return fmt.Errorf("%w: position %d has another batch", ErrLost, t.after)
+	case t.next == 0 && t.after >= p.head:
+		t.complete = true
+		return nil
+	}
+	first := t.next
+	if first == 0 && len(p.rows) > 0 {
+		first = p.rows[0].seq
+	}
+	switch {
+	case first > 0 && first <= p.floor, first == 0 && p.floor > 0:
+		return fmt.Errorf("%w: records up to %d are deleted, position %d is not complete", eventlog.ErrCompacted, p.floor, t.position+1)
+	case len(p.rows) == 0:
+		return fmt.Errorf("%w: nothing follows position %d although the head is at %d", eventlog.ErrCorrupt, t.position, p.head)
+	}
+	t.next = first
+	return nil
+}
+
+// row takes one row.
+func (t *tail) row(row *pageRow) error {
+	if t.complete {
+		return nil
+	}
+	r, h, err := decodeRow(row.seq, row.header, row.key)
+	if err != nil {
+		return err
+	}
+	starts := row.batch != nil
+	if starts && len(t.batches) > 0 && (t.count >= t.limit || t.bytes >= tailBytes) {
+		t.complete = true
+		return nil
+	}
+	if starts {
+		t.position++
+	}
+	if r.Seq != t.next || r.Position != t.position || !starts && len(t.batches) == 0 {
+		return fmt.Errorf("%w: record %d of position %d where %d of position %d belongs",
+			eventlog.ErrCorrupt, r.Seq, r.Position, t.next, t.position)
+	}
+	if err := takeValue(r, h, row.value); err != nil {
+		return err
+	}
+	if starts {
+		b := eventlog.Batch{Base: t.position - 1}
+		copy(b.ID[:], row.batch)
+		if !bytes.Equal(row.batch, appendBatchID(nil, r.Seq, b.ID)) {
+			return fmt.Errorf("%w: checksum of the batch id of position %d does not match", eventlog.ErrCorrupt, t.position)
+		}
+		t.batches = append(t.batches, b)
+	}
+	b := &t.batches[len(t.batches)-1]
+	b.Records = append(b.Records, *r)
+	t.next++
+	t.count++
+	t.bytes += len(r.Key) + len(r.Value)
+	t.complete = r.Seq == t.newest
+	return nil
+}
+
+// Values implements eventlog.Log.
+func (l *Log) Values(ctx context.Context, seqs []int64) ([][]byte, error) {
+	if err := l.reader(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { <-l.readers }()
+	values := make([][]byte, len(seqs))
+	for done := 0; done < len(seqs); {
+		n := min(len(seqs)-done, valuesRows)
+		if err := l.fetch(ctx, seqs[done:done+n], values[done:done+n]); err != nil {
+			return nil, err
+		}
+		done += n
+	}
+	return values, nil
+}
+
+// fetch reads the values of seqs into values.
+func (l *Log) fetch(ctx context.Context, seqs []int64, values [][]byte) error {
+	found := make(map[int64][]byte, len(seqs)) // put records that have one, and nil for others
+	err := l.try(ctx, func(ctx context.Context, c *pgx.Conn) error {
+		clear(found)
+		rows, err := c.Query(ctx, l.sql.values, seqs)
+		if err != nil {
+			return err
+		}
+		var row pageRow
+		_, err = pgx.ForEachRow(rows, []any{&row.seq, &row.header, &row.key, &row.value}, func() error {
+			r, h, err := decodeRow(row.seq, row.header, row.key)
+			if err == nil {
+				err = takeValue(r, h, row.value)
+			}
+			if err != nil {
+				return err
+			}
+			found[r.Seq] = r.Value
+			return nil
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	taken := make(map[int64]bool, len(found))
+	for i, seq := range seqs {
+		value, ok := found[seq]
+		switch {
+		case !ok:
+			return l.missing(ctx, seq)
+		case taken[seq]:
+			value = bytes.Clone(value)
+		}
+		taken[seq] = true
+		values[i] = value
+	}
+	return nil
+}
+
+// missing says why record seq was not found: above the floor nothing is ever
+// deleted, so that only damage can hide it.
+func (l *Log) missing(ctx context.Context, seq int64) error {
+	var floor, newest int64
+	var found int
+	err := l.try(ctx, func(ctx context.Context, c *pgx.Conn) error {
+		return c.QueryRow(ctx, l.sql.missing, []int64{seq}).Scan(&floor, &newest, &found)
+	})
+	if err != nil {
+		return err
+	}
+	if seq > floor && seq <= newest && found == 0 {
+		return fmt.Errorf("%w: record %d is not found, and was not deleted", eventlog.ErrCorrupt, seq)
+	}
+	return fmt.Errorf("%w: record %d is not there", eventlog.ErrCompacted, seq)
+}
