@@ -257,7 +257,21 @@ func FuzzGateway(f *testing.F) {
 	for _, seed := range []string{``, `{`, `{"key":"YQ=="}`, `{"compare":[{}],"success":[{"request_txn":{}}]}`, `null`, `[{}]`, `{"key":"YQ==","limit":1e3}`, "\xff"} {
 		f.Add("/v3/kv/txn", []byte(seed))
 		f.Add("/v3/election/proclaim", []byte(seed))
+		f.Add("/v3/election/campaign", []byte(seed))
+		f.Add("/v3/lock/unlock", []byte(seed))
+		f.Add("/v3/lease/keepalive", []byte(seed))
 		f.Add("/v3/kv/range", []byte(seed))
+	}
+	const leader = `"leader":{"name":"ZQ==","key":"ZS83","rev":"2","lease":"-7"}`
+	for path, seed := range map[string]string{
+		"/v3/lock/lock": `{"name":"bA==","lease":"9223372036854775807"}`, "/v3/lock/unlock": `{"key":"bC83"}`,
+		"/v3/election/leader": `{"name":""}`, "/v3/election/observe": `{"name":"ZQ=="}`,
+		"/v3/election/proclaim": `{` + leader + `,"value":"djI="}`, "/v3/election/resign": `{` + leader + `}`,
+		"/v3/watch":         `{"create_request":{"key":"YQ==","filters":["NOPUT"]}}{"cancel_request":{"watch_id":"0"}}`,
+		"/v3/lease/grant":   `{"ID":"0","TTL":"-1"}`,
+		"/v3beta/kv/range/": `{"sort_order":"DESCEND","sort_target":5}`,
+	} {
+		f.Add(path, []byte(seed))
 	}
 	m := startMember(f, memberOptions{})
 	g := m.server.NewGateway()
