@@ -5,7 +5,7 @@
 // so that the tests see what a user sees and so that one module's dependency
 // versions cannot leak into another's.
 //
-//	test/tools/etcd  ──go build──▶ etcd, etcdctl      ┐
+//	test/tools/etcd  ──go build──▶ etcd, etcdctl, …   ┐
 //	test/apiserver   ──go build──▶ kube-apiserver, …  ├─▶ $KEELSON_CACHE/bin
 //	the checkout     ──go build──▶ keelson            ┘
 //
