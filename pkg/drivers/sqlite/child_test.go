@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,6 +35,7 @@ func runChild() bool {
 	err := map[string]func(string) error{
 		"append":      childAppend,
 		"hold":        childHold,
+		"locked":      childLocked,
 		"full-insert": func(dir string) error { return childFull(dir, 2<<20) },
 		"full-commit": func(dir string) error { return childFull(dir, 200<<10) },
 	}[task](dir)
@@ -316,6 +318,44 @@ func childFull(dir string, size uint64) error {
 	fmt.Println("stopped")
 	_ = log.Close() // says that the disk is full, or not
 	return nil
+}
+
+// childLocked says whether another process has SQLite's SHARED lock on the
+// database.
+func childLocked(dir string) error {
+	f, err := os.Open(filepath.Join(dir, sqlite.FileName))
+	if err != nil {
+		return err
+	}
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Start: 1<<30 + 2, Len: 510}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_GETLK, &lock); err != nil {
+		return err
+	}
+	fmt.Println("locked", lock.Type != unix.F_UNLCK)
+	return f.Close()
+}
+
+// TestLocksStay: the locks of a process end when it closes any of its files of
+// the database, as it might do to have a look at the disk after a damaged
+// value. Without them an SQL shell could remove the WAL that batches go into.
+func TestLocksStay(t *testing.T) {
+	dir := t.TempDir()
+	if err := fill(t, dir, 10, 2000).log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	corruptValue(t, dir, 1)
+	log := openLog(t, dir)
+	defer log.Close()
+	if _, err := log.Values(context.Background(), []int64{1}); !errors.Is(err, eventlog.ErrCorrupt) {
+		t.Fatalf("the damaged value: %v", err)
+	}
+	child, lines := startChild(t, "locked", dir)
+	if !lines.Scan() || lines.Text() != "locked true" {
+		t.Errorf("another process finds the database %q", lines.Text())
+	}
+	if err := child.Wait(); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestDiskFull: the batch that is too large for SQLite's cache fails before

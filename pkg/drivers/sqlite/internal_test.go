@@ -450,10 +450,13 @@ func TestBlame(t *testing.T) {
 	if err := l.blame(damage); !errors.Is(err, eventlog.ErrCorrupt) || errors.Is(err, eventlog.ErrFailed) {
 		t.Errorf("with a disk that answers: %v", err)
 	}
-	path := l.path
-	l.path = filepath.Dir(path) // reading a directory is an error
-	err := l.blame(damage)
-	l.path = path
+	database := l.probe
+	var err error
+	if l.probe, err = os.Open(filepath.Dir(l.path)); err != nil { // reading a directory is an error
+		t.Fatal(err)
+	}
+	err = errors.Join(l.blame(damage), l.probe.Close())
+	l.probe = database
 	if !errors.Is(err, eventlog.ErrFailed) || errors.Is(err, eventlog.ErrCorrupt) {
 		t.Errorf("with one that does not: %v", err)
 	}

@@ -52,21 +52,17 @@ func (l *Log) blame(err error) error {
 	if err = classify(err); !errors.Is(err, eventlog.ErrCorrupt) || errors.Is(err, eventlog.ErrFailed) {
 		return err
 	}
-	if diskErr := tryDisk(l.path); diskErr != nil {
+	if diskErr := tryDisk(l.probe); diskErr != nil {
 		return fmt.Errorf("%w: the disk does not answer: %w (after %s)", eventlog.ErrFailed, diskErr, err.Error()) // not ErrCorrupt
 	}
 	return err
 }
 
 // tryDisk reports what the file system says about reading and syncing a file.
-func tryDisk(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
+func tryDisk(f *os.File) error {
 	_, readErr := f.ReadAt(make([]byte, pageSize), 0)
 	if errors.Is(readErr, io.EOF) {
 		readErr = nil
 	}
-	return errors.Join(readErr, f.Sync(), f.Close())
+	return errors.Join(readErr, f.Sync())
 }

@@ -66,6 +66,9 @@ type Log struct {
 	logger *logrus.Entry
 	lock   *fileLock
 	files  map[string]fs.FileInfo // by path; set by Open
+	// probe is the database, for tryDisk; set by Open. It stays open, since
+	// to close any file of it gives all of SQLite's locks on it up (POSIX).
+	probe *os.File
 
 	// writing holds the one token that allows to write. Waiters get it in
 	// the order in which they came. writers counts the Appends that wait.
@@ -192,6 +195,9 @@ func (l *Log) open() error {
 		err = errors.Join(rewrite(l.path+"-wal"), syncFile(filepath.Dir(l.path)))
 	}
 	if err != nil {
+		return err
+	}
+	if l.probe, err = os.Open(l.path); err != nil {
 		return err
 	}
 	if l.writer, err = openConn(l.path,
@@ -398,6 +404,9 @@ func (l *Log) closeConns() error {
 		if c != nil {
 			errs = append(errs, c.close())
 		}
+	}
+	if l.probe != nil {
+		errs = append(errs, l.probe.Close())
 	}
 	return errors.Join(errs...)
 }

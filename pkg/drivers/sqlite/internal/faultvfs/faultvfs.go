@@ -84,6 +84,7 @@ type Op struct {
 
 	offset int64  // Write: of data; Truncate: the length
 	data   []byte // Write, adopt
+	meant  []byte // Write that fails: all of data
 	dir    bool   // Sync, Delete: the directory is synced too
 	fault  Fault
 	seed   uint64 // of what a failed Sync leaves
@@ -233,6 +234,13 @@ func (d *Disk) Restart() error {
 // untouched is the time of a file that nobody has written to since Restart.
 var untouched = time.Unix(1, 0)
 
+// State calls fn with what is on the disk now.
+func (d *Disk) State(fn func(*State) error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return fn(&d.state)
+}
+
 // SyncDir notes that the program has synced the directory.
 func (d *Disk) SyncDir() {
 	d.mu.Lock()
@@ -298,6 +306,9 @@ func (d *Disk) do(op Op, perform func(Op) int32, restore func([]byte)) int32 {
 		}
 	}
 	failed := op.fault.code(op.Kind)
+	if op.fault != 0 {
+		op.meant = op.data
+	}
 	if op.fault == Short {
 		half := (op.offset + int64(len(op.data)/2)) / sectorSize * sectorSize
 		op.data = op.data[:max(0, half-op.offset)]

@@ -22,6 +22,7 @@ type file struct {
 	seen    []byte // as the programs see it
 	durable []byte // as it is after a power cut that keeps nothing else
 	pending []Op   // writes and truncations since the last sync, in order
+	meant   []byte // as the newest write that failed should have made it
 }
 
 func newState() State {
@@ -31,6 +32,9 @@ func newState() State {
 // apply does one operation.
 func (s *State) apply(op Op) {
 	f := s.names[op.Name]
+	if op.Kind == Write && op.fault != 0 {
+		f.meant = change(slices.Clone(f.seen), Op{Kind: Write, offset: op.offset, data: op.meant})
+	}
 	switch op.fault {
 	case Refused, Full:
 		return
@@ -101,6 +105,16 @@ func (s *State) Kill(dir string) error {
 		}
 	}
 	return nil
+}
+
+// Meant returns what a file was to be: as it is seen, and if a write of it has
+// failed, as it would be seen otherwise.
+func (s *State) Meant(name string) [][]byte {
+	f := s.names[name]
+	if f == nil {
+		return nil
+	}
+	return [][]byte{f.seen, f.meant}
 }
 
 // PowerCut writes the files into dir as a power cut might leave them.
