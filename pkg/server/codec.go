@@ -68,7 +68,9 @@ const (
 	// sharedBytes is the size from which a larger message refers to a value.
 	sharedBytes = 512
 
-	// chunkBytes is the size of the buffers for what lies between the values.
+	// What lies between the values is written to buffers from firstChunk
+	// bytes on, each twice as large as the one before up to chunkBytes.
+	firstChunk = 512
 	chunkBytes = 32 << 10
 )
 
@@ -123,6 +125,7 @@ func encode(v any, size int) mem.BufferSlice {
 type encoder struct {
 	share bool
 	buf   []byte
+	chunk int // the size of the newest buffer
 	parts []mem.SliceBuffer
 }
 
@@ -138,7 +141,8 @@ func (e *encoder) cut() {
 func (e *encoder) room(n int) {
 	if e.share && cap(e.buf)-len(e.buf) < n {
 		e.cut()
-		e.buf = make([]byte, 0, max(n, chunkBytes))
+		e.chunk = min(max(2*e.chunk, firstChunk), chunkBytes)
+		e.buf = make([]byte, 0, max(n, e.chunk))
 	}
 }
 

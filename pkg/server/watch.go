@@ -68,6 +68,10 @@ func newWatchServer(hub *watch.Hub, header func(revision int64) *pb.ResponseHead
 	return &watchServer{hub: hub, header: header, opts: opts}
 }
 
+// sendsPerSelect is how many responses are sent before a look at what else
+// there is: looking at six channels takes as long as encoding a response.
+const sendsPerSelect = 64
+
 // always can be received from at any time.
 var always = func() <-chan struct{} {
 	c := make(chan struct{})
@@ -96,11 +100,14 @@ func (s *watchServer) Watch(rpc pb.Watch_WatchServer) error {
 	interval := s.opts.ProgressInterval
 	ticker := time.NewTicker(interval + rand.N(interval/10+1))
 	defer ticker.Stop()
-	for {
+	for sent := 1; ; sent++ {
 		var more <-chan struct{}
 		if resp, ok := stream.Pop(); ok {
 			if err := s.send(rpc, resp); err != nil {
 				return streamError(ctx, err)
+			}
+			if sent%sendsPerSelect != 0 {
+				continue
 			}
 			more = always
 		}
