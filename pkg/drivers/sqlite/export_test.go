@@ -20,6 +20,9 @@ func (l *Log) FailAppend(persisted bool) {
 // CheckpointBeside runs the checkpoint that starts the WAL over.
 func (l *Log) CheckpointBeside() error { return l.fail(l.checkpointBeside()) }
 
+// Doom notes what is to be deleted, for the batches that follow to take along.
+func (l *Log) Doom(seqs []int64) error { return l.doom(context.Background(), seqs) }
+
 // ShrinkCache lets the writer keep 10 pages, so that a batch which is larger
 // than that goes to the WAL before its COMMIT.
 func (l *Log) ShrinkCache() error {
