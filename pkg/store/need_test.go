@@ -41,6 +41,9 @@ func TestNeed(t *testing.T) {
 	inTxn := func(ops ...*pb.RequestOp) func() error {
 		return func() error { _, err := f.Txn(t.Context(), &pb.TxnRequest{Success: ops}); return err }
 	}
+	remove := func(r *pb.DeleteRangeRequest) func() error {
+		return func() error { _, err := f.DeleteRange(t.Context(), r); return err }
+	}
 	ranged := &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: all(&pb.RangeRequest{})}}
 	put := &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("x")}}}
 	nested := &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: &pb.TxnRequest{Failure: []*pb.RequestOp{ranged}}}}
@@ -61,9 +64,9 @@ func TestNeed(t *testing.T) {
 		{"txn", inTxn(ranged, put), []Need{{3, 26}}},
 		{"nested", inTxn(put, nested), []Need{{3, 26}}},
 		{"put", inTxn(put), []Need{{}}},
-		{"delete", func() error { _, err := f.DeleteRange(t.Context(), &pb.DeleteRangeRequest{Key: []byte("x")}); return err }, []Need{{}}},
+		{"delete", remove(&pb.DeleteRangeRequest{Key: []byte("x")}), []Need{{}}},
 		{"delete in txn", inTxn(&pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: deletedPrev}}), []Need{{3, 26}}},
-		{"nothing left", func() error { _, err := f.DeleteRange(t.Context(), deleted); return err }, []Need{{}}},
+		{"nothing left", remove(deleted), []Need{{}}},
 	} {
 		needs = nil
 		if err := c.do(); err != nil {
