@@ -153,7 +153,7 @@ func withHold(ctx context.Context, req any, handler grpc.UnaryHandler) (any, err
 }
 
 // mayBeLarge reports whether the response to req may have more than one
-// key-value pair.
+// key-value pair, or its compares read more than one.
 func mayBeLarge(req any) bool {
 	switch r := req.(type) {
 	case *pb.RangeRequest:
@@ -161,6 +161,11 @@ func mayBeLarge(req any) bool {
 	case *pb.DeleteRangeRequest:
 		return len(r.GetRangeEnd()) > 0 && r.GetPrevKv()
 	case *pb.TxnRequest:
+		for _, c := range r.Compare {
+			if len(c.GetRangeEnd()) > 0 && c.GetTarget() == pb.Compare_VALUE {
+				return true
+			}
+		}
 		for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
 			if len(ops) > 1 || len(ops) == 1 && (mayBeLarge(ops[0].GetRequestRange()) ||
 				mayBeLarge(ops[0].GetRequestDeleteRange()) || ops[0].GetRequestTxn() != nil) {

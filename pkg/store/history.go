@@ -98,9 +98,14 @@ func (p *plans) put(rest plan) {
 	p.plans = append(p.plans, rest)
 }
 
+// historyBytes is how many bytes of values a page of the past holds at most,
+// but for what its last revision brings.
+const historyBytes = 1 << 20
+
 // History returns the events of the keys in [key, end), by etcd's conventions
 // for ranges, with main revisions from `from` on: those of whole revisions, at
-// most limit of them (1 or more), in order, with PrevKv if prevKV asks for it
+// most limit of them (1 or more) and fewer where their values are large, in
+// order, with PrevKv if prevKV asks for it
 // and compaction has left it. next is the revision to go on from: all before
 // it is covered. It is the current revision + 1 when nothing is left.
 //
@@ -115,7 +120,7 @@ func (s *Store) History(ctx context.Context, key, end []byte, from int64, limit 
 		if !ok {
 			p = st.plan(sp, from)
 		}
-		refs := p.page(limit)
+		refs := p.page(limit, prevKV)
 		next = p.from
 		if len(p.refs) > 0 {
 			s.plans.put(p)
@@ -147,25 +152,35 @@ func (st *state) plan(s span, from int64) plan {
 	return p
 }
 
-// page takes the references of up to limit main revisions off p.
-func (p *plan) page(limit int) []revisionRef {
-	mains, last := 0, int64(0)
+// page takes the references of up to limit main revisions off p, or of those
+// whose values reach historyBytes.
+func (p *plan) page(limit int, prevKV bool) []revisionRef {
+	mains, bytes, last := 0, 0, int64(0)
 	for i, ref := range p.refs {
-		main := ref.version().main
-		if main == last {
-			continue
+		if main := ref.version().main; main != last {
+			if mains == limit || bytes >= historyBytes {
+				page := p.refs[:i]
+				p.refs, p.from = p.refs[i:], main
+				return page
+			}
+			mains++
+			last = main
 		}
-		if mains == limit {
-			page := p.refs[:i]
-			p.refs, p.from = p.refs[i:], main
-			return page
-		}
-		mains++
-		last = main
+		bytes += ref.bytes(prevKV)
 	}
 	page := p.refs
 	p.refs, p.from = nil, p.until
 	return page
+}
+
+// bytes is the size of the values in the event that r was.
+func (r revisionRef) bytes(prevKV bool) int {
+	v := r.version()
+	n := max(0, int(v.size))
+	if prev, ok := r.entry.before(v.main, v.create); prevKV && ok {
+		n += int(prev.size)
+	}
+	return n
 }
 
 // pastEvents returns the events that refs were when they happened, and the
@@ -202,8 +217,12 @@ type HashKV struct {
 	Revision        int64 // the current one
 }
 
-// hashPage is how many values are in memory at a time while hashing.
-const hashPage = 1000
+// hashPage is how many values are in memory at a time while hashing; fewer
+// where they reach hashBytes.
+const (
+	hashPage  = 1000
+	hashBytes = 8 << 20
+)
 
 // HashKV hashes the revisions up to revision, or the current one for 0; up to
 // a negative one there are none, which etcd hashes, too.
@@ -234,7 +253,14 @@ func (s *Store) hashState(ctx context.Context, st *state, revision int64) (HashK
 	alive := st.count(span{unbounded: true}, revision) > 0
 	refs = slices.DeleteFunc(refs, func(r revisionRef) bool { return !st.hashed(r, revision, alive) })
 	var raw, marshalled []byte
-	for page := range slices.Chunk(refs, hashPage) {
+	for len(refs) > 0 {
+		n, bytes := 0, 0
+		for n < min(len(refs), hashPage) && bytes < hashBytes {
+			bytes += refs[n].bytes(false)
+			n++
+		}
+		page := refs[:n]
+		refs = refs[n:]
 		events, fills := pastEvents(page, false, st.compacted)
 		if err := s.values.fill(ctx, fills); err != nil {
 			return HashKV{}, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -253,5 +254,32 @@ func TestLargePrevious(t *testing.T) {
 	}
 	if events := remove(); len(events) != keys-1 || string(events[0].PrevKv.GetValue()) != large {
 		t.Errorf("%d events of what is just within the bound", len(events))
+	}
+}
+
+// TestHistoryOfLargeValues: a page of the past is bounded by what its values
+// hold, previous ones too if they are asked for, in whole revisions.
+func TestHistoryOfLargeValues(t *testing.T) {
+	f := open(t, &memlog.Disk{}, Options{})
+	value := strings.Repeat("x", historyBytes*3/5)
+	const puts = 6
+	for range puts {
+		f.put("k", value)
+	}
+	for prevKV, want := range map[bool][]int64{false: {4, 6, 8}, true: {4, 5, 6, 7, 8}} {
+		var stops []int64
+		seen := 0
+		for from := int64(2); from < 2+puts; {
+			events, next, err := f.History(t.Context(), []byte("k"), nil, from, 100, prevKV)
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen += len(events)
+			stops = append(stops, next)
+			from = next
+		}
+		if seen != puts || !slices.Equal(stops, want) {
+			t.Errorf("with previous values %v: %d events, pages to %v, want %v", prevKV, seen, stops, want)
+		}
 	}
 }

@@ -40,7 +40,7 @@ func (h *Hub) fallBehind(w *watcher, next int64) {
 // yet or was just taken out of the index.
 func (h *Hub) setBehind(w *watcher, next int64) {
 	s := w.stream
-	w.state, w.next, w.limit = behind, next, firstRevisions
+	w.state, w.next, w.limit = behind, next, h.firstPage()
 	h.slow++
 	s.slow++
 	s.behind.push(w)
@@ -194,6 +194,14 @@ func (h *Hub) advance(ctx context.Context, w *watcher) error {
 // pageBytes is what a page should hold at most at the moment: less than usual
 // where many streams are not read.
 func (h *Hub) pageBytes() int { return max(minPageBytes, min(pageBytes, h.share()/2)) }
+
+// firstPage is how many revisions a watcher's first page of the log has.
+func (h *Hub) firstPage() int {
+	if h.pageBytes() < pageBytes {
+		return 1
+	}
+	return firstRevisions
+}
 
 // pageOf makes a run of a page of the log and sizes the watcher's next page by
 // it, so that it has about the given bytes.

@@ -48,7 +48,7 @@ type Source interface {
 
 	// History returns the events of the keys in [key, end), by etcd's range
 	// conventions, from revision from on: whole revisions, in order, at most
-	// limit of them. Everything below next was covered; next is greater than
+	// limit of them, and fewer where they are large. Everything below next was covered; next is greater than
 	// from, and current+1 when there is nothing more. The events are shared
 	// and must not change. If from is below the compacted revision it fails,
 	// with any error: Revision then says so. Else eventlog.ErrCorrupt ends the

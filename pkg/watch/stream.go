@@ -170,7 +170,7 @@ func (s *Stream) Create(req Request) {
 		return
 	}
 	// Take the short way where it is one; else the workers get it.
-	w.state, w.next, w.limit = behind, w.start, firstRevisions
+	w.state, w.next, w.limit = behind, w.start, h.firstPage()
 	h.slow++
 	s.slow++
 	if s.crowded() || !h.settle(w, compacted) {
