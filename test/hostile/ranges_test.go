@@ -143,3 +143,41 @@ func TestRanges(t *testing.T) {
 		t.Run(load.name, func(t *testing.T) { s.under(t, load.limit, load.run) })
 	}
 }
+
+// TestLargeValues asks for what has to go through large values and brings
+// nearly nothing: hashes, orders by value, comparisons of values.
+func TestLargeValues(t *testing.T) {
+	s := start(t)
+	n := scaled(t, 300)
+	s.fill(t, "large/", n, make([]byte, maxRequest-4096), 1)
+	kv, maintenance := pb.NewKVClient(s.conn(t)), pb.NewMaintenanceClient(s.conn(t))
+	key, end := []byte("large/"), []byte("large0")
+	for _, load := range []struct {
+		name string
+		do   func() error
+	}{
+		{"hashes", func() error {
+			_, err := maintenance.HashKV(patient(t), &pb.HashKVRequest{})
+			return err
+		}},
+		{"orders", func() error {
+			_, err := kv.Range(patient(t), &pb.RangeRequest{Key: key, RangeEnd: end, Limit: 1, SortTarget: pb.RangeRequest_VALUE, SortOrder: pb.RangeRequest_DESCEND})
+			return err
+		}},
+		{"comparisons", func() error {
+			_, err := kv.Txn(patient(t), &pb.TxnRequest{
+				Compare: []*pb.Compare{{Key: key, RangeEnd: end, Target: pb.Compare_VALUE, Result: pb.Compare_GREATER, TargetUnion: &pb.Compare_Value{}}},
+				Success: []*pb.RequestOp{opPut([]byte("a"), nil)},
+			})
+			return err
+		}},
+	} {
+		t.Run(load.name, func(t *testing.T) {
+			s.under(t, 1500, func(t *testing.T) {
+				if err := parallel(10, func(int) error { return load.do() }); err != nil && !refused(err) {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}

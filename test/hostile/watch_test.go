@@ -146,11 +146,11 @@ func TestUnreadStreams(t *testing.T) {
 		streams, watchers int
 		limit             int
 	}{
-		{"50 streams of 20 watchers", 50, 20, 500},
-		{"1000 streams of one watcher", 1000, 1, 500},
+		{"50 streams of 20 watchers", 50, 20, 2000},
+		{"1000 streams of one watcher", 1000, 1, 2500},
 	} {
 		t.Run(load.name, func(t *testing.T) {
-			s := start(t)
+			s := start(t, "--cache-bytes", "1") // what a stream reads from the past is its own
 			value := bytes.Repeat([]byte("0123456789"), 10<<10)
 			const past, present = 300, 300
 			kv := pb.NewKVClient(s.conn(t))
