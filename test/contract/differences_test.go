@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc/status"
 
 	"github.com/keelson-io/keelson/test/harness"
@@ -35,6 +36,8 @@ var differences = []difference{
 	},
 	{name: "hash_is_of_the_content", run: hashOfContent, etcd: "false", keelson: "true"},
 	{name: "hashkv_at_a_compaction", run: hashAtCompaction, etcd: "compact revision -1", keelson: "compact revision 3"},
+	{name: "overtaken_in_a_compacted_revision", run: overtaken, etcd: "DELETE", keelson: "PUT DELETE"},
+	{name: "stream_by_another_target", run: streamByTarget, etcd: "mixed up", keelson: "as Range"},
 	{name: "raft_term_and_index", run: raftNumbers, etcd: "term 2", keelson: "term 1, index +2 after two writes"},
 	{name: "no_peer_urls", run: peerURLs, etcd: "1", keelson: "0"},
 }
@@ -114,6 +117,38 @@ func hashAtCompaction(e *env) string {
 	resp, err := e.maint.HashKV(e.ctx, &pb.HashKVRequest{Revision: 3})
 	must(e, err)
 	return fmt.Sprint("compact revision ", resp.CompactRevision)
+}
+
+// overtaken watches from a compacted revision that has changed a key twice.
+func overtaken(e *env) string {
+	w := e.watch()
+	w.create(all()) // the newest events are kept for somebody
+	resp := e.txn(&pb.TxnRequest{Success: []*pb.RequestOp{opPut("k", "1"), opDel("a", "\x00")}})
+	e.compact(resp.Header.Revision)
+	late := e.watch()
+	late.create(&pb.WatchCreateRequest{Key: []byte("k"), StartRevision: resp.Header.Revision})
+	var types []string
+	for _, ev := range late.next().Events {
+		types = append(types, ev.Type.String())
+	}
+	return strings.Join(types, " ")
+}
+
+// streamByTarget streams by a target that is not the key, without an order.
+func streamByTarget(e *env) string {
+	e.txn(&pb.TxnRequest{Success: puts(0, 50)})
+	e.put("k0005", "moved to the end")
+	e.put("a", "with the last revision and the first key")
+	req := &pb.RangeRequest{Key: []byte("a"), RangeEnd: []byte("z"), SortTarget: pb.RangeRequest_MOD, Limit: 60}
+	e.put("k0048", "the last of the first chunk is not the greatest key")
+	var got []*mvccpb.KeyValue
+	for _, c := range e.stream(req) {
+		got = append(got, c.Kvs...)
+	}
+	if want := e.rng(req); keys(got) != keys(want.Kvs) {
+		return "mixed up"
+	}
+	return "as Range"
 }
 
 func raftNumbers(e *env) string {

@@ -268,6 +268,9 @@ func (s *sequence) end() {
 	}
 	s.call(&pb.HashKVRequest{})
 	from := s.compact
+	if s.overtaken(from) {
+		from++
+	}
 	var late [2]pb.Watch_WatchClient
 	for i, side := range s.sides() {
 		late[i] = s.open(side, from)

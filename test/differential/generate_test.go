@@ -39,7 +39,11 @@ func (s *sequence) request() proto.Message {
 	case 9:
 		return &pb.LeaseLeasesRequest{}
 	case 10:
-		return streamed{s.rng()}
+		r := s.rng()
+		if r.SortOrder == pb.RangeRequest_NONE {
+			r.SortTarget = pb.RangeRequest_KEY // etcd lets others through and mixes the chunks up
+		}
+		return streamed{r}
 	case 11:
 		return &pb.LeaseKeepAliveRequest{ID: s.leaseID()}
 	case 12:
