@@ -27,6 +27,8 @@ const usage = `bench compares keelson with etcd and kine.
   go run . table results.json…   print the tables of results (Markdown)
   go run . plot -dir plots results.json…
                                draw the plots of results (SVG)
+  go run . report results.json…
+                               put tables and plots into README.md
   go run . list                  say what the workloads and systems are
 
 Each server is a process of its own on the same disk, serves on a unix socket
@@ -68,6 +70,8 @@ func command(args []string) error {
 		return table(args)
 	case "plot":
 		return plots(args)
+	case "report":
+		return writeReport(args)
 	case "list":
 		return list(os.Stdout)
 	case "", "help", "-h", "-help", "--help":
@@ -181,6 +185,43 @@ func plots(args []string) error {
 		return err
 	}
 	return results.Plots(*dir, *format)
+}
+
+// The tables stand between these lines of the README.
+const (
+	tablesBegin = "<!-- tables: go run . report -->\n"
+	tablesEnd   = "<!-- end of tables -->\n"
+)
+
+func writeReport(args []string) error {
+	flags := flag.NewFlagSet("report", flag.ContinueOnError)
+	readme := flags.String("readme", "README.md", "`file` to put the tables into; plots go into plots beside it")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	results, err := readAll(flags.Args())
+	if err != nil {
+		return err
+	}
+	old, err := os.ReadFile(*readme)
+	if err != nil {
+		return err
+	}
+	before, rest, ok := strings.Cut(string(old), tablesBegin)
+	_, after, ended := strings.Cut(rest, tablesEnd)
+	if !ok || !ended {
+		return fmt.Errorf("%s has no lines %q and %q", *readme, tablesBegin, tablesEnd)
+	}
+	var b strings.Builder
+	b.WriteString(before + tablesBegin + "\n")
+	if err := results.Table(&b); err != nil {
+		return err
+	}
+	b.WriteString("\n" + tablesEnd + after)
+	if err := results.Plots(filepath.Join(filepath.Dir(*readme), "plots"), "svg"); err != nil {
+		return err
+	}
+	return os.WriteFile(*readme, []byte(b.String()), 0o644)
 }
 
 // readAll reads results files into one; a later one goes before an earlier.

@@ -43,6 +43,13 @@ func ThisMachine(dir string) (Machine, error) {
 	return m, nil
 }
 
+// busy says whether others used a good part of the machine when the run started.
+func (m Machine) busy() bool {
+	average, _, _ := strings.Cut(m.Load, " ")
+	load, err := strconv.ParseFloat(average, 64)
+	return err == nil && load > float64(m.Cores)/2
+}
+
 func firstLine(path string) string {
 	b, _ := os.ReadFile(path) // what cannot be read is left empty
 	line, _, _ := strings.Cut(string(b), "\n")

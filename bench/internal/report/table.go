@@ -84,6 +84,10 @@ func (r *Results) head(b *strings.Builder) {
 	fmt.Fprintf(b, "%s, %d alternating rounds of %s; load average at the start %s. Medians; ratios to %s with the smallest and largest round.\n\n",
 		r.Started.Format("2006-01-02 15:04 UTC"), r.Rounds, r.Window, r.Machine.Load, Baseline)
 	fmt.Fprintf(b, "    %s\n\n", r.Command)
+	if r.Machine.busy() {
+		b.WriteString("**The machine was busy with other work: absolute figures and latencies mean little here.** " +
+			"CPU time and bytes per operation are less touched by that.\n\n")
+	}
 	for _, s := range r.Systems {
 		fmt.Fprintf(b, "- `%s`: %s\n", s.Name, s.Doc)
 	}

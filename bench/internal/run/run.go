@@ -34,7 +34,7 @@ type Options struct {
 	Edge      time.Duration // window of those that run in parallel
 	Dir       string        // on the disk to measure
 	Out       string        // the results file
-	Profiles  string // directory for CPU profiles of the servers, if not empty
+	Profiles  string        // directory for CPU profiles of the servers, if not empty
 	Cache     string
 	Log       func(format string, args ...any)
 }
@@ -58,6 +58,10 @@ func Run(ctx context.Context, opt Options, results *report.Results) (err error) 
 	scratch, err := os.MkdirTemp(opt.Dir, "r")
 	if err != nil {
 		return err
+	}
+	// PostgreSQL runs as another user, if this one is root.
+	if err := os.Chmod(scratch, 0o711); err != nil {
+		return errors.Join(err, os.RemoveAll(scratch))
 	}
 	r := &Runner{
 		Options: opt, results: results, scratch: scratch,

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/keelson-io/keelson/bench/internal/systems"
@@ -18,10 +19,10 @@ import (
 
 func (r *Runner) templateDir(system systems.System, data workload.Data) string {
 	base := filepath.Join(r.Dir, "templates")
-	if system.Name == "keelson" {
+	if strings.HasPrefix(system.Name, "keelson") {
 		base = filepath.Join(r.scratch, "templates")
 	}
-	return filepath.Join(base, filepath.Base(r.programs[system.Name]), data.String())
+	return filepath.Join(base, filepath.Base(r.programs[system.Name])+"-"+system.Loader().Name, data.String())
 }
 
 // copyTemplate replaces the system's directory by one with the data.

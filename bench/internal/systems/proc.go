@@ -25,14 +25,18 @@ type Usage struct {
 }
 
 // ReadUsage reads /proc/PID.
-func ReadUsage(pid int) (Usage, error) {
+func ReadUsage(pid int) (Usage, error) { return readUsage(pid, false) }
+
+// readUsage counts, if told so, the time of children that have ended; in what
+// was written the kernel counts them always.
+func readUsage(pid int, children bool) (Usage, error) {
 	var u Usage
 	proc := filepath.Join("/proc", strconv.Itoa(pid))
 	stat, err := os.ReadFile(filepath.Join(proc, "stat"))
 	if err != nil {
 		return u, err
 	}
-	if u.CPU, err = cpuTime(stat); err != nil {
+	if u.CPU, err = cpuTime(stat, children); err != nil {
 		return u, err
 	}
 	io, err := fields(filepath.Join(proc, "io"))
@@ -54,19 +58,24 @@ func ResetPeak(pid int) error {
 	return os.WriteFile(filepath.Join("/proc", strconv.Itoa(pid), "clear_refs"), []byte("5"), 0o200)
 }
 
-// cpuTime adds utime and stime, the 14th and 15th field. The second is the
-// program's name in parentheses and may hold anything.
-func cpuTime(stat []byte) (time.Duration, error) {
+// cpuTime adds utime and stime, the 14th and 15th field, and with children
+// cutime and cstime, the two after them. The second is the program's name in
+// parentheses and may hold anything.
+func cpuTime(stat []byte, children bool) (time.Duration, error) {
 	at := bytes.LastIndexByte(stat, ')')
 	if at < 0 {
 		return 0, errors.New("/proc/PID/stat has no name")
 	}
 	fields := strings.Fields(string(stat[at+1:]))
-	if len(fields) < 13 {
+	if len(fields) < 15 {
 		return 0, fmt.Errorf("/proc/PID/stat has %d fields after the name", len(fields))
 	}
 	var ticks int64
-	for _, field := range fields[11:13] {
+	times := fields[11:13]
+	if children {
+		times = fields[11:15]
+	}
+	for _, field := range times {
 		n, err := strconv.ParseInt(field, 10, 64)
 		if err != nil {
 			return 0, err

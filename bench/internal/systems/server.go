@@ -25,15 +25,20 @@ type Server struct {
 	Endpoint string
 	Ready    time.Duration // from the start of the process to its first answer
 
-	cmd  *exec.Cmd
-	done chan struct{} // closed when the process has ended
+	cmd      *exec.Cmd
+	done     chan struct{} // closed when the process has ended
+	postgres *postgres     // or nil
 }
 
 // Start starts the program on the data that dir may hold and waits until it
 // answers a linearizable read. With pprof it serves profiles if it can.
 func (s System) Start(ctx context.Context, program, dir string, pprof bool) (*Server, error) {
 	data := filepath.Join(dir, "data")
-	if err := os.MkdirAll(filepath.Join(data, s.below), 0o700); err != nil {
+	mode := os.FileMode(0o700)
+	if s.database != "" {
+		mode = 0o711 // another user's files are in it
+	}
+	if err := os.MkdirAll(filepath.Join(data, s.below), mode); err != nil {
 		return nil, err
 	}
 	socket := filepath.Join(dir, "client.sock")
@@ -51,11 +56,17 @@ func (s System) Start(ctx context.Context, program, dir string, pprof bool) (*Se
 	cmd.Dir = data // kine's default database is below the working directory
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	srv := &Server{System: s, Dir: dir, Endpoint: "unix://" + socket, cmd: cmd, done: make(chan struct{})}
+	if s.database != "" {
+		if srv.postgres, err = startPostgres(ctx, postgresDir(data), s.database, filepath.Join(dir, "log-postgres")); err != nil {
+			return nil, err
+		}
+	}
 	began := time.Now()
 	if err := cmd.Start(); err != nil {
+		srv.stopPostgres(syscall.SIGQUIT)
 		return nil, err
 	}
-	srv := &Server{System: s, Dir: dir, Endpoint: "unix://" + socket, cmd: cmd, done: make(chan struct{})}
 	go func() {
 		_ = cmd.Wait()
 		close(srv.done)
@@ -132,8 +143,17 @@ func (s *Server) HTTP(ctx context.Context, method, path string) ([]byte, error) 
 	return body, err
 }
 
-// Usage reads what the process has used.
-func (s *Server) Usage() (Usage, error) { return ReadUsage(s.cmd.Process.Pid) }
+// Usage reads what the server has used.
+func (s *Server) Usage() (Usage, error) {
+	u, err := ReadUsage(s.cmd.Process.Pid)
+	if err != nil || s.postgres == nil {
+		return u, err
+	}
+	below, err := s.postgres.usage()
+	u.CPU += below.CPU
+	u.Written += below.Written
+	return u, err
+}
 
 // ResetPeak lets Usage.PeakRSS start again.
 func (s *Server) ResetPeak() error { return ResetPeak(s.cmd.Process.Pid) }
@@ -145,6 +165,13 @@ func (s *Server) Done() <-chan struct{} { return s.done }
 func (s *Server) Kill() {
 	_ = s.cmd.Process.Kill() // an error means that it has ended
 	<-s.done
+	s.stopPostgres(syscall.SIGQUIT)
+}
+
+func (s *Server) stopPostgres(signal syscall.Signal) {
+	if s.postgres != nil {
+		s.postgres.stop(signal)
+	}
 }
 
 // Stop ends the process with SIGTERM, after a minute with SIGKILL.
@@ -152,6 +179,7 @@ func (s *Server) Stop() {
 	_ = s.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-s.done:
+		s.stopPostgres(syscall.SIGINT)
 	case <-time.After(time.Minute):
 		s.Kill()
 	}

@@ -18,8 +18,10 @@ type System struct {
 	Pprof bool
 
 	program string
-	below   string // directory to make in that of the data
-	args    func(dir, socket string) []string
+	// database in a PostgreSQL of its own, or empty.
+	database string
+	below    string // directory to make in that of the data
+	args     func(dir, socket string) []string
 }
 
 // quota is for those that have one; a million revisions of 1 KiB are beyond
@@ -69,12 +71,29 @@ var systems = []System{
 			}
 		},
 	},
+	{
+		Name: "kine-pg", program: "kine", database: "kine",
+		Doc: "kine " + KineVersion + " on PostgreSQL; CPU and bytes with PostgreSQL's, memory without",
+		args: func(dir, socket string) []string {
+			return []string{"--listen-address", "unix://" + socket, "--metrics-bind-address", "0", "--endpoint", postgresURL(dir, "kine")}
+		},
+	},
+	{
+		Name: "keelson-pg", Bulk: true, Pprof: true, program: "keelson", database: "keelson",
+		Doc: "keelson on PostgreSQL; CPU and bytes with PostgreSQL's, memory without",
+		args: func(dir, socket string) []string {
+			return []string{
+				"--data-dir", dir, "--listen-client-urls", "unix://" + socket, "--advertise-client-urls", "unix://" + socket,
+				"--quota-backend-bytes", strconv.Itoa(quota), "--datastore", postgresURL(dir, "keelson"),
+			}
+		},
+	},
 }
 
 // Loader returns the system that loads data for this one: of those with the
 // same files the fastest.
 func (s System) Loader() System {
-	i := slices.IndexFunc(systems, func(other System) bool { return other.program == s.program })
+	i := slices.IndexFunc(systems, func(other System) bool { return other.program == s.program && other.database == s.database })
 	return systems[i]
 }
 

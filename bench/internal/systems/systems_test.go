@@ -10,11 +10,13 @@ import (
 func TestCPUTime(t *testing.T) {
 	// A program's name may look like fields.
 	stat := "42 (a) S 9 9) S 1 42 42 0 -1 4194560 1 2 3 4 150 50 7 8 20 0 9 0 1 1 1"
-	got, err := cpuTime([]byte(stat))
-	if want := 2 * time.Second; err != nil || got != want {
-		t.Errorf("%v, %v; want %v", got, err, want)
+	for children, want := range map[bool]time.Duration{false: 2 * time.Second, true: 2150 * time.Millisecond} {
+		got, err := cpuTime([]byte(stat), children)
+		if err != nil || got != want {
+			t.Errorf("%v, %v; want %v", got, err, want)
+		}
 	}
-	if _, err := cpuTime([]byte("42 (a) S 1")); err == nil {
+	if _, err := cpuTime([]byte("42 (a) S 1"), false); err == nil {
 		t.Error("too few fields are no error")
 	}
 }
