@@ -183,7 +183,7 @@ func TestUsageErrors(t *testing.T) {
 		{[]string{"serve"}, `keelson: unexpected argument "serve": keelson --help`},
 		{[]string{"--client-cert-auth", "true"}, "--client-cert-auth=true"},
 		{[]string{"--config-file=none.yaml"}, "none.yaml"},
-		{[]string{"--datastore=postgres://localhost/k"}, "no Postgres driver yet"},
+		{[]string{"--datastore=postgres://localhost/k?pool_max_conns=1"}, "pool_max_conns 1 is too few"},
 		{[]string{"--quota-backend-bytes=4GB"}, "without a unit"},
 		{[]string{"--listen-client-urls=https://127.0.0.1:0"}, "https://127.0.0.1:0: this URL needs a certificate"},
 		{[]string{"version", "please"}, `unexpected argument "please"`},

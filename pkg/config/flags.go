@@ -35,7 +35,7 @@ func (c *Config) storageFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.ConfigFile, "config-file", "", "YAML `file` with flag names (without dashes) as keys")
 	f.StringVar(&s.Name, "name", s.Name, "`name` of this member")
 	f.StringVar(&s.DataDir, "data-dir", "", "`directory` of the data; one keelson at a time (default ./<name>.keelson)")
-	f.StringVar(&s.Datastore, "datastore", s.Datastore, "where the data is: sqlite (in the data directory), or a `URL`: sqlite:///directory")
+	f.StringVar(&s.Datastore, "datastore", s.Datastore, "where the data is: sqlite (in the data directory), or a `URL`: sqlite:///directory, postgres://user@host/database")
 }
 
 func (c *Config) clientFlags(f *pflag.FlagSet) {

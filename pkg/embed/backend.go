@@ -13,7 +13,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/keelson-io/keelson/pkg/compactor"
+	"github.com/keelson-io/keelson/pkg/drivers/postgres"
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
+	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/lease"
 	"github.com/keelson-io/keelson/pkg/server"
 	"github.com/keelson-io/keelson/pkg/store"
@@ -27,7 +29,8 @@ type backend struct {
 	log      *logrus.Entry
 	memberID uint64
 
-	data   *sqlite.Log
+	data   datastore
+	shared *postgres.Log // data, if other instances have it, too; else nil
 	store  *store.Store
 	lessor *lease.Lessor
 	hub    atomic.Pointer[watch.Hub] // nil until the store has loaded
@@ -44,9 +47,24 @@ type backend struct {
 	stopErr  error
 }
 
-// openBackend opens the data, whose lock is held from then on.
+// datastore is a log that says when it has failed between two calls.
+type datastore interface {
+	eventlog.Log
+	Failed() <-chan struct{}
+	Err() error
+}
+
+// openBackend opens the data; a SQLite database is locked from then on.
 func openBackend(ctx context.Context, set *settings) (*backend, error) {
 	b := &backend{set: set, log: set.Logger, memberID: identity("member", set.Name), commits: newCommitMetrics(), responses: server.NewResponseBudget(set.ResponseBytes)}
+	if set.postgres != "" {
+		data, err := postgres.Open(ctx, postgres.Options{URL: set.postgres, Logger: set.Logger})
+		if err != nil {
+			return nil, err
+		}
+		b.data, b.shared = data, data
+		return b, nil
+	}
 	data, err := sqlite.Open(ctx, sqlite.Options{Dir: set.sqliteDir, Logger: set.Logger})
 	if errors.Is(err, sqlite.ErrLocked) {
 		return nil, fmt.Errorf("%w: stop that process or choose another --data-dir", err)
@@ -61,7 +79,11 @@ func openBackend(ctx context.Context, set *settings) (*backend, error) {
 // load builds the index from the data and whatever lives on it.
 func (b *backend) load(ctx context.Context) error {
 	start := time.Now()
-	b.lessor = lease.New(b.revoke, lease.Options{Logger: b.log})
+	leases := lease.Options{Logger: b.log}
+	if b.shared != nil {
+		leases.Shared = sharedLeases{b.shared, b}
+	}
+	b.lessor = lease.New(b.revoke, leases)
 	// The server lives longer than the context it is started with: stopping
 	// has its own order.
 	s, err := store.Open(ctx, b.data, store.Options{
@@ -75,7 +97,7 @@ func (b *backend) load(ctx context.Context) error {
 		OnCommit:       b.commits.observe,
 	})
 	if err != nil {
-		return fmt.Errorf("load the data in %s: %w", b.set.sqliteDir, err)
+		return fmt.Errorf("load the data: %w", err)
 	}
 	b.store = s
 	b.hub.Store(watch.New(s, watch.Options{Logger: b.log}))
@@ -109,6 +131,21 @@ func (b *backend) revoke(ctx context.Context, id int64) error {
 	return err
 }
 
+// sharedLeases is how the lessors of several instances work together.
+type sharedLeases struct {
+	*postgres.Log
+	backend *backend
+}
+
+// LeaseExists implements lease.Shared.
+func (s sharedLeases) LeaseExists(ctx context.Context, id int64) (bool, error) {
+	if err := s.backend.store.Fence(ctx); err != nil {
+		return false, err
+	}
+	_, ok := s.backend.store.Lease(id)
+	return ok, nil
+}
+
 // run starts the goroutines; failed hears of a store that cannot go on.
 func (b *backend) run(failed func(error)) {
 	storeCtx, endStore := context.WithCancel(context.Background())
@@ -130,7 +167,16 @@ func (b *backend) run(failed func(error)) {
 		return nil
 	})
 	b.hubDone.Go(func() error { return b.hub.Load().Run(hubCtx) })
-	b.workersDone.Go(func() error { return b.lessor.Run(workers) })
+	if b.shared == nil {
+		b.workersDone.Go(func() error { return b.lessor.Run(workers) })
+	} else {
+		b.workersDone.Go(func() error { return b.shared.Lead(workers, b.lessor.Run) })
+		b.workersDone.Go(func() error {
+			err := b.shared.Follow(workers, b.store.Notify)
+			failed(err)
+			return err
+		})
+	}
 	b.workersDone.Go(func() error {
 		return compactor.Run(workers, b.set.policy, b.compactTarget(), compactor.SystemClock{}, b.log)
 	})

@@ -15,6 +15,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/keelson-io/keelson/pkg/compactor"
+	"github.com/keelson-io/keelson/pkg/drivers/postgres"
 	"github.com/keelson-io/keelson/pkg/listen"
 	"github.com/keelson-io/keelson/pkg/server"
 	"github.com/keelson-io/keelson/pkg/store"
@@ -51,7 +52,7 @@ var ErrConfig = errors.New("configuration")
 type Config struct {
 	Name      string // --name: the member's name
 	DataDir   string // --data-dir: <name>.keelson if empty
-	Datastore string // --datastore: "sqlite" or "sqlite:///directory"
+	Datastore string // --datastore: "sqlite", "sqlite:///directory" or "postgres://…"
 
 	ListenClientURLs    []string // --listen-client-urls; port 0 picks a free one
 	AdvertiseClientURLs []string // --advertise-client-urls: what clients are told
@@ -111,7 +112,8 @@ type TLS struct {
 // settings is a Config that was understood.
 type settings struct {
 	Config
-	sqliteDir string // the directory of the SQLite database
+	sqliteDir string // the directory of the SQLite database; empty: postgres
+	postgres  string // the URL of the Postgres database; empty: sqlite
 	client    []listen.URL
 	metrics   []listen.URL
 	advertise []string // empty: what the client listeners turn out to be
@@ -191,7 +193,7 @@ func (s *settings) resolveData() error {
 	u, err := url.Parse(s.Datastore)
 	if err != nil {
 		// The parser's error would repeat the URL, which may hold a password.
-		return errors.New("--datastore is not a URL: write sqlite or sqlite:///directory")
+		return errors.New("--datastore is not a URL: write sqlite, sqlite:///directory or postgres://user@host/database")
 	}
 	switch u.Scheme {
 	case "sqlite":
@@ -206,9 +208,13 @@ func (s *settings) resolveData() error {
 		}
 		return nil
 	case "postgres", "postgresql":
-		return errors.New("--datastore: this keelson has no Postgres driver yet: use --datastore=sqlite")
+		if err := postgres.CheckURL(s.Datastore); err != nil {
+			return fmt.Errorf("--datastore: %w", err)
+		}
+		s.postgres = s.Datastore
+		return nil
 	}
-	return fmt.Errorf("--datastore: there is no driver %q: use sqlite or sqlite:///directory", u.Scheme+strings.TrimSuffix(u.Path, "/"))
+	return fmt.Errorf("--datastore: there is no driver %q: use sqlite, sqlite:///directory or postgres://user@host/database", u.Scheme+strings.TrimSuffix(u.Path, "/"))
 }
 
 func (s *settings) resolveURLs() (err error) {

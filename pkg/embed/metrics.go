@@ -11,13 +11,20 @@ import (
 
 // newRegistry returns a registry with what is not the API's: the process, the
 // Go runtime and the database.
-func newRegistry(db *sqlite.Log, commits *commitMetrics) *prometheus.Registry {
+func newRegistry(data datastore, commits *commitMetrics) *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
 		commits.requests, commits.duration, commits.fsync, commits.backend,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
+	if db, ok := data.(*sqlite.Log); ok {
+		registerSQLite(registry, db)
+	}
+	return registry
+}
+
+func registerSQLite(registry *prometheus.Registry, db *sqlite.Log) {
 	gauge := func(name, help string, value func(sqlite.Stats) float64) {
 		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Namespace: "keelson", Subsystem: "sqlite", Name: name, Help: help,
@@ -33,7 +40,6 @@ func newRegistry(db *sqlite.Log, commits *commitMetrics) *prometheus.Registry {
 	gauge("free_pages", "Pages of the database file that are free.", func(s sqlite.Stats) float64 { return float64(s.FreePages) })
 	counter("checkpoints_total", "Completed checkpoints.", func(s sqlite.Stats) float64 { return float64(s.Checkpoints) })
 	counter("checkpoint_seconds_total", "Time spent in checkpoints.", func(s sqlite.Stats) float64 { return s.CheckpointTime.Seconds() })
-	return registry
 }
 
 // commitMetrics are about the batches of writes. What etcd does in two steps,

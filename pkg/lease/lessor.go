@@ -56,6 +56,30 @@ type Options struct {
 	RevokeRate    int           // revokes per second, default 1000
 	RetryInterval time.Duration // default one second
 	Logger        *logrus.Entry
+
+	// Shared is where several lessors of the same leases meet, of which one
+	// runs; nil: there is no other.
+	Shared Shared
+}
+
+// Shared is what lessors of the same leases have in common. Of a lease it
+// knows either that it was renewed or that it has expired, whichever came
+// first. Its methods are safe for concurrent use.
+type Shared interface {
+	// LeaseExists says so of a lease that any client may have been told of,
+	// although Granted may not have been called yet.
+	LeaseExists(ctx context.Context, id int64) (bool, error)
+
+	// RenewLease notes, for the primary lessor, that a lease has ttl left. It
+	// returns false if that one has decided that the lease has expired.
+	RenewLease(ctx context.Context, id int64, ttl time.Duration) (bool, error)
+
+	// ExpireLeases notes that leases have expired, but for those that are
+	// returned, with the time they have left: another lessor has renewed them.
+	ExpireLeases(ctx context.Context, ids []int64) (map[int64]time.Duration, error)
+
+	// ForgetLeases drops the notes on leases that are revoked.
+	ForgetLeases(ctx context.Context, ids []int64) error
 }
 
 // Lease is a granted lease as List shows it.
@@ -80,6 +104,7 @@ type Lessor struct {
 	perRound int
 	retry    time.Duration
 	log      *logrus.Entry
+	shared   Shared // may be nil
 
 	// revoke revokes a lease in the store.
 	revoke func(ctx context.Context, id int64) error
@@ -88,6 +113,7 @@ type Lessor struct {
 	wake chan struct{}
 
 	mu      sync.Mutex
+	granted chan struct{}    // mu; closed by the next Granted
 	primary bool             // mu; Run is running
 	demoted chan struct{}    // mu; closed when the present Run ends
 	leases  map[int64]*entry // mu
@@ -128,8 +154,10 @@ func New(revoke func(ctx context.Context, id int64) error, opt Options) *Lessor 
 		perRound: max(1, opt.RevokeRate*int(revokeInterval/time.Millisecond)/1000),
 		retry:    opt.RetryInterval,
 		log:      opt.Logger,
+		shared:   opt.Shared,
 		revoke:   revoke,
 		wake:     make(chan struct{}, 1),
+		granted:  make(chan struct{}),
 		leases:   make(map[int64]*entry),
 	}
 }
@@ -143,6 +171,8 @@ func (l *Lessor) Granted(id, ttl int64) {
 	e := &entry{id: id, ttl: ttl, revoked: make(chan struct{}), index: -1}
 	l.leases[id] = e
 	l.stats.Granted++
+	close(l.granted)
+	l.granted = make(chan struct{})
 	if l.primary {
 		l.restart(e, l.clock.Now())
 	}
@@ -163,32 +193,74 @@ func (l *Lessor) Revoked(id int64) {
 // gives ErrNotFound, since another answer might come before the revoke and
 // contradict it. ErrNotPrimary: ask the member that runs the lessor.
 func (l *Lessor) Renew(ctx context.Context, id int64) (int64, error) {
-	l.mu.Lock()
-	if !l.primary {
+	for {
+		l.mu.Lock()
+		granted := l.granted
 		l.mu.Unlock()
-		return 0, ErrNotPrimary
+		ttl, err := l.renew(ctx, id)
+		if l.shared == nil || !errors.Is(err, ErrNotFound) {
+			return ttl, err
+		}
+		// Another member may have granted it just now.
+		if exists, existsErr := l.shared.LeaseExists(ctx, id); existsErr != nil || !exists {
+			return 0, cmp.Or(existsErr, err)
+		}
+		select {
+		case <-granted:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
 	}
-	e, ok := l.leases[id]
-	if !ok {
-		l.mu.Unlock()
-		return 0, ErrNotFound
-	}
-	if now := l.clock.Now(); now < e.deadline {
-		l.restart(e, now)
-		l.stats.Renewed++
-		l.mu.Unlock()
-		return e.ttl, nil
-	}
-	demoted := l.demoted
-	l.mu.Unlock()
+}
 
-	select {
-	case <-e.revoked:
-		return 0, ErrNotFound
-	case <-demoted:
-		return 0, ErrNotPrimary
-	case <-ctx.Done():
-		return 0, ctx.Err()
+func (l *Lessor) renew(ctx context.Context, id int64) (int64, error) {
+	for {
+		l.mu.Lock()
+		e, ok := l.leases[id]
+		primary, demoted := l.primary, l.demoted
+		switch now := l.clock.Now(); {
+		case !primary && l.shared == nil:
+			l.mu.Unlock()
+			return 0, ErrNotPrimary
+		case !ok:
+			l.mu.Unlock()
+			return 0, ErrNotFound
+		case primary && now < e.deadline:
+			l.restart(e, now)
+			l.stats.Renewed++
+			l.mu.Unlock()
+			return e.ttl, nil
+		}
+		l.mu.Unlock()
+
+		if !primary {
+			renewed, err := l.shared.RenewLease(ctx, id, ttlOf(e))
+			if err != nil || renewed {
+				return e.ttl, err
+			}
+			// The primary may be gone before it revokes the lease.
+			again, stop := l.clock.After(l.retry)
+			select {
+			case <-e.revoked:
+				stop()
+				return 0, ErrNotFound
+			case <-again:
+				continue
+			case <-ctx.Done():
+				stop()
+				return 0, ctx.Err()
+			}
+		}
+		select {
+		case <-e.revoked:
+			return 0, ErrNotFound
+		case <-demoted:
+			if l.shared == nil {
+				return 0, ErrNotPrimary
+			}
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
 	}
 }
 
@@ -306,6 +378,12 @@ func (l *Lessor) takeExpired() ([]*entry, time.Duration) {
 // revokeAll revokes leases side by side, for the store to commit together,
 // and returns when all have their answer.
 func (l *Lessor) revokeAll(ctx context.Context, expired []*entry) {
+	if l.shared != nil {
+		if expired = l.agree(ctx, expired); len(expired) == 0 {
+			return
+		}
+		defer l.forget(ctx, expired)
+	}
 	var wg sync.WaitGroup
 	for _, e := range expired {
 		wg.Go(func() {
@@ -314,6 +392,51 @@ func (l *Lessor) revokeAll(ctx context.Context, expired []*entry) {
 		})
 	}
 	wg.Wait()
+}
+
+// agree returns those of expired that no other lessor has renewed.
+func (l *Lessor) agree(ctx context.Context, expired []*entry) []*entry {
+	ids := make([]int64, len(expired))
+	for i, e := range expired {
+		ids[i] = e.id
+	}
+	left, err := l.shared.ExpireLeases(ctx, ids)
+	if err != nil {
+		if ctx.Err() == nil {
+			l.log.WithError(err).Warnf("%d leases have expired but could not be revoked; trying again in %v", len(ids), l.retry)
+		}
+		return nil // they are due again after retry
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.clock.Now()
+	return slices.DeleteFunc(expired, func(e *entry) bool {
+		d, renewed := left[e.id]
+		if renewed && e.index >= 0 {
+			e.deadline = addSaturated(now, d)
+			e.due = e.deadline
+			heap.Fix(&l.due, e.index)
+		}
+		return renewed
+	})
+}
+
+// forget drops the notes on those of expired that are revoked.
+func (l *Lessor) forget(ctx context.Context, expired []*entry) {
+	var ids []int64
+	for _, e := range expired {
+		select {
+		case <-e.revoked:
+			ids = append(ids, e.id)
+		default:
+		}
+	}
+	if len(ids) == 0 {
+		return
+	}
+	if err := l.shared.ForgetLeases(ctx, ids); err != nil && ctx.Err() == nil {
+		l.log.WithError(err).Warnf("notes on %d revoked leases are left behind", len(ids))
+	}
 }
 
 // settle notes the outcome of a revoke.
@@ -338,11 +461,14 @@ func (l *Lessor) settle(ctx context.Context, e *entry, err error) {
 	}
 }
 
+// ttlOf returns e's TTL, or the longest there is.
+func ttlOf(e *entry) time.Duration { return time.Duration(min(e.ttl, MaxTTL)) * time.Second }
+
 // restart gives e a full TTL from now. mu is held and l is primary.
 func (l *Lessor) restart(e *entry, now time.Duration) {
 	e.deadline = never
 	if e.ttl <= MaxTTL {
-		e.deadline = addSaturated(now, time.Duration(e.ttl)*time.Second)
+		e.deadline = addSaturated(now, ttlOf(e))
 	}
 	e.due = e.deadline
 	if e.index >= 0 {
@@ -375,7 +501,7 @@ func (l *Lessor) drop(id int64) bool {
 // view returns e as seen at now. mu is held. Without a Run nothing expires:
 // the TTL will start in full.
 func (l *Lessor) view(e *entry, now time.Duration) Lease {
-	remaining := addSaturated(0, time.Duration(min(e.ttl, MaxTTL))*time.Second)
+	remaining := ttlOf(e)
 	if l.primary {
 		remaining = e.deadline - now
 	}

@@ -33,7 +33,7 @@ const (
 
 	// appendBatchNotify also wakes the other instances. The message travels
 	// with the commit and costs no round trip.
-	appendBatchNotify = appendBatch + `, (SELECT pg_notify($15, position::text) FROM moved)`
+	appendBatchNotify = appendBatch + `, (SELECT pg_notify($15, position::text || ' ' || $16::text) FROM moved)`
 )
 
 // fenceTries is how often an Append takes over a new fence.
@@ -176,7 +176,7 @@ func headID(p place) []byte {
 func (l *Log) sendAppend(ctx context.Context, a *appending) (moved bool, err error) {
 	sql, args := l.sql.append, a.args
 	if l.notifies {
-		sql, args = l.sql.appendNotify, append(args[:len(args):len(args)], l.set.channel)
+		sql, args = l.sql.appendNotify, append(args[:len(args):len(args)], l.set.channel, l.instance)
 	}
 	send := func(ctx context.Context, c *pgx.Conn) error {
 		var bytes *int64

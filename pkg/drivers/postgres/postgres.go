@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"sync"
@@ -48,13 +49,16 @@ type Log struct {
 	// onAppend, if set, stands around the statement of Append, for tests.
 	onAppend func(send func() error) error
 
-	notifies bool // the database has NOTIFY; set by Open
+	instance  string // tells this Log's notifications from others'
+	notifies  bool   // the database has NOTIFY; set by Open
+	listening atomic.Bool
 
-	heads  heads
-	size   size
-	failed atomic.Pointer[error]
-	ended  chan struct{} // closed after failed is set
-	closed atomic.Bool
+	heads    heads
+	renewals renewals
+	size     size
+	failed   atomic.Pointer[error]
+	ended    chan struct{} // closed after failed is set
+	closed   atomic.Bool
 
 	background sync.WaitGroup // goroutines started by spawn
 
@@ -95,6 +99,8 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 		timeout: opt.Timeout,
 		readers: make(chan struct{}, max(1, set.pool.MaxConns-reservedConns)),
 		ended:   make(chan struct{}),
+
+		instance: rand.Text(),
 	}
 	if l.pool, err = pgxpool.NewWithConfig(ctx, set.pool); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrURL, err)

@@ -22,7 +22,7 @@ var migrations = []string{
 	// within the page (HOT). kept is what Compact changes: floor is the
 	// highest seq deleted, deleted the number of records deleted, freed their
 	// bytes. Above floor seqs are dense, and in all there are
-	// (head.seq - deleted) rows.
+	// (head.seq - deleted) rows. For lessor and renewal see lessor.go.
 	`CREATE TABLE keelson.log (
 		seq      bigint PRIMARY KEY,
 		position bigint NOT NULL,
@@ -51,6 +51,17 @@ var migrations = []string{
 		freed    bigint NOT NULL
 	) WITH (fillfactor = 10);
 	INSERT INTO keelson.kept VALUES (1, 0, 0, 0);
+	CREATE TABLE keelson.lessor (
+		id       int PRIMARY KEY CHECK (id = 1),
+		holder   text NOT NULL,
+		until    timestamptz NOT NULL
+	) WITH (fillfactor = 10);
+	INSERT INTO keelson.lessor VALUES (1, '', now());
+	CREATE TABLE keelson.renewal (
+		lease    bigint PRIMARY KEY,
+		until    timestamptz NOT NULL,
+		expired  boolean NOT NULL
+	) WITH (fillfactor = 50);
 	CREATE VIEW keelson.live AS
 		SELECT encode(key, 'escape') AS key, revision, value
 		FROM keelson.log
@@ -82,9 +93,10 @@ const (
 // statements are those that name a table. In the constants the schema is the
 // default one; here it is the log's.
 type statements struct {
-	append, appendNotify, head, raiseFence string
-	load, loadState, tail, values, missing string
-	compact, vacuum, size                  string
+	append, appendNotify, head, raiseFence      string
+	load, loadState, tail, values, missing      string
+	compact, vacuum, size                       string
+	claim, release, renew, expire, left, forget string
 }
 
 func newStatements(schema string) *statements {
@@ -95,6 +107,8 @@ func newStatements(schema string) *statements {
 		load: in(selectLoad), loadState: in(selectState),
 		tail: in(selectTail), values: in(selectValues), missing: in(selectMissing),
 		compact: in(deleteRecords), vacuum: in(vacuumLog), size: in(selectSize),
+		claim: in(claimLessor), release: in(releaseLessor),
+		renew: in(renewLeases), expire: in(expireLeases), left: in(selectLeft), forget: in(forgetLeases),
 	}
 }
 

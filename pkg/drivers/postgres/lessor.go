@@ -1,0 +1,265 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+// One instance at a time keeps the deadlines of leases: the one whose name is
+// in the row of lessor, until the time that stands there, by the database's
+// clock. The others leave the renewals that they get in the table renewal.
+// There an instance and the lessor meet: a row is either renewed or expired,
+// whichever came first.
+
+const (
+	// claimLessor takes or keeps the row. Whoever takes it starts every lease
+	// in full, so what was renewed before means nothing any more.
+	claimLessor = `WITH claimed AS (
+			UPDATE keelson.lessor SET holder = $1, until = now() + $2 * interval '1 second'
+			WHERE id = 1 AND (holder = $1 OR until < now())
+			RETURNING id
+		), cleared AS (
+			DELETE FROM keelson.renewal WHERE $3 AND EXISTS (SELECT 1 FROM claimed)
+		)
+		SELECT count(*) FROM claimed`
+
+	releaseLessor = "UPDATE keelson.lessor SET until = now() WHERE id = 1 AND holder = $1"
+
+	renewLeases = `INSERT INTO keelson.renewal (lease, until, expired)
+		SELECT lease, now() + ttl * interval '1 second', false FROM unnest($1::bigint[], $2::bigint[]) AS r (lease, ttl)
+		ON CONFLICT (lease) DO UPDATE SET until = excluded.until WHERE NOT renewal.expired
+		RETURNING lease`
+
+	expireLeases = `INSERT INTO keelson.renewal (lease, until, expired)
+		SELECT lease, now(), true FROM unnest($1::bigint[]) AS r (lease)
+		ON CONFLICT (lease) DO UPDATE SET expired = true WHERE renewal.until <= now()
+		RETURNING lease`
+
+	selectLeft = `SELECT lease, extract(epoch FROM until - now())::double precision FROM keelson.renewal
+		WHERE lease = ANY($1) AND NOT expired`
+
+	forgetLeases = "DELETE FROM keelson.renewal WHERE lease = ANY($1)"
+
+	// The row is claimed again every claimInterval. A holder that has not
+	// managed to for stepDown stops; for the others the row is free after
+	// claimTerm. Between the two it ends the revokes it had begun.
+	claimInterval = 2 * time.Second
+	stepDown      = 6 * time.Second
+	claimTerm     = 15 * time.Second
+)
+
+// Lead calls run whenever this instance is the lessor, with a context that
+// ends when it is not any more, until ctx ends.
+func (l *Log) Lead(ctx context.Context, run func(context.Context) error) error {
+	for {
+		asked := time.Now()
+		if held, err := l.claim(ctx, true); err == nil && held {
+			l.logger.Info("this instance expires leases")
+			err := l.lead(ctx, asked, run)
+			l.logger.Info("this instance expires leases no more")
+			if err != nil {
+				return err
+			}
+		}
+		if !pause(ctx, claimInterval) {
+			return nil
+		}
+	}
+}
+
+// lead calls run while the row, claimed at since, is this instance's.
+func (l *Log) lead(ctx context.Context, since time.Time, run func(context.Context) error) error {
+	group, term := errgroup.WithContext(ctx)
+	term, end := context.WithCancel(term)
+	group.Go(func() error { return run(term) })
+	for pause(term, claimInterval) {
+		asked := time.Now()
+		held, err := l.claim(term, false)
+		if err == nil && held {
+			since = asked
+		} else if err == nil || time.Since(since) > stepDown {
+			break
+		}
+	}
+	end()
+	err := group.Wait()
+	l.release(context.WithoutCancel(ctx))
+	return err
+}
+
+// pause waits for d and reports whether ctx goes on.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
+}
+
+// claim takes or keeps the row of lessor; first says that it was not held.
+func (l *Log) claim(ctx context.Context, first bool) (held bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, claimInterval)
+	defer cancel()
+	var claimed int
+	err = l.with(ctx, func(c *pgx.Conn) error {
+		return c.QueryRow(ctx, l.sql.claim, l.instance, claimTerm.Seconds(), first).Scan(&claimed)
+	})
+	return claimed > 0, err
+}
+
+// release gives the row back at once; if it fails the row is free after
+// claimTerm.
+func (l *Log) release(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	_ = l.with(ctx, func(c *pgx.Conn) error {
+		_, err := c.Exec(ctx, l.sql.release, l.instance)
+		return err
+	})
+}
+
+// RenewLease gives a lease ttl from now, for the instance that is the lessor
+// to see before it expires the lease. It returns false if it has already.
+// Calls that come while others are under way go together.
+func (l *Log) RenewLease(ctx context.Context, id int64, ttl time.Duration) (bool, error) {
+	if err := errors.Join(l.check(), ctx.Err()); err != nil {
+		return false, err
+	}
+	call, ok := l.joinRenewal(id, ttl)
+	if !ok {
+		return false, eventlog.ErrClosed
+	}
+	select {
+	case <-call.done:
+		return call.renewed[id], call.err
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+}
+
+// renewals coalesces renewals.
+type renewals struct {
+	mu      sync.Mutex
+	running bool         // mu
+	next    *renewalCall // mu; not begun yet; nil if nobody waits
+}
+
+type renewalCall struct {
+	leases  map[int64]int64 // id: seconds
+	done    chan struct{}
+	renewed map[int64]bool
+	err     error
+}
+
+// joinRenewal adds a lease to the next call, or returns false if the log is
+// closed.
+func (l *Log) joinRenewal(id int64, ttl time.Duration) (*renewalCall, bool) {
+	r := &l.renewals
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.running {
+		if r.running = l.spawn(l.answerRenewals); !r.running {
+			return nil, false
+		}
+	}
+	if r.next == nil {
+		r.next = &renewalCall{leases: make(map[int64]int64), done: make(chan struct{}), renewed: make(map[int64]bool)}
+	}
+	r.next.leases[id] = int64(ttl / time.Second)
+	return r.next, true
+}
+
+// answerRenewals makes calls, one at a time, until nobody waits for one.
+func (l *Log) answerRenewals() {
+	r := &l.renewals
+	for {
+		r.mu.Lock()
+		call := r.next
+		r.next = nil
+		r.running = call != nil
+		r.mu.Unlock()
+		if call == nil {
+			return
+		}
+		ids, ttls := make([]int64, 0, len(call.leases)), make([]int64, 0, len(call.leases))
+		for id := range call.leases {
+			ids = append(ids, id)
+		}
+		slices.Sort(ids) // so that two instances do not deadlock
+		for _, id := range ids {
+			ttls = append(ttls, call.leases[id])
+		}
+		call.err = l.leaseIDs(context.Background(), call.renewed, l.sql.renew, ids, ttls)
+		close(call.done)
+	}
+}
+
+// leaseIDs collects the ids that a statement returns.
+func (l *Log) leaseIDs(ctx context.Context, into map[int64]bool, sql string, args ...any) error {
+	return l.try(ctx, func(ctx context.Context, c *pgx.Conn) error {
+		rows, err := c.Query(ctx, sql, args...)
+		if err != nil {
+			return err
+		}
+		var id int64
+		_, err = pgx.ForEachRow(rows, []any{&id}, func() error {
+			into[id] = true
+			return nil
+		})
+		return err
+	})
+}
+
+// ExpireLeases decides on leases whose time is over as the lessor knows it:
+// those that another instance has renewed are returned with the time they
+// have left; the others cannot be renewed from now on.
+func (l *Log) ExpireLeases(ctx context.Context, ids []int64) (map[int64]time.Duration, error) {
+	ids = slices.Clone(ids)
+	slices.Sort(ids)
+	expired := make(map[int64]bool, len(ids))
+	if err := l.leaseIDs(ctx, expired, l.sql.expire, ids); err != nil {
+		return nil, err
+	}
+	left := make(map[int64]time.Duration)
+	for _, id := range ids {
+		if !expired[id] {
+			left[id] = 0 // until the database says more
+		}
+	}
+	if len(left) == 0 {
+		return nil, nil
+	}
+	err := l.try(ctx, func(ctx context.Context, c *pgx.Conn) error {
+		rows, err := c.Query(ctx, l.sql.left, ids)
+		if err != nil {
+			return err
+		}
+		var id int64
+		var seconds float64
+		_, err = pgx.ForEachRow(rows, []any{&id, &seconds}, func() error {
+			left[id] = max(0, time.Duration(min(seconds, maxLeft.Seconds())*float64(time.Second)))
+			return nil
+		})
+		return err
+	})
+	return left, err
+}
+
+// maxLeft is a time that a Duration can hold: a lease may have more.
+const maxLeft = 200 * 365 * 24 * time.Hour
+
+// ForgetLeases drops what is noted of leases that are gone.
+func (l *Log) ForgetLeases(ctx context.Context, ids []int64) error {
+	return l.try(ctx, func(ctx context.Context, c *pgx.Conn) error {
+		_, err := c.Exec(ctx, l.sql.forget, ids)
+		return err
+	})
+}
