@@ -14,7 +14,7 @@ GOLANGCI := $(KEELSON_CACHE)/bin/golangci-lint-$(GOLANGCI_VERSION)
 FUZZTIME ?= 20000x
 
 # The workloads of make bench.
-BENCH_QUICK ?= get1,get200,list,list-pages,count,put1,put200,create200,update200
+BENCH_QUICK ?= put1,put200,create200,update1,update200,get200,list,list-pages,count,watch100,keepalive200
 
 .DEFAULT_GOAL := help
 

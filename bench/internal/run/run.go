@@ -260,7 +260,7 @@ func (s *session) open(ctx context.Context, spec workload.Spec, srv *systems.Ser
 	return err
 }
 
-// window measures once, after a short unmeasured start if it is the first.
+// window prepares the server and measures once.
 func (r *Runner) window(ctx context.Context, spec workload.Spec, s *session, round int, d time.Duration) error {
 	if spec.Fresh && round > 0 {
 		s.close()
@@ -275,6 +275,33 @@ func (r *Runner) window(ctx context.Context, spec workload.Spec, s *session, rou
 		}
 	}
 	srv := r.servers[s.system.Name]
+	ctx, cancel := whileAlive(ctx, srv)
+	defer cancel()
+	err := r.measure(ctx, spec, s, srv, d)
+	if cause := context.Cause(ctx); errors.Is(cause, errDied) {
+		return fmt.Errorf("%w: %s", cause, srv.LogTail())
+	}
+	return err
+}
+
+var errDied = errors.New("the server has died")
+
+// whileAlive makes a context that ends with the server: clients would wait for
+// it to come back.
+func whileAlive(ctx context.Context, srv *systems.Server) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		select {
+		case <-srv.Done():
+			cancel(errDied)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
+// measure measures once, after a short unmeasured start if it is the first.
+func (r *Runner) measure(ctx context.Context, spec workload.Spec, s *session, srv *systems.Server, d time.Duration) error {
 	if s.runner == nil {
 		if err := s.open(ctx, spec, srv); err != nil {
 			return err

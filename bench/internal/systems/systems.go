@@ -75,7 +75,11 @@ var systems = []System{
 		Name: "kine-pg", program: "kine", database: "kine",
 		Doc: "kine " + KineVersion + " on PostgreSQL; CPU and bytes with PostgreSQL's, memory without",
 		args: func(dir, socket string) []string {
-			return []string{"--listen-address", "unix://" + socket, "--metrics-bind-address", "0", "--endpoint", postgresURL(dir, "kine")}
+			return []string{
+				"--listen-address", "unix://" + socket, "--metrics-bind-address", "0", "--endpoint", postgresURL(dir, "kine"),
+				// Without it kine opens more than the 100 that PostgreSQL takes, and fails.
+				"--datastore-max-open-connections", "90",
+			}
 		},
 	},
 	{

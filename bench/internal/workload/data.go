@@ -123,11 +123,10 @@ func loadRevisions(ctx context.Context, env *Env, data Data, writers int) error 
 		group.Go(func() error {
 			i := w
 			for n := w; n < data.Revisions; n += writers {
-				revision, err := succeeded(updateTxn(ctx, env.client(w), key(i), value(data.Size), revisions[i]))
-				if err != nil {
+				var err error
+				if revisions[i], err = env.revise(ctx, w, i, revisions[i]); err != nil {
 					return err
 				}
-				revisions[i] = revision
 				if i += writers; i >= data.Keys {
 					i = w
 				}
@@ -136,4 +135,24 @@ func loadRevisions(ctx context.Context, env *Env, data Data, writers int) error 
 		})
 	}
 	return group.Wait()
+}
+
+// revise makes a new revision of a key. kine may, once in a million updates,
+// answer that the comparison failed though nobody else writes the key; while
+// data is loaded that is no matter.
+func (e *Env) revise(ctx context.Context, client, i int, revision int64) (int64, error) {
+	for {
+		resp, err := updateTxn(ctx, e.client(client), key(i), value(e.Data.Size), revision)
+		if err != nil {
+			return 0, err
+		}
+		if resp.Succeeded {
+			return resp.Header.Revision, nil
+		}
+		found := resp.Responses[0].GetResponseRange().GetKvs()
+		if e.Bulk || len(found) != 1 {
+			return 0, fmt.Errorf("the comparison of a transaction failed at revision %d", resp.Header.Revision)
+		}
+		revision = found[0].ModRevision
+	}
 }
