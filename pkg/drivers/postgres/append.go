@@ -156,7 +156,7 @@ func newAppend(batch *eventlog.Batch, base place) *appending {
 		start = ends[i]
 		bytes += int64(rowOverhead + len(headers[i]) + len(keys[i]) + len(values[i]))
 	}
-	last := place{batch.Position(), batch.Records[n-1].Seq, batch.ID}
+	last := place{batch.Position(), batch.Records[n-1].Seq, batch.ID, revision}
 	return &appending{place: last, args: []any{
 		int64(batch.Base), headID(base), int64(0), last.seq, revision, batch.ID[:], bytes,
 		seqs[0], appendBatchID(nil, seqs[0], batch.ID), seqs, revisions, headers, keys, values,

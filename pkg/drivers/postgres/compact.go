@@ -38,6 +38,9 @@ func (l *Log) Compact(ctx context.Context, seqs []int64) error {
 	seqs = slices.Clone(seqs)
 	slices.Sort(seqs)
 	for part := range slices.Chunk(seqs, deleteRows) {
+		if err := l.waitForReaders(ctx, part[len(part)-1]); err != nil {
+			return err
+		}
 		err := l.try(ctx, func(ctx context.Context, c *pgx.Conn) error {
 			var freed int64
 			err := c.QueryRow(ctx, l.sql.compact, part, int64(rowOverhead)).Scan(&freed)

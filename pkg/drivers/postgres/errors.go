@@ -86,6 +86,7 @@ func isTransient(err error) bool {
 func isFinal(err error) bool {
 	for _, sentinel := range []error{
 		eventlog.ErrCompacted, eventlog.ErrCorrupt, eventlog.ErrFailed, eventlog.ErrClosed, eventlog.ErrStale, eventlog.ErrUnknown,
+		ErrNewer, ErrNotDurable,
 	} {
 		if errors.Is(err, sentinel) {
 			return true

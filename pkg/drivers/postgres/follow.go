@@ -125,7 +125,7 @@ func (l *Log) listenOnce(ctx context.Context, notify func(eventlog.Position)) er
 		cancel()
 		switch {
 		case err == nil:
-			if position, ok := l.parseNotification(n.Payload); ok {
+			if position, ok := l.takeNotification(n.Payload); ok {
 				notify(position)
 			}
 		case ctx.Err() != nil || !expired:
@@ -166,9 +166,16 @@ func (l *Log) probe(ctx context.Context, c *pgx.Conn) error {
 	}
 }
 
-// parseNotification returns the position in a payload of appendBatchNotify,
-// unless the batch is this instance's own.
-func (l *Log) parseNotification(payload string) (eventlog.Position, bool) {
+// takeNotification does what a notification asks for and returns the position
+// in one of appendBatchNotify, unless the batch is this instance's own.
+func (l *Log) takeNotification(payload string) (eventlog.Position, bool) {
+	if payload == reportRequest {
+		select {
+		case l.reportNow <- struct{}{}:
+		default:
+		}
+		return 0, false
+	}
 	number, instance, _ := strings.Cut(payload, " ")
 	position, err := strconv.ParseInt(number, 10, 64)
 	return eventlog.Position(position), err == nil && instance != l.instance

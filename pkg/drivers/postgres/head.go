@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	selectHead = `SELECT h.position, h.seq, h.batch, h.epoch, h.fence, h.bytes, k.freed, current_setting('transaction_read_only')
+	selectHead = `SELECT h.position, h.seq, h.revision, h.batch, h.epoch, h.fence, h.bytes, k.freed, current_setting('transaction_read_only')
 		FROM keelson.head h CROSS JOIN keelson.kept k WHERE h.id = 1 AND k.id = 1`
 
 	updateFence = "UPDATE keelson.head SET fence = fence + 1 WHERE id = 1 RETURNING fence"
@@ -24,6 +24,9 @@ type headRow struct {
 	epoch, fence    int64
 	appended, freed int64 // bytes
 }
+
+// errEpoch says that the epoch has changed.
+var errEpoch = errors.New("another instance has found so")
 
 // errReadOnly is what a standby, or a primary that became one, is met with.
 var errReadOnly = errors.New("the database is read-only")
@@ -38,7 +41,7 @@ func (l *Log) queryHead(ctx context.Context) (headRow, error) {
 		l.mu.Unlock()
 		var id []byte
 		var readOnly string
-		err := c.QueryRow(ctx, l.sql.head).Scan(&h.position, &h.seq, &id, &h.epoch, &h.fence, &h.appended, &h.freed, &readOnly)
+		err := c.QueryRow(ctx, l.sql.head).Scan(&h.position, &h.seq, &h.revision, &id, &h.epoch, &h.fence, &h.appended, &h.freed, &readOnly)
 		if err != nil {
 			return err
 		}
@@ -70,11 +73,11 @@ func (l *Log) learnHead(h headRow) {
 func (l *Log) checkLost(h headRow, seen place, epoch int64) error {
 	switch {
 	case epoch != 0 && h.epoch != epoch:
-		return l.fail(fmt.Errorf("%w: another instance has found so", ErrLost))
+		return l.lost(errEpoch)
 	case h.position < seen.position:
-		return l.fail(fmt.Errorf("%w: the head is at position %d and was at %d", ErrLost, h.position, seen.position))
+		return l.lost(fmt.Errorf("the head is at position %d and was at %d", h.position, seen.position))
 	case h.position == seen.position && h.id != seen.id:
-		return l.fail(fmt.Errorf("%w: position %d has another batch", ErrLost, h.position))
+		return l.lost(fmt.Errorf("position %d has another batch", h.position))
 	}
 	return nil
 }

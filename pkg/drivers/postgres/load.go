@@ -25,7 +25,6 @@ const (
 // loader checks that records are complete and in order.
 type loader struct {
 	headRow
-	revision       int64
 	floor, deleted int64
 	prev           *eventlog.Record
 	count          int64
@@ -36,6 +35,10 @@ type loader struct {
 // meanwhile.
 func (l *Log) Load(ctx context.Context, fn func(*eventlog.Record) error) (eventlog.Head, error) {
 	if err := errors.Join(l.check(), ctx.Err()); err != nil {
+		return eventlog.Head{}, err
+	}
+	// Before the snapshot: nobody deletes then what comes after it.
+	if err := l.report(ctx); err != nil {
 		return eventlog.Head{}, err
 	}
 	var ld loader
@@ -52,6 +55,10 @@ func (l *Log) Load(ctx context.Context, fn func(*eventlog.Record) error) (eventl
 	l.mu.Lock()
 	l.epoch = ld.epoch
 	l.mu.Unlock()
+	if err := l.report(ctx); err != nil {
+		return eventlog.Head{}, err
+	}
+	l.spawn(l.keepReporting)
 	return eventlog.Head{Position: ld.position, Seq: ld.seq, Revision: ld.revision}, nil
 }
 

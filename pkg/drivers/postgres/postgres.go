@@ -59,6 +59,9 @@ type Log struct {
 	failed   atomic.Pointer[error]
 	ended    chan struct{} // closed after failed is set
 	closed   atomic.Bool
+	done     chan struct{} // closed by Close
+
+	reportNow chan struct{} // asks keepReporting to; buffered
 
 	background sync.WaitGroup // goroutines started by spawn
 
@@ -68,6 +71,8 @@ type Log struct {
 	seen  place // mu; the newest place of the log that was seen
 	given place // mu; the newest one that a caller was given the records of
 	doubt bool  // mu; an Append may still be under way although it returned
+
+	revision int64 // mu; the newest one seen
 }
 
 // place is a batch's place in the log.
@@ -75,6 +80,7 @@ type place struct {
 	position eventlog.Position
 	seq      int64 // of its last record
 	id       eventlog.BatchID
+	revision int64 // the newest main revision, or 0 if the batch has none
 }
 
 var _ eventlog.Log = (*Log)(nil)
@@ -99,6 +105,9 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 		timeout: opt.Timeout,
 		readers: make(chan struct{}, max(1, set.pool.MaxConns-reservedConns)),
 		ended:   make(chan struct{}),
+		done:    make(chan struct{}),
+
+		reportNow: make(chan struct{}, 1),
 
 		instance: rand.Text(),
 	}
@@ -247,6 +256,7 @@ func (l *Log) learn(p place, given bool) {
 	if p.position > l.seen.position {
 		l.seen = p
 	}
+	l.revision = max(l.revision, p.revision)
 	if given && p.position > l.given.position {
 		l.given = p
 	}
@@ -271,6 +281,7 @@ func (l *Log) Close() error {
 	if already {
 		return eventlog.ErrClosed
 	}
+	close(l.done)
 	l.background.Wait()
 	l.pool.Close()
 	return nil

@@ -85,8 +85,9 @@ func (l *Log) Tail(ctx context.Context, after eventlog.Position, limit int) ([]e
 			return nil, err
 		}
 		if err := t.check(p); err != nil {
-			if errors.Is(err, ErrLost) {
-				err = l.fail(err)
+			var lost *lostError
+			if errors.As(err, &lost) {
+				err = l.lost(lost.cause)
 			}
 			return nil, err
 		}
@@ -98,7 +99,13 @@ func (l *Log) Tail(ctx context.Context, after eventlog.Position, limit int) ([]e
 	}
 	if n := len(t.batches); n > 0 {
 		newest := &t.batches[n-1]
-		l.learn(place{newest.Position(), newest.Records[len(newest.Records)-1].Seq, newest.ID}, true)
+		p := place{position: newest.Position(), seq: newest.Records[len(newest.Records)-1].Seq, id: newest.ID}
+		for i := range newest.Records {
+			if r := &newest.Records[i]; r.Kind == eventlog.KindPut || r.Kind == eventlog.KindDelete {
+				p.revision = r.Revision.Main
+			}
+		}
+		l.learn(p, true)
 	}
 	return t.batches, nil
 }
@@ -172,9 +179,9 @@ func (t *tail) check(p *page) error {
 	t.newest = p.newest
 	switch {
 	case t.epoch != 0 && p.epoch != t.epoch:
-		return fmt.Errorf("%w: another instance has found so", ErrLost)
+		return &lostError{errEpoch}
 	case t.after == t.given.position && t.after > 0 && len(p.previous) > 0 && !bytes.HasPrefix(p.previous, t.given.id[:]):
-		return fmt.Errorf("%w: position %d has another batch", ErrLost, t.after)
+		return &lostError{fmt.Errorf("position %d has another batch", t.after)}
 	case t.next == 0 && t.after >= p.head:
 		t.complete = true
 		return nil
@@ -192,6 +199,11 @@ func (t *tail) check(p *page) error {
 	t.next = first
 	return nil
 }
+
+// lostError says how check has found that the database has lost batches.
+type lostError struct{ cause error }
+
+func (e *lostError) Error() string { return e.cause.Error() }
 
 // row takes one row.
 func (t *tail) row(row *pageRow) error {

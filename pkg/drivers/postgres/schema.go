@@ -22,7 +22,8 @@ var migrations = []string{
 	// within the page (HOT). kept is what Compact changes: floor is the
 	// highest seq deleted, deleted the number of records deleted, freed their
 	// bytes. Above floor seqs are dense, and in all there are
-	// (head.seq - deleted) rows. For lessor and renewal see lessor.go.
+	// (head.seq - deleted) rows. For lessor and renewal see lessor.go, for
+	// reader see readers.go.
 	`CREATE TABLE keelson.log (
 		seq      bigint PRIMARY KEY,
 		position bigint NOT NULL,
@@ -62,6 +63,11 @@ var migrations = []string{
 		until    timestamptz NOT NULL,
 		expired  boolean NOT NULL
 	) WITH (fillfactor = 50);
+	CREATE TABLE keelson.reader (
+		instance text PRIMARY KEY,
+		seq      bigint NOT NULL,
+		at       timestamptz NOT NULL
+	) WITH (fillfactor = 50);
 	CREATE VIEW keelson.live AS
 		SELECT encode(key, 'escape') AS key, revision, value
 		FROM keelson.log
@@ -97,6 +103,8 @@ type statements struct {
 	load, loadState, tail, values, missing      string
 	compact, vacuum, size                       string
 	claim, release, renew, expire, left, forget string
+	report, leave, behind                       string
+	lockHead, restart, insert                   string
 }
 
 func newStatements(schema string) *statements {
@@ -109,6 +117,8 @@ func newStatements(schema string) *statements {
 		compact: in(deleteRecords), vacuum: in(vacuumLog), size: in(selectSize),
 		claim: in(claimLessor), release: in(releaseLessor),
 		renew: in(renewLeases), expire: in(expireLeases), left: in(selectLeft), forget: in(forgetLeases),
+		report: in(reportReader), leave: in(deleteReader), behind: in(selectBehind),
+		lockHead: in(lockHead), restart: in(updateLost), insert: in(insertMark),
 	}
 }
 
