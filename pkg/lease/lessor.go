@@ -213,6 +213,7 @@ func (l *Lessor) Renew(ctx context.Context, id int64) (int64, error) {
 	}
 }
 
+// renew is Renew with what this lessor knows of grants.
 func (l *Lessor) renew(ctx context.Context, id int64) (int64, error) {
 	for {
 		l.mu.Lock()
@@ -234,33 +235,41 @@ func (l *Lessor) renew(ctx context.Context, id int64) (int64, error) {
 		l.mu.Unlock()
 
 		if !primary {
-			renewed, err := l.shared.RenewLease(ctx, id, ttlOf(e))
-			if err != nil || renewed {
-				return e.ttl, err
+			if renewed, err := l.shared.RenewLease(ctx, id, ttlOf(e)); err != nil {
+				return 0, err
+			} else if renewed {
+				return e.ttl, nil
 			}
-			// The primary may be gone before it revokes the lease.
-			again, stop := l.clock.After(l.retry)
-			select {
-			case <-e.revoked:
-				stop()
-				return 0, ErrNotFound
-			case <-again:
-				continue
-			case <-ctx.Done():
-				stop()
-				return 0, ctx.Err()
-			}
+			demoted = nil
 		}
-		select {
-		case <-e.revoked:
-			return 0, ErrNotFound
-		case <-demoted:
-			if l.shared == nil {
-				return 0, ErrNotPrimary
-			}
-		case <-ctx.Done():
-			return 0, ctx.Err()
+		if err := l.verdict(ctx, e, demoted); err != nil {
+			return 0, err
 		}
+	}
+}
+
+// verdict waits until e, which has expired, is revoked. Where there are other
+// lessors it comes back with nil after a while: e may have been renewed by
+// one of them, or the one that was to revoke it be gone.
+func (l *Lessor) verdict(ctx context.Context, e *entry, demoted <-chan struct{}) error {
+	var again <-chan time.Time
+	if l.shared != nil {
+		timer, stop := l.clock.After(l.retry)
+		defer stop()
+		again = timer
+	}
+	select {
+	case <-e.revoked:
+		return ErrNotFound
+	case <-demoted:
+		if l.shared == nil {
+			return ErrNotPrimary
+		}
+		return nil
+	case <-again:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
