@@ -12,6 +12,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	logrustest "github.com/sirupsen/logrus/hooks/test"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
@@ -175,6 +176,60 @@ func TestPostgresWatchIsFast(t *testing.T) {
 	t.Logf("from put to event: %v on average, %v at most", sum/n, slowest)
 	if sum/n > 200*time.Millisecond {
 		t.Errorf("an event takes %v", sum/n)
+	}
+}
+
+// TestPostgresCompaction: compactions of the newest revisions through one
+// instance, under writes, neither stop the other nor hide anything from its
+// watchers.
+func TestPostgresCompaction(t *testing.T) {
+	db := startPostgres(t)
+	a, b := startInstance(t, db, "a"), startInstance(t, db, "b")
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	watch := b.Watch(ctx, "k", clientv3.WithCreatedNotify())
+	if created := <-watch; !created.Created {
+		t.Fatalf("watch: %v", created)
+	}
+	const n = 60
+	for i := range n {
+		put, err := a.Put(ctx, "k", fmt.Sprint(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i%3 == 2 {
+			if _, err := a.Compact(ctx, put.Header.Revision); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for next := 0; next < n; {
+		resp := <-watch
+		if resp.Err() != nil {
+			t.Fatalf("watch: %v", resp.Err())
+		}
+		for _, event := range resp.Events {
+			if got := string(event.Kv.Value); got != fmt.Sprint(next) {
+				t.Fatalf("watch: %s, want %d", got, next)
+			}
+			next++
+		}
+	}
+	last, err := b.Put(ctx, "k", "last")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Physically: all that others had to read is read.
+	if _, err := b.Compact(ctx, last.Header.Revision, clientv3.WithCompactPhysical()); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []*instance{a, b} {
+		if got, err := c.Get(ctx, "k"); err != nil || len(got.Kvs) != 1 || got.Kvs[0].Version != n+1 {
+			t.Errorf("get: %v, %v", got, err)
+		}
+		if _, err := c.Get(ctx, "k", clientv3.WithRev(last.Header.Revision-1)); !errors.Is(err, rpctypes.ErrCompacted) {
+			t.Errorf("get of a compacted revision: %v", err)
+		}
 	}
 }
 

@@ -129,8 +129,8 @@ func TestTerminated(t *testing.T) {
 	result := make(chan error, 1)
 	go func() { result <- log.Append(context.Background(), &b) }()
 	terminate(t, t.Name())
-	if err := <-result; !errors.Is(err, eventlog.ErrUnknown) {
-		t.Fatalf("Append that was cut off: %v, want ErrUnknown", err)
+	if err := <-result; !errors.Is(err, eventlog.ErrUnknown) || !strings.Contains(err.Error(), "57P01") {
+		t.Fatalf("Append that was cut off: %v, want ErrUnknown with the reason", err)
 	}
 	release()
 	if tail, err := log.Tail(context.Background(), head.Position, 1); err != nil || len(tail) != 0 {
