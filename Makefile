@@ -98,8 +98,8 @@ bench: ## measure the main workloads on etcd, kine and keelson (10 minutes)
 	cd bench && go run . run -workloads '$(BENCH_QUICK)' -rounds 3 -duration 2s -out results-quick.json
 
 .PHONY: bench-all
-bench-all: ## measure everything
-	cd bench && go run . run -out results.json
+bench-all: ## measure everything, and put the tables into bench/README.md
+	cd bench && go run . run -out results.json && go run . report results.json
 
 .PHONY: clean
 clean: ## remove what was built

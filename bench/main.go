@@ -184,7 +184,8 @@ func plots(args []string) error {
 	if err != nil {
 		return err
 	}
-	return results.Plots(*dir, *format)
+	_, err = results.Plots(*dir, *format)
+	return err
 }
 
 // The tables stand between these lines of the README.
@@ -217,10 +218,15 @@ func writeReport(args []string) error {
 	if err := results.Table(&b); err != nil {
 		return err
 	}
-	b.WriteString("\n" + tablesEnd + after)
-	if err := results.Plots(filepath.Join(filepath.Dir(*readme), "plots"), "svg"); err != nil {
+	drawn, err := results.Plots(filepath.Join(filepath.Dir(*readme), "plots"), "svg")
+	if err != nil {
 		return err
 	}
+	b.WriteString("\n### Plots\n\n")
+	for _, plot := range drawn {
+		fmt.Fprintf(&b, "![%s](plots/%s)\n", plot.Title, plot.File)
+	}
+	b.WriteString("\n" + tablesEnd + after)
 	return os.WriteFile(*readme, []byte(b.String()), 0o644)
 }
 

@@ -32,19 +32,36 @@ func look(system string) draw.GlyphStyle {
 	return draw.GlyphStyle{Color: color.Black, Shape: draw.CrossGlyph{}, Radius: 4}
 }
 
-// Plots draws files of the format, svg or png, into dir.
-func (r *Results) Plots(dir, format string) error {
+// Plot is a plot that was drawn.
+type Plot struct{ File, Title string }
+
+// Plots draws files of the format, svg or png, into dir: those that the results
+// have figures for.
+func (r *Results) Plots(dir, format string) ([]Plot, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	var drawn []Plot
+	draw := func(file, title string, plot func(path, title string) (bool, error)) error {
+		file += "." + format
+		ok, err := plot(filepath.Join(dir, file), title)
+		if ok {
+			drawn = append(drawn, Plot{file, title})
+		}
 		return err
 	}
-	if err := r.plotRatios(filepath.Join(dir, "throughput."+format), "Throughput, etcd = 1 (right is better)", Throughput, true); err != nil {
-		return err
-	}
-	if err := r.plotRatios(filepath.Join(dir, "cpu."+format), "Server CPU time per operation, etcd = 1 (left is better)", CPUPerOp, false); err != nil {
-		return err
-	}
-	if err := r.plotRatios(filepath.Join(dir, "written."+format), "Bytes written per operation, etcd = 1 (left is better)", Written, false); err != nil {
-		return err
+	for _, c := range []struct {
+		file, title string
+		metric      Metric
+	}{
+		{"throughput", "Throughput, etcd = 1 (right is better)", Throughput},
+		{"cpu", "Server CPU time per operation, etcd = 1 (left is better)", CPUPerOp},
+		{"written", "Bytes written per operation, etcd = 1 (left is better)", Written},
+	} {
+		err := draw(c.file, c.title, func(path, title string) (bool, error) { return r.plotRatios(path, title, c.metric) })
+		if err != nil {
+			return drawn, err
+		}
 	}
 	for _, g := range []struct {
 		file, title, prefix, x string
@@ -60,18 +77,21 @@ func (r *Results) Plots(dir, format string) error {
 		{"clients-get", "Gets/s", "get@c", "clients", Throughput},
 		{"clients-update", "Updates/s", "update@c", "clients", Throughput},
 		{"watchers-cpu", "CPU per event (µs), 50 creates/s", "watch@", "watchers", CPUPerOp},
-		{"watchers-p99", "Put to event, p99 (µs), 50 creates/s", "watch@", "watchers", P99},
+		{"watchers-p99", "Create to event, p99 (µs), 50 creates/s", "watch@", "watchers", P99},
 	} {
-		if err := r.plotGrowth(filepath.Join(dir, g.file+"."+format), g.title, g.prefix, g.x, g.metric); err != nil {
-			return err
+		err := draw(g.file, g.title, func(path, title string) (bool, error) {
+			return r.plotGrowth(path, title, g.prefix, g.x, g.metric)
+		})
+		if err != nil {
+			return drawn, err
 		}
 	}
-	return nil
+	return drawn, nil
 }
 
 // plotRatios draws a row for each workload and a dot in it for each system.
 // Paced workloads have no throughput of their own.
-func (r *Results) plotRatios(path, title string, m Metric, closedOnly bool) error {
+func (r *Results) plotRatios(path, title string, m Metric) (bool, error) {
 	p := plot.New()
 	p.Title.Text = title
 	p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, plot.ConstantTicks(decades())
@@ -79,7 +99,7 @@ func (r *Results) plotRatios(path, title string, m Metric, closedOnly bool) erro
 	var rows []plot.Tick
 	points := map[string]plotter.XYs{}
 	for _, w := range slices.Backward(r.Workloads) {
-		if grows(w.Name) || closedOnly && w.Rate > 0 {
+		if grows(w.Name) || m.Key == Throughput.Key && w.Rate > 0 {
 			continue
 		}
 		y := float64(len(rows))
@@ -100,7 +120,7 @@ func (r *Results) plotRatios(path, title string, m Metric, closedOnly bool) erro
 		}
 	}
 	if len(rows) == 0 {
-		return nil
+		return false, nil
 	}
 	p.Y.Tick.Marker = plot.ConstantTicks(rows)
 	p.Y.Min, p.Y.Max = -0.5, float64(len(rows))-0.5
@@ -111,14 +131,14 @@ func (r *Results) plotRatios(path, title string, m Metric, closedOnly bool) erro
 		}
 		dots, err := plotter.NewScatter(points[system.Name])
 		if err != nil {
-			return err
+			return false, err
 		}
 		dots.GlyphStyle = look(system.Name)
 		p.Add(dots)
 		p.Legend.Add(system.Name, dots)
 	}
 	p.X.Min, p.X.Max = p.X.Min/1.3, p.X.Max*1.3
-	return p.Save(18*vg.Centimeter, vg.Length(3+float64(len(rows))*0.6)*vg.Centimeter, path)
+	return true, p.Save(18*vg.Centimeter, vg.Length(3+float64(len(rows))*0.6)*vg.Centimeter, path)
 }
 
 // decades are the marks of a logarithmic axis: 1, 2 and 5 of each power of ten.
@@ -135,7 +155,7 @@ func decades() []plot.Tick {
 
 // plotGrowth draws a line for each system through the workloads whose names
 // begin with prefix and end with a number.
-func (r *Results) plotGrowth(path, title, prefix, xLabel string, m Metric) error {
+func (r *Results) plotGrowth(path, title, prefix, xLabel string, m Metric) (bool, error) {
 	p := plot.New()
 	p.Title.Text = title
 	p.X.Label.Text = xLabel
@@ -154,7 +174,7 @@ func (r *Results) plotGrowth(path, title, prefix, xLabel string, m Metric) error
 			}
 			x, err := parseShort(number)
 			if err != nil {
-				return fmt.Errorf("%s: %w", w.Name, err)
+				return false, fmt.Errorf("%s: %w", w.Name, err)
 			}
 			marks = append(marks, plot.Tick{Value: x, Label: number})
 			if stat, ok := w.Systems[system.Name].Absolute(m); ok && stat.Median > 0 {
@@ -167,7 +187,7 @@ func (r *Results) plotGrowth(path, title, prefix, xLabel string, m Metric) error
 		slices.SortFunc(line, func(a, b plotter.XY) int { return int(a.X - b.X) })
 		l, dots, err := plotter.NewLinePoints(line)
 		if err != nil {
-			return err
+			return false, err
 		}
 		dots.GlyphStyle = look(system.Name)
 		l.Color, l.Width = dots.Color, 1.5
@@ -176,12 +196,12 @@ func (r *Results) plotGrowth(path, title, prefix, xLabel string, m Metric) error
 		lines++
 	}
 	if lines == 0 {
-		return nil
+		return false, nil
 	}
 	p.X.Tick.Marker = plot.ConstantTicks(marks)
 	// Room for the legend.
 	p.Y.Min, p.Y.Max = p.Y.Min/1.2, p.Y.Max*3
-	return p.Save(12*vg.Centimeter, 9*vg.Centimeter, path)
+	return true, p.Save(12*vg.Centimeter, 9*vg.Centimeter, path)
 }
 
 // parseShort reads 10k as 10000.

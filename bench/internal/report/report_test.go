@@ -44,6 +44,9 @@ func windows(ops ...int) []Window {
 func TestRatioIsTakenWithinRounds(t *testing.T) {
 	etcd := &Series{Windows: windows(1000, 10, 1000)}
 	ours := &Series{Windows: windows(2000, 20, 1800)}
+	if _, ok := ours.Ratio(etcd, Written); ok {
+		t.Error("a ratio of bytes written to hardly any")
+	}
 	got, ok := ours.Ratio(etcd, Throughput)
 	if want := (Stat{2, 1.8, 2}); !ok || got != want {
 		t.Errorf("ratio %v, want %v", got, want)
@@ -103,8 +106,12 @@ func TestTable(t *testing.T) {
 
 func TestPlots(t *testing.T) {
 	dir := t.TempDir()
-	if err := example().Plots(dir, "svg"); err != nil {
+	drawn, err := example().Plots(dir, "svg")
+	if err != nil {
 		t.Fatal(err)
+	}
+	if n := len(drawn); n != 3 || drawn[2].File != "keys-count-p50.svg" {
+		t.Errorf("drawn: %v", drawn)
 	}
 	b, err := os.ReadFile(filepath.Join(dir, "cpu.svg"))
 	if err != nil || !strings.Contains(string(b), "put200") {

@@ -63,11 +63,17 @@ func newStat(values []float64) (Stat, bool) {
 // Absolute is the statistic of a metric over the rounds.
 func (s *Series) Absolute(m Metric) (Stat, bool) { return newStat(s.Values(m)) }
 
+// hardlyAny bytes in a window are not what one compares with.
+const hardlyAny = 100 << 10
+
 // Ratio is that of the ratios to another system, taken within each round.
 func (s *Series) Ratio(base *Series, m Metric) (Stat, bool) {
 	ours, theirs := s.Values(m), base.Values(m)
 	var ratios []float64
 	for i := range min(len(ours), len(theirs)) {
+		if m.Key == Written.Key && base.Windows[i].Written < hardlyAny {
+			continue
+		}
 		ratios = append(ratios, ours[i]/theirs[i])
 	}
 	return newStat(ratios)
