@@ -97,12 +97,12 @@ func skipTxn(data mem.BufferSlice, v any, maxOps int) bool {
 }
 
 // tooManyOps counts as checkTxnOps does. A message may come in parts. What is
-// not valid is left to the decoder.
+// not valid counts up to there, for the decoder makes that much of it.
 func tooManyOps(parts [][]byte, maxOps int) bool {
 	var counts [txnFailure + 1]int
 	var ops [][]byte
 	for _, part := range parts {
-		ok := fields(part, func(n protowire.Number, value []byte) {
+		fields(part, func(n protowire.Number, value []byte) {
 			if n >= txnCompare && n <= txnFailure {
 				counts[n]++
 			}
@@ -110,9 +110,6 @@ func tooManyOps(parts [][]byte, maxOps int) bool {
 				ops = append(ops, value)
 			}
 		})
-		if !ok {
-			return false
-		}
 	}
 	longest := max(counts[txnCompare], counts[txnSuccess], counts[txnFailure])
 	if longest > maxOps {
@@ -120,40 +117,39 @@ func tooManyOps(parts [][]byte, maxOps int) bool {
 	}
 	for _, op := range ops {
 		var nested [][]byte
-		ok := fields(op, func(n protowire.Number, value []byte) {
+		fields(op, func(n protowire.Number, value []byte) {
 			if n == opNested {
 				nested = append(nested, value)
 			}
 		})
-		if ok && len(nested) > 0 && tooManyOps(nested, maxOps-longest) {
+		if len(nested) > 0 && tooManyOps(nested, maxOps-longest) {
 			return true
 		}
 	}
 	return false
 }
 
-// fields calls see for the fields of a message that are messages or bytes, and
-// reports whether the message could be read to its end.
-func fields(message []byte, see func(n protowire.Number, value []byte)) bool {
+// fields calls see for the fields of a message that are messages or bytes, as
+// far as it can be read.
+func fields(message []byte, see func(n protowire.Number, value []byte)) {
 	for len(message) > 0 {
 		n, kind, size := protowire.ConsumeTag(message)
 		if size < 0 {
-			return false
+			return
 		}
 		message = message[size:]
 		if kind == protowire.BytesType {
 			value, size := protowire.ConsumeBytes(message)
 			if size < 0 {
-				return false
+				return
 			}
 			see(n, value)
 			message = message[size:]
 			continue
 		}
 		if size = protowire.ConsumeFieldValue(n, kind, message); size < 0 {
-			return false
+			return
 		}
 		message = message[size:]
 	}
-	return true
 }

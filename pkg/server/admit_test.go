@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -101,6 +102,18 @@ func TestTooManyOpsInParts(t *testing.T) {
 	whole := append([]byte{2<<3 | 2, byte(2 * len(two))}, append(two, two...)...)
 	if tooManyOps([][]byte{whole}, 5) || !tooManyOps([][]byte{whole}, 4) {
 		t.Error("parts are not counted together")
+	}
+}
+
+// A message that is not valid at its end has been decoded up to there before
+// anybody sees that.
+func TestTooManyOpsInBrokenMessage(t *testing.T) {
+	ops := bytes.Repeat([]byte{2<<3 | 2, 0}, 10)
+	nested := append([]byte{2<<3 | 2, byte(2 + len(ops) + 1), 4<<3 | 2, byte(len(ops))}, append(ops, 0xff)...)
+	for name, data := range map[string][]byte{"flat": append(ops, 0xff), "nested": nested} {
+		if !tooManyOps([][]byte{data}, 9) || tooManyOps([][]byte{data}, 11) {
+			t.Errorf("%s: not counted", name)
+		}
 	}
 }
 

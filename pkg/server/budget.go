@@ -67,18 +67,18 @@ func NewResponseBudget(bytes int64) *ResponseBudget {
 // Admit is store.Options.Admit: it waits until there is room for a response.
 // Only requests that came in through gRPC are counted.
 func (b *ResponseBudget) Admit(ctx context.Context, need store.Need) error {
-	n := need.Bytes + int64(need.Pairs)*pairBytes
-	if n < largeResponse {
-		return nil
-	}
 	h, ok := ctx.Value(holdKey{}).(*hold)
 	if !ok {
+		return nil
+	}
+	h.release()
+	n := need.Bytes + int64(need.Pairs)*pairBytes
+	if n < largeResponse {
 		return nil
 	}
 	if need.Bytes > math.MaxInt32 { // gRPC would say so after everything was read
 		return status.Errorf(codes.ResourceExhausted, "trying to send message larger than max (%d vs. %d)", need.Bytes, math.MaxInt32)
 	}
-	h.release()
 	room := b.lists
 	if n <= pageBytes {
 		room = b.pages
@@ -153,7 +153,7 @@ func withHold(ctx context.Context, req any, handler grpc.UnaryHandler) (any, err
 }
 
 // mayBeLarge reports whether the response to req may have more than one
-// key-value pair, or its compares read more than one.
+// key-value pair, or its compares read more than one value.
 func mayBeLarge(req any) bool {
 	switch r := req.(type) {
 	case *pb.RangeRequest:
@@ -162,7 +162,7 @@ func mayBeLarge(req any) bool {
 		return len(r.GetRangeEnd()) > 0 && r.GetPrevKv()
 	case *pb.TxnRequest:
 		for _, c := range r.Compare {
-			if len(c.GetRangeEnd()) > 0 && c.GetTarget() == pb.Compare_VALUE {
+			if c.GetTarget() == pb.Compare_VALUE && (len(c.GetRangeEnd()) > 0 || len(r.Compare) > 1) {
 				return true
 			}
 		}

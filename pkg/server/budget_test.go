@@ -167,3 +167,18 @@ func TestResponseTooLarge(t *testing.T) {
 	wantStatus(t, budget.Admit(ctx, store.Need{Pairs: 1, Bytes: math.MaxInt32 + 1}),
 		codes.ResourceExhausted, "trying to send message larger than max (2147483648 vs. 2147483647)")
 }
+
+// TestAdmitReplaces shows that what a request needs at last takes the place of
+// what it needed before, however little it is.
+func TestAdmitReplaces(t *testing.T) {
+	budget := NewResponseBudget(0)
+	ctx := context.WithValue(t.Context(), holdKey{}, &hold{})
+	for _, c := range []struct{ needs, held int64 }{{100 << 20, 100<<20 + pairBytes}, {1 << 20, 1<<20 + pairBytes}, {10, 0}} {
+		if err := budget.Admit(ctx, store.Need{Pairs: 1, Bytes: c.needs}); err != nil {
+			t.Fatal(err)
+		}
+		if held := budget.held.Load(); held != c.held {
+			t.Errorf("%d bytes are held for %d", held, c.needs)
+		}
+	}
+}
