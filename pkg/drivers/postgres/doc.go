@@ -6,6 +6,8 @@
 //	head     one row: the newest position, seq, revision and batch id; every
 //	         Append changes it
 //	kept     one row: what compaction has deleted
+//	lessor   one row: which instance expires leases; renewal: those it must see
+//	reader   one row for each instance: how far it has read
 //	version  one row: that of the schema
 //	live     a view: the keys, for people
 //
@@ -44,7 +46,15 @@
 // A failover may lose commits that were acknowledged, if the standby was
 // behind. Each Head, Append and Tail compares what it finds with what this
 // process has seen: a head behind it, or another batch id at its place, ends
-// the log with ErrLost.
+// the log with ErrLost. Before that it lets the revision jump past all that
+// clients can have seen and marks what is before as compacted, so that they
+// list anew. A new epoch in the head row ends the other instances' logs.
+//
+// # Compaction
+//
+// Every instance deletes what its store has freed; whoever is first counts.
+// None deletes a record that another instance has not read, for as long as
+// that one reports (reader).
 //
 // # Durability
 //

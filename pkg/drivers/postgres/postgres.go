@@ -216,10 +216,18 @@ func (l *Log) tryFor(parent context.Context, timeout time.Duration, fn func(cont
 			if parent.Err() != nil {
 				return parent.Err()
 			}
-			// Not wrapped: a deadline in it would be taken for the caller's.
-			return fmt.Errorf("%w: %s", ErrUnavailable, err.Error())
+			return unavailable(err)
 		}
 	}
+}
+
+// unavailable is ErrUnavailable because of err, which is not wrapped: a
+// deadline in it would be taken for the caller's.
+func unavailable(err error) error {
+	if e := serverError(err); e != nil && (e.Code == codeStatementName || e.Code == codeStatementExists) {
+		return fmt.Errorf("%w: %s: behind a pooler add default_query_exec_mode=exec to the URL", ErrUnavailable, err.Error())
+	}
+	return fmt.Errorf("%w: %s", ErrUnavailable, err.Error())
 }
 
 // with runs fn with a connection of the pool.

@@ -79,8 +79,8 @@ func openLog(t testing.TB, name string, params ...string) *postgres.Log {
 	return log
 }
 
-// exec runs SQL as a person with a shell would.
-func exec(t testing.TB, sql string, args ...any) {
+// execSQL runs SQL as a person with a shell would.
+func execSQL(t testing.TB, sql string, args ...any) {
 	t.Helper()
 	c, err := pgx.Connect(context.Background(), server.URL("postgres"))
 	if err != nil {
@@ -99,7 +99,7 @@ func harness(params ...string) logtest.Harness {
 			log.(*postgres.Log).FailAppend(persisted)
 		},
 		Corrupt: func(t testing.TB, dir string, seq int64) {
-			exec(t, "UPDATE "+schema(dir)+".log SET value = set_byte(value, 3, get_byte(value, 3) # 16) WHERE seq = $1", seq)
+			execSQL(t, "UPDATE "+schema(dir)+".log SET value = set_byte(value, 3, get_byte(value, 3) # 16) WHERE seq = $1", seq)
 		},
 		Shared: true,
 	}

@@ -278,8 +278,8 @@ func TestReadOnly(t *testing.T) {
 	head := eventlog.Head{}
 	appendPut(t, log, &head, "a")
 	const cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'keelson'"
-	exec(t, "ALTER DATABASE postgres SET default_transaction_read_only = on")
-	exec(t, cut)
+	execSQL(t, "ALTER DATABASE postgres SET default_transaction_read_only = on")
+	execSQL(t, cut)
 	b := put(head, "b")
 	if _, err := log.Head(context.Background()); !errors.Is(err, postgres.ErrUnavailable) {
 		t.Errorf("Head: %v, want ErrUnavailable", err)
@@ -287,7 +287,7 @@ func TestReadOnly(t *testing.T) {
 	if err := log.Append(context.Background(), &b); !errors.Is(err, postgres.ErrUnavailable) {
 		t.Errorf("Append: %v, want ErrUnavailable", err)
 	}
-	exec(t, "BEGIN READ WRITE; ALTER DATABASE postgres RESET default_transaction_read_only; COMMIT")
+	execSQL(t, "BEGIN READ WRITE; ALTER DATABASE postgres RESET default_transaction_read_only; COMMIT")
 	appendPut(t, log, &head, "b")
 }
 
@@ -296,7 +296,7 @@ func TestReadOnly(t *testing.T) {
 func fallBack(t *testing.T, name string, position eventlog.Position) {
 	t.Helper()
 	s := schema(name)
-	exec(t, fmt.Sprintf(`DELETE FROM %[1]s.log WHERE position > %[2]d;
+	execSQL(t, fmt.Sprintf(`DELETE FROM %[1]s.log WHERE position > %[2]d;
 		UPDATE %[1]s.head SET position = %[2]d, seq = %[2]d, revision = %[2]d,
 			batch = (SELECT substr(batch, 1, 16) FROM %[1]s.log WHERE position = %[2]d)`, s, position))
 }
@@ -450,7 +450,7 @@ func TestModes(t *testing.T) {
 func TestRights(t *testing.T) {
 	opened(t, t.Name())
 	s := schema(t.Name())
-	exec(t, fmt.Sprintf(`CREATE ROLE modest LOGIN PASSWORD '%[2]s'; GRANT USAGE ON SCHEMA %[1]s TO modest;
+	execSQL(t, fmt.Sprintf(`CREATE ROLE modest LOGIN PASSWORD '%[2]s'; GRANT USAGE ON SCHEMA %[1]s TO modest;
 		GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %[1]s TO modest`, s, pgtest.Password))
 	raw := strings.Replace(url(t, t.Name()), pgtest.User+":", "modest:", 1)
 	log, err := postgres.Open(context.Background(), postgres.Options{URL: raw, Logger: quiet()})
@@ -472,8 +472,8 @@ func TestRights(t *testing.T) {
 // TestRefused: what Open does not take.
 func TestRefused(t *testing.T) {
 	opened(t, t.Name())
-	exec(t, "UPDATE "+schema(t.Name())+".version SET version = 99")
-	exec(t, "CREATE ROLE hasty LOGIN SUPERUSER PASSWORD '"+pgtest.Password+"'; ALTER ROLE hasty SET synchronous_commit = off")
+	execSQL(t, "UPDATE "+schema(t.Name())+".version SET version = 99")
+	execSQL(t, "CREATE ROLE hasty LOGIN SUPERUSER PASSWORD '"+pgtest.Password+"'; ALTER ROLE hasty SET synchronous_commit = off")
 	good := url(t, "refused")
 	for name, tt := range map[string]struct {
 		url  string

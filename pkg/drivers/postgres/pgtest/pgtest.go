@@ -135,10 +135,7 @@ func (s *Server) dropRoot() error {
 func (s *Server) data() string { return filepath.Join(s.dir, "data") }
 
 func (s *Server) command(program string, args ...string) *exec.Cmd {
-	cmd := exec.Command(filepath.Join(s.bin, program), args...)
-	cmd.Dir = s.dir
-	cmd.SysProcAttr = s.attr
-	return cmd
+	return s.Command(filepath.Join(s.bin, program), args...)
 }
 
 // URL returns the URL of a database, with params ("name=value").
@@ -198,6 +195,25 @@ func (s *Server) tryStart(deadline time.Time) error {
 		}
 	}
 	return errors.Join(fmt.Errorf("postgres was not ready after %v", startTimeout), s.Kill())
+}
+
+// Dir is the directory of the server's socket.
+func (s *Server) Dir() string { return s.dir }
+
+// Command runs another program as the server's user; it ends with the test.
+func (s *Server) Command(path string, args ...string) *exec.Cmd {
+	cmd := exec.Command(path, args...)
+	cmd.Dir = s.dir
+	cmd.SysProcAttr = s.attr
+	return cmd
+}
+
+// Own gives a directory to the server's user.
+func (s *Server) Own(dir string) error {
+	if c := s.attr.Credential; c != nil {
+		return os.Chown(dir, int(c.Uid), int(c.Gid))
+	}
+	return nil
 }
 
 // LogFile is what the server logs to.
