@@ -238,26 +238,26 @@ func (l *Log) checkpointAll(pragma string) error {
 	if err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
-	if busy := res[0] != 0; busy {
-		l.nextTry = time.Now().Add(retryWait)
-		l.logger.WithField("wal_bytes", l.walBytes.Load()).
-			Warn("another process reads the database in a long transaction: the WAL grows until it ends")
-		return nil
-	}
-	l.checkpoints.Add(1)
-	l.checkpointed.Store(l.head.Load())
 	if err := l.countPages(); err != nil {
 		return err
 	}
-	info, err := os.Stat(l.path + "-wal")
-	if errors.Is(err, fs.ErrNotExist) {
-		l.walBytes.Store(0)
-		return nil
-	}
-	if err != nil {
+	wal := int64(0)
+	switch info, err := os.Stat(l.path + "-wal"); {
+	case err == nil:
+		wal = info.Size()
+	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
+	l.walBytes.Store(wal)
+	if busy := res[0] != 0; busy {
+		l.walFrames.Store(max(res[1], 0)) // -1: it did not come to look
+		l.nextTry = time.Now().Add(retryWait)
+		l.logger.WithField("wal_bytes", wal).
+			Warn("another process reads the database in a long transaction: the WAL grows until it ends")
+		return nil
+	}
 	l.walFrames.Store(0)
-	l.walBytes.Store(info.Size())
+	l.checkpoints.Add(1)
+	l.checkpointed.Store(l.head.Load())
 	return nil
 }

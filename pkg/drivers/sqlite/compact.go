@@ -157,24 +157,21 @@ func (l *Log) step(ctx context.Context, fn func(more func() bool) error) error {
 func (l *Log) vacuum(ctx context.Context, share float64, number int64) error {
 	enough := func(free int64) bool { return free <= max(number, int64(share*float64(l.pages.Load()))) }
 	for !enough(l.freePages.Load()) {
-		before := l.freePages.Load()
 		err := l.step(ctx, func(more func() bool) error {
-			for first := true; first || more(); first = false {
-				if err := l.writer.exec(vacuumStep); err != nil {
+			free, err := l.writer.int("PRAGMA freelist_count")
+			for first := true; err == nil && !enough(free) && (first || more()); first = false {
+				before := free
+				if err = l.writer.exec(vacuumStep); err != nil {
 					return err
 				}
-				free, err := l.writer.int("PRAGMA freelist_count")
-				if err != nil || enough(free) {
-					return err
+				if free, err = l.writer.int("PRAGMA freelist_count"); err == nil && free >= before {
+					err = fmt.Errorf("incremental vacuum gets no further than %d free pages", before)
 				}
 			}
-			return nil
+			return err
 		})
 		if err != nil {
 			return err
-		}
-		if l.freePages.Load() == before {
-			return fmt.Errorf("incremental vacuum gets no further than %d free pages", before)
 		}
 	}
 	return nil

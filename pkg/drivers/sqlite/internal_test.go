@@ -123,6 +123,32 @@ func TestForeignReader(t *testing.T) {
 	}
 }
 
+// TestOpenBesideForeignReader: the size is known although the WAL that was left
+// cannot be copied yet.
+func TestOpenBesideForeignReader(t *testing.T) {
+	dir := t.TempDir()
+	l := mustOpen(t, dir)
+	appendPuts(t, l, 100, 10_000)
+	foreign, err := openConn(l.path, "BEGIN")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer foreign.close()
+	if _, err := foreign.int("SELECT count(*) FROM log"); err != nil {
+		t.Fatal(err)
+	}
+	appendPuts(t, l, 100, 10_000)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l = mustOpen(t, dir)
+	defer l.Close()
+	wal := walSize(t, l)
+	if size := l.Size(); wal < 1_000_000 || size.InUse < 2_000_000 || size.Total < size.InUse+wal {
+		t.Fatalf("Size: %+v with a WAL of %d bytes", size, wal)
+	}
+}
+
 // TestIdle: a log that is left alone has no WAL.
 func TestIdle(t *testing.T) {
 	l := mustOpen(t, t.TempDir())
@@ -167,6 +193,48 @@ func TestVacuum(t *testing.T) {
 	}
 	if s := l.Stats(); s.FreePages != 0 || s.WALBytes != 0 {
 		t.Fatalf("after Defragment: %+v", s)
+	}
+}
+
+// TestDefragmentBesideCompact: that as many pages are freed as Defragment gives
+// back does not mean that it gets no further.
+func TestDefragmentBesideCompact(t *testing.T) {
+	ctx := context.Background()
+	l := mustOpen(t, t.TempDir())
+	defer l.Close()
+	const puts, size = 64, 63_000 // each with 16 pages of its own
+	appendPuts(t, l, puts, size)
+	var seqs []int64
+	for seq := int64(1); seq < puts; seq++ {
+		seqs = append(seqs, seq)
+	}
+	remove := func(n int) error {
+		return l.step(ctx, func(func() bool) error { return l.deleteDoomed(func(rows int) bool { return rows < n }) })
+	}
+	l.writerDo(t, func() { l.doomed = seqs })
+	if err := remove(puts / 2); err != nil {
+		t.Fatal(err)
+	}
+	l.writers.Add(1) // each step ends at its first check
+	defer l.writers.Add(-1)
+	var others sync.WaitGroup
+	ours := true // this commit is Defragment's
+	l.onCommit = func(commit func() error) error {
+		if ours {
+			others.Go(func() {
+				if err := remove(1); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		ours = !ours
+		return commit()
+	}
+	err := l.vacuum(ctx, 0, 0)
+	others.Wait()
+	l.onCommit = nil
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
