@@ -228,8 +228,8 @@ func (h *Hub) deliver(w *watcher, r *run, next int64) {
 
 // settle ends w's being behind, if that can be done at once: it is cancelled
 // if compaction has overtaken it, and put in sync if what it misses is little
-// enough to be looked through under the lock. It reports whether nothing is
-// left to do. The caller holds h.mu.
+// enough to be looked through under the lock and its stream has room for it.
+// It reports whether nothing is left to do. The caller holds h.mu.
 func (h *Hub) settle(w *watcher, compacted int64) bool {
 	if w.state != behind {
 		return true
@@ -240,12 +240,20 @@ func (h *Hub) settle(w *watcher, compacted int64) bool {
 	}
 	if w.next <= h.published {
 		chunks, events, ok := h.ring.since(w.next)
-		// The newest batch alone is what Publish would have pushed.
-		if !ok || events > promoteEvents && len(chunks) > 1 {
+		bound := page{promoteEvents, h.pageBytes()}
+		if len(chunks) == 1 { // what Publish would have pushed
+			bound = page{events + 1, h.opt.RingBytes + 1}
+		} else if events > promoteEvents {
 			return false
 		}
-		r, _ := w.collect(chunks, w.next, compacted, page{events + 1, h.opt.RingBytes + 1})
-		h.deliver(w, r, h.published+1)
+		if !ok {
+			return false
+		}
+		r, next := w.collect(chunks, w.next, compacted, bound)
+		if next <= h.published || !r.empty() && w.stream.crowded() {
+			return false
+		}
+		h.deliver(w, r, next)
 	}
 	h.leaveBehind(w)
 	h.join(w)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -538,6 +539,35 @@ func TestUnreadStreamsShareABudget(t *testing.T) {
 	if n := h.hub.loaded.Load(); n != 0 {
 		t.Errorf("%d streams are counted that hold nothing", n)
 	}
+}
+
+// What a watcher gets to catch up with the newest events goes by its stream's
+// share, too: they may be few and large.
+func TestPromotionKeepsToTheBound(t *testing.T) {
+	const queue, value, puts = 256 << 10, 16 << 10, 500
+	h := newHarness(t, Options{QueueBytes: queue}, true)
+	s := h.stream()
+	s.Create(prefix("a"))
+	h.expect(s, "#0 @1 created")
+	for range puts { // 8 MiB: all of it is in the ring
+		h.publish([]op{{"a", strings.Repeat("v", value)}})
+	}
+	for next := int64(2); next < puts+2; {
+		for _, ev := range h.next(s).Events {
+			if ev.Kv.ModRevision != next {
+				t.Fatalf("got revision %d, want %d", ev.Kv.ModRevision, next)
+			}
+			next++
+		}
+		s.mu.Lock()
+		held := s.bytes
+		s.mu.Unlock()
+		if held > 2*queue {
+			t.Fatalf("%d bytes are queued, of %d", held, queue)
+		}
+	}
+	h.put("a")
+	h.expect(s, fmt.Sprintf("#0 @%d +a/%d", puts+2, puts+2))
 }
 
 // Watchers that cannot be read for hold up neither others nor progress.

@@ -173,7 +173,7 @@ func (s *Stream) Create(req Request) {
 	w.state, w.next, w.limit = behind, w.start, h.firstPage()
 	h.slow++
 	s.slow++
-	if s.crowded() || !h.settle(w, compacted) {
+	if !h.settle(w, compacted) {
 		s.behind.push(w)
 		h.schedule(s)
 	}
