@@ -23,7 +23,7 @@ import (
 const settle = 500 * time.Millisecond
 
 // patience is how long beyond its window a system may hold up the run.
-const patience = 4 * time.Minute
+const patience = 8 * time.Minute
 
 // Options are those of the command line.
 type Options struct {
@@ -46,8 +46,9 @@ type Runner struct {
 	programs map[string]string // by system
 	scratch  string            // ends with the run
 	servers  map[string]*systems.Server
-	data     workload.Data // of the servers
-	clean    bool          // the servers have only what data says
+	data     workload.Data    // of the servers
+	clean    bool             // the servers have only what data says
+	down     map[string]error // of systems that have not started on data
 }
 
 // Run measures and writes the results file after each workload.
@@ -163,6 +164,11 @@ func (r *Runner) workload(ctx context.Context, spec workload.Spec) (*report.Work
 		r.stopAll()
 		if err := r.startAll(ctx, spec.Data); err != nil {
 			return nil, err
+		}
+	}
+	for _, s := range sessions {
+		if err := r.down[s.system.Name]; err != nil {
+			s.series.Failed = err.Error()
 		}
 	}
 	rounds, window := r.times(spec)
@@ -399,23 +405,29 @@ func (r *Runner) stopAll() {
 	}
 }
 
-// startAll starts every system on the data and lets the disk come to rest.
+// startAll starts every system on the data and lets the disk come to rest. One
+// that does not start is not there; down says why.
 func (r *Runner) startAll(ctx context.Context, data workload.Data) error {
 	r.data, r.clean = data, true
+	r.down = map[string]error{}
 	for _, system := range r.Systems {
 		if err := r.copyTemplate(ctx, system, data); err != nil {
-			return err
+			r.down[system.Name] = err
 		}
 	}
 	syscall.Sync()
 	for _, system := range r.Systems {
+		if r.down[system.Name] != nil {
+			continue
+		}
 		srv, err := r.start(ctx, system)
 		if err != nil {
-			return err
+			r.down[system.Name] = err
+			continue
 		}
 		r.servers[system.Name] = srv
 	}
-	return nil
+	return ctx.Err()
 }
 
 // restart ends the system's server and starts it again, on the data as it is

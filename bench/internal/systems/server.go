@@ -79,10 +79,13 @@ func (s System) Start(ctx context.Context, program, dir string, pprof bool) (*Se
 	return srv, nil
 }
 
+// longestStart leaves kine the time to VACUUM some gigabytes.
+const longestStart = 5 * time.Minute
+
 // waitReady waits for the socket first: a gRPC client that finds none backs off
 // for longer than a server takes to start.
 func (s *Server) waitReady(ctx context.Context, socket string) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, longestStart)
 	defer cancel()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
