@@ -33,10 +33,37 @@ func (r *ranged) need() (n Need) {
 }
 
 // txnNeed is about what r will need if the larger branch is taken: the values
-// that its compares read, and its answer, of ranges and deletes of more than
-// one key. Where left is used up, the transaction will not be evaluated, and
-// the rest does not matter.
+// that its compares read, and its answer. Where left is used up, the
+// transaction will not be evaluated, and the rest does not matter.
 func (st *state) txnNeed(r *pb.TxnRequest, left *effort) Need {
+	if isSmall(r) {
+		return Need{}
+	}
+	return st.nestedNeed(r, left)
+}
+
+// isSmall reports whether each branch of r is at most one operation on one key,
+// which is not worth a look: most are, kube-apiserver's among them.
+func isSmall(r *pb.TxnRequest) bool {
+	for _, c := range r.Compare {
+		if c.Target == pb.Compare_VALUE {
+			return false
+		}
+	}
+	for _, ops := range [...][]*pb.RequestOp{r.Success, r.Failure} {
+		if len(ops) > 1 {
+			return false
+		}
+		for _, op := range ops {
+			if len(op.GetRequestRange().GetRangeEnd()) > 0 || len(op.GetRequestDeleteRange().GetRangeEnd()) > 0 || op.GetRequestTxn() != nil {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (st *state) nestedNeed(r *pb.TxnRequest, left *effort) Need {
 	var compares Need
 	for _, c := range r.Compare {
 		if c.Target == pb.Compare_VALUE {
@@ -49,10 +76,14 @@ func (st *state) txnNeed(r *pb.TxnRequest, left *effort) Need {
 			switch op := op.Request.(type) {
 			case *pb.RequestOp_RequestRange:
 				needs[i] = needs[i].plus(st.rangeNeed(op.RequestRange, left))
+			case *pb.RequestOp_RequestPut:
+				if put := op.RequestPut; put.PrevKv || put.IgnoreValue {
+					needs[i] = needs[i].plus(st.rangeNeed(&pb.RangeRequest{Key: put.Key}, left))
+				}
 			case *pb.RequestOp_RequestDeleteRange:
 				needs[i] = needs[i].plus(st.deleteNeed(op.RequestDeleteRange, left))
 			case *pb.RequestOp_RequestTxn:
-				needs[i] = needs[i].plus(st.txnNeed(op.RequestTxn, left))
+				needs[i] = needs[i].plus(st.nestedNeed(op.RequestTxn, left))
 			}
 		}
 	}
@@ -63,21 +94,24 @@ func (st *state) txnNeed(r *pb.TxnRequest, left *effort) Need {
 }
 
 // rangeNeed is txnNeed for a range. A sort by value needs the values that the
-// limit cuts off, too.
+// limit cuts off, and those of keys alone, too.
 func (st *state) rangeNeed(r *pb.RangeRequest, left *effort) (n Need) {
 	rev, err := st.readRevision(r.Revision)
 	s := newSpan(r.Key, r.RangeEnd)
-	if err != nil || s.single || s.empty() || r.CountOnly {
+	if err != nil || s.empty() || r.CountOnly {
 		return n
 	}
-	limit := int64(math.MaxInt64)
-	if r.Limit > 0 && r.SortTarget != pb.RangeRequest_VALUE {
+	limit, keysOnly := int64(math.MaxInt64), r.KeysOnly
+	switch {
+	case r.SortTarget == pb.RangeRequest_VALUE:
+		keysOnly = false
+	case r.Limit > 0:
 		limit = r.Limit
 	}
 	st.ascend(s, 0, func(e *entry) bool {
 		*left--
 		if v, alive := e.at(rev); alive {
-			n.add(e, v, r.KeysOnly)
+			n.add(e, v, keysOnly)
 		}
 		return *left > 0 && int64(n.Pairs) < limit
 	})

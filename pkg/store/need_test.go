@@ -46,6 +46,11 @@ func TestNeed(t *testing.T) {
 	}
 	ranged := &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: all(&pb.RangeRequest{})}}
 	put := &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("x")}}}
+	get := &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte("k2")}}}
+	putPrev := &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("k2"), PrevKv: true, IgnoreValue: true}}}
+	within := func(op *pb.RequestOp) *pb.RequestOp {
+		return &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: &pb.TxnRequest{Success: []*pb.RequestOp{op}}}}
+	}
 	nested := &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: &pb.TxnRequest{Failure: []*pb.RequestOp{ranged}}}}
 	deleted := &pb.DeleteRangeRequest{Key: []byte("k"), RangeEnd: []byte("l")}
 	deletedPrev := &pb.DeleteRangeRequest{Key: []byte("k"), RangeEnd: []byte("l"), PrevKv: true}
@@ -60,10 +65,15 @@ func TestNeed(t *testing.T) {
 		{"keys", list(&pb.RangeRequest{KeysOnly: true}), []Need{{3, 6}}},
 		{"count", list(&pb.RangeRequest{CountOnly: true}), []Need{{}}},
 		{"by value", list(&pb.RangeRequest{SortTarget: pb.RangeRequest_VALUE, SortOrder: pb.RangeRequest_DESCEND, Limit: 1}), []Need{{3, 26}, {1, 22}}},
+		{"keys by value", list(&pb.RangeRequest{SortTarget: pb.RangeRequest_VALUE, KeysOnly: true}), []Need{{3, 26}, {3, 6}}},
 		{"read-only txn", inTxn(ranged, ranged), []Need{{6, 52}, {6, 52}}},
 		{"txn", inTxn(ranged, put), []Need{{3, 26}}},
 		{"nested", inTxn(put, nested), []Need{{3, 26}}},
 		{"put", inTxn(put), []Need{{}}},
+		{"get", inTxn(get), []Need{{}, {1, 22}}},
+		{"gets", inTxn(get, get, put), []Need{{2, 44}}},
+		{"nested gets", inTxn(within(get), within(get)), []Need{{2, 44}}},
+		{"puts with the value before", inTxn(putPrev, put), []Need{{1, 22}}},
 		{"delete", remove(&pb.DeleteRangeRequest{Key: []byte("x")}), []Need{{}}},
 		{"delete in txn", inTxn(&pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: deletedPrev}}), []Need{{3, 26}}},
 		{"nothing left", remove(deleted), []Need{{}}},

@@ -30,17 +30,11 @@ func (ev *evaluation) txn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
 // readOnlyTxn answers a transaction of nothing but ranges on st, but for their
 // key-value pairs.
 func readOnlyTxn(st *state, r *pb.TxnRequest, values valueFunc) (*pb.TxnResponse, []ranged, error) {
-	resp := &pb.TxnResponse{Succeeded: true, Header: &pb.ResponseHeader{Revision: st.revision}}
+	resp := &pb.TxnResponse{Header: &pb.ResponseHeader{Revision: st.revision}}
 	left := effort(maxTxnKeys)
-	for _, c := range r.Compare {
-		if err := left.walk(st, newSpan(c.Key, c.RangeEnd)); err != nil {
-			return nil, nil, err
-		}
-		ok, err := st.compare(c, values)
-		if err != nil {
-			return nil, nil, err
-		}
-		resp.Succeeded = resp.Succeeded && ok
+	var err error
+	if resp.Succeeded, err = st.compareAll(r.Compare, &left, values); err != nil {
+		return nil, nil, err
 	}
 	for _, op := range branch(r, resp.Succeeded) {
 		if err := checkRange(st, op.GetRequestRange()); err != nil {
@@ -105,22 +99,11 @@ func txnCost(r *pb.TxnRequest) int64 {
 // comparePath appends to path the outcome of r's compares and of those of the
 // transactions nested in the branch taken, depth first.
 func (ev *evaluation) comparePath(r *pb.TxnRequest, path []bool, left *effort) ([]bool, error) {
-	succeeded := true
-	for _, c := range r.Compare {
-		if err := left.walk(&ev.state, newSpan(c.Key, c.RangeEnd)); err != nil {
-			return nil, err
-		}
-		ok, err := ev.state.compare(c, ev.values)
-		if err != nil {
-			return nil, err
-		}
-		if !ok {
-			succeeded = false
-			break
-		}
+	succeeded, err := ev.state.compareAll(r.Compare, left, ev.values)
+	if err != nil {
+		return nil, err
 	}
 	path = append(path, succeeded)
-	var err error
 	for _, op := range branch(r, succeeded) {
 		if nested := op.GetRequestTxn(); nested != nil {
 			if path, err = ev.comparePath(nested, path, left); err != nil {
@@ -129,6 +112,20 @@ func (ev *evaluation) comparePath(r *pb.TxnRequest, path []bool, left *effort) (
 		}
 	}
 	return path, nil
+}
+
+// compareAll reports whether all of compares hold; after the first that does
+// not, the others do not matter.
+func (st *state) compareAll(compares []*pb.Compare, left *effort, values valueFunc) (bool, error) {
+	for _, c := range compares {
+		if err := left.walk(st, newSpan(c.Key, c.RangeEnd)); err != nil {
+			return false, err
+		}
+		if ok, err := st.compare(c, values); err != nil || !ok {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // txnCheck is what the check of a transaction knows of the operations so far.
