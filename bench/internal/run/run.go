@@ -23,7 +23,7 @@ import (
 const settle = 500 * time.Millisecond
 
 // patience is how long beyond its window a system may hold up the run.
-const patience = 8 * time.Minute
+const patience = 12 * time.Minute
 
 // Options are those of the command line.
 type Options struct {

@@ -107,7 +107,7 @@ func openStarted(_ context.Context, e *Env) (Runner, error) {
 }
 
 // longestCompaction is when a compaction is called unfinished.
-const longestCompaction = 2 * time.Minute
+const longestCompaction = 6 * time.Minute
 
 // openCompact updates keys, first alone and then while a compaction of all old
 // revisions is under way.
