@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -60,8 +61,18 @@ func url(t testing.TB, name string, params ...string) string {
 	if server == nil {
 		t.Skip(absent)
 	}
-	return server.URL("postgres", append(params, "schema="+schema(name))...)
+	s := schema(name)
+	if _, known := schemas.LoadOrStore(s, true); !known {
+		t.Cleanup(func() {
+			schemas.Delete(s)
+			execSQL(t, "DROP SCHEMA IF EXISTS "+s+" CASCADE")
+		})
+	}
+	return server.URL("postgres", append(params, "schema="+s)...)
 }
+
+// schemas are those in use: url was called first by the test that drops it.
+var schemas sync.Map
 
 func schema(name string) string { return fmt.Sprintf("t_%x", sha256.Sum256([]byte(name)))[:30] }
 

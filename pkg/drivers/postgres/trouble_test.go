@@ -450,7 +450,7 @@ func TestModes(t *testing.T) {
 func TestRights(t *testing.T) {
 	opened(t, t.Name())
 	s := schema(t.Name())
-	execSQL(t, fmt.Sprintf(`CREATE ROLE modest LOGIN PASSWORD '%[2]s'; GRANT USAGE ON SCHEMA %[1]s TO modest;
+	execSQL(t, fmt.Sprintf(`DROP ROLE IF EXISTS modest; CREATE ROLE modest LOGIN PASSWORD '%[2]s'; GRANT USAGE ON SCHEMA %[1]s TO modest;
 		GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %[1]s TO modest`, s, pgtest.Password))
 	raw := strings.Replace(url(t, t.Name()), pgtest.User+":", "modest:", 1)
 	log, err := postgres.Open(context.Background(), postgres.Options{URL: raw, Logger: quiet()})
@@ -473,7 +473,7 @@ func TestRights(t *testing.T) {
 func TestRefused(t *testing.T) {
 	opened(t, t.Name())
 	execSQL(t, "UPDATE "+schema(t.Name())+".version SET version = 99")
-	execSQL(t, "CREATE ROLE hasty LOGIN SUPERUSER PASSWORD '"+pgtest.Password+"'; ALTER ROLE hasty SET synchronous_commit = off")
+	execSQL(t, "DROP ROLE IF EXISTS hasty; CREATE ROLE hasty LOGIN SUPERUSER PASSWORD '"+pgtest.Password+"'; ALTER ROLE hasty SET synchronous_commit = off")
 	good := url(t, "refused")
 	for name, tt := range map[string]struct {
 		url  string

@@ -222,8 +222,27 @@ func (s *Server) LogFile() string { return filepath.Join(s.dir, "log") }
 // Stop ends the server, cutting its connections off; all commits are kept.
 func (s *Server) Stop() error { return s.end(syscall.SIGINT) }
 
-// Kill is kill -9: the next start recovers.
-func (s *Server) Kill() error { return s.end(syscall.SIGKILL) }
+// Kill is kill -9 of all its processes: the next start recovers.
+func (s *Server) Kill() error {
+	if s.process == nil {
+		return nil
+	}
+	// The backends first: those that outlive their parent go on for a moment,
+	// and may even commit. Stopped, it can neither see them die nor make more.
+	if err := s.process.Process.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	children, err := childrenOf(s.process.Process.Pid)
+	if err != nil {
+		return err
+	}
+	for _, pid := range children {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return err
+		}
+	}
+	return s.end(syscall.SIGKILL)
+}
 
 func (s *Server) end(signal syscall.Signal) error {
 	if s.process == nil {
