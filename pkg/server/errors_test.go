@@ -213,6 +213,25 @@ func TestTimeouts(t *testing.T) {
 	}
 }
 
+// A transaction that only reads waits for the log as a range does.
+func TestReadOnlyTxnTimesOut(t *testing.T) {
+	m := startMember(t, memberOptions{
+		config: func(c *Config) { c.RequestTimeout = 20 * time.Millisecond },
+		wrap:   func(s Store) Store { return failingStore{s, func() error { return nil }} },
+	})
+	txn := func(serializable bool, patience time.Duration) error {
+		get := &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte("k"), Serializable: serializable}}}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		_, err := m.kv.Txn(ctx, &pb.TxnRequest{Failure: []*pb.RequestOp{get}})
+		return err
+	}
+	wantError(t, txn(false, 10*time.Second), rpctypes.ErrGRPCTimeout)
+	if err := txn(true, 100*time.Millisecond); codeOf(err) != codes.DeadlineExceeded {
+		t.Errorf("serializable, which needs no fence: %v", err)
+	}
+}
+
 // longRange is a store whose ranges take as long as took.
 type longRange struct {
 	Store

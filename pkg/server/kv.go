@@ -12,16 +12,27 @@ type kvServer struct {
 	pb.UnsafeKVServer // a method that is new in etcd fails to compile
 }
 
+// fenceReads fences reads, once, and makes them serializable, if they are not
+// so already. Only the fence has a timeout: a large result on a slow disk, and a
+// client that is slow to receive it, take their time.
+func (s *kvServer) fenceReads(ctx context.Context, reads ...*pb.RangeRequest) error {
+	fenced := true
+	for _, r := range reads {
+		fenced = fenced && r.Serializable
+		r.Serializable = true
+	}
+	if fenced {
+		return nil
+	}
+	return s.fence(ctx)
+}
+
 func (s *kvServer) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
 	if err := checkRange(r); err != nil {
 		return nil, err
 	}
-	// Only the fence is bounded: a large result on a slow disk takes its time.
-	if !r.Serializable {
-		if err := s.fence(ctx); err != nil {
-			return nil, err
-		}
-		r.Serializable = true
+	if err := s.fenceReads(ctx, r); err != nil {
+		return nil, err
 	}
 	resp, err := s.store.Range(ctx, r)
 	if err != nil {
@@ -36,12 +47,8 @@ func (s *kvServer) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServe
 	if err := checkRangeStream(r); err != nil {
 		return err
 	}
-	// Only the fence is bounded: a slow client may take its time to receive.
-	if !r.Serializable {
-		if err := s.fence(ctx); err != nil {
-			return err
-		}
-		r.Serializable = true
+	if err := s.fenceReads(ctx, r); err != nil {
+		return err
 	}
 	h := &hold{} // of one chunk at a time
 	defer h.release()
@@ -88,7 +95,11 @@ func (s *kvServer) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, 
 	if err := checkTxn(r, s.cfg.MaxTxnOps); err != nil {
 		return nil, err
 	}
-	if err := s.checkSize(r); err != nil && !readOnly(r) {
+	if reads, only := onlyReads(r); only {
+		if err := s.fenceReads(ctx, reads...); err != nil {
+			return nil, err
+		}
+	} else if err := s.checkSize(r); err != nil {
 		return nil, err
 	}
 	resp, err := s.store.Txn(ctx, r)

@@ -127,16 +127,18 @@ func checkOp(op *pb.RequestOp, maxOps int) error {
 	return rpctypes.ErrGRPCKeyNotFound // unset: etcd's answer, odd as it is
 }
 
-// readOnly reports whether both branches of r have ranges only.
-func readOnly(r *pb.TxnRequest) bool {
+// onlyReads returns the ranges of r, and whether both branches have nothing
+// else.
+func onlyReads(r *pb.TxnRequest) (reads []*pb.RangeRequest, only bool) {
 	for _, branch := range [][]*pb.RequestOp{r.Success, r.Failure} {
 		for _, op := range branch {
 			if op.GetRequestRange() == nil {
-				return false
+				return nil, false
 			}
+			reads = append(reads, op.GetRequestRange())
 		}
 	}
-	return true
+	return reads, true
 }
 
 // writes is what a list of operations may put and delete, at any depth.
