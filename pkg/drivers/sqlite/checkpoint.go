@@ -122,7 +122,8 @@ func (l *Log) afterCommit() {
 	l.walFrames.Store(wal[1])
 	l.walBytes.Store(max(l.walBytes.Load(), used))
 	switch {
-	case used >= walLimit && now.After(l.nextTry):
+	case now.Before(l.nextTry):
+	case used >= walLimit:
 		if err := l.checkpointAll("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
 			l.mishap(err)
 		}

@@ -81,7 +81,7 @@ type Log struct {
 	headRevision int64     // newest main revision; 0 until Load
 	markSeq      int64     // of the newest KindCompact record; 0 until Load
 	doomed       []int64   // records that Compact has still to delete, in order
-	nextTry      time.Time // no inline checkpoint before, after one held up
+	nextTry      time.Time // no checkpoint for batches before, after one held up
 	countDue     bool      // this transaction ends with a look at the sizes
 	onCommit     func(commit func() error) error
 
