@@ -81,16 +81,16 @@ func (s *sequence) pickedLease() {
 	for i, side := range s.sides() {
 		resp, err := side.lease.LeaseGrant(s.ctx, req)
 		if err != nil {
-			s.rt.Fatal(err)
+			s.fatalf("%v", err)
 		}
 		if _, err := side.lease.LeaseRevoke(s.ctx, &pb.LeaseRevokeRequest{ID: resp.ID}); err != nil || resp.ID <= 0 {
-			s.rt.Fatalf("%s: revoking lease %d: %v", names[i], resp.ID, err)
+			s.fatalf("%s: revoking lease %d: %v", names[i], resp.ID, err)
 		}
 		resp.ID = 0
 		granted[i] = answer(resp, nil)
 	}
 	if granted[0] != granted[1] {
-		s.rt.Fatalf("LeaseGrantRequest %s\netcd:    %s\nkeelson: %s", text(req), granted[0], granted[1])
+		s.fatalf("LeaseGrantRequest %s\netcd:    %s\nkeelson: %s", text(req), granted[0], granted[1])
 	}
 }
 

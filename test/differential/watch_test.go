@@ -102,7 +102,7 @@ type inbox struct {
 func (s *sequence) openInbox(side *side) *inbox {
 	rpc, err := side.watch.Watch(s.ctx)
 	if err != nil {
-		s.rt.Fatal(err)
+		s.fatalf("%v", err)
 	}
 	in := &inbox{rpc: rpc, ids: map[int64]*told{}, changed: make(chan struct{})}
 	go func() {
@@ -263,11 +263,11 @@ func (s *sequence) settle(st *stream, what string) {
 			return in.answers >= st.answers
 		})
 		if wrong != "" {
-			s.rt.Fatalf("%s: watch of %s: %s\n%s", what, names[i], wrong, s.transcripts(st))
+			s.fatalf("%s: watch of %s: %s\n%s", what, names[i], wrong, s.transcripts(st))
 		}
 	}
 	if st.sides[0].transcript() != st.sides[1].transcript() {
-		s.rt.Fatalf("%s: the watches differ\n%s", what, s.transcripts(st))
+		s.fatalf("%s: the watches differ\n%s", what, s.transcripts(st))
 	}
 }
 
@@ -286,7 +286,7 @@ func (s *sequence) toBoth(st *stream, r *pb.WatchRequest) {
 	s.rt.Logf("on stream %d: %s", slices.Index(s.streams, st), text(r))
 	for _, in := range st.sides {
 		if err := in.rpc.Send(r); err != nil {
-			s.rt.Fatal(err)
+			s.fatalf("%v", err)
 		}
 	}
 }
@@ -303,7 +303,7 @@ func (s *sequence) catchUp() {
 	defer cancel()
 	rpc, err := s.etcd.watch.Watch(ctx)
 	if err != nil {
-		s.rt.Fatal(err)
+		s.fatalf("%v", err)
 	}
 	err = rpc.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
 		Key: []byte{0}, RangeEnd: []byte{0}, StartRevision: s.rev,
@@ -314,7 +314,7 @@ func (s *sequence) catchUp() {
 			resp, err = rpc.Recv()
 		}
 		if err != nil {
-			s.rt.Fatal(err)
+			s.fatalf("%v", err)
 		}
 		events = len(resp.Events)
 	}
@@ -347,7 +347,7 @@ func (s *sequence) watchStep() {
 		s.settle(st, "before the end of the stream")
 		for _, in := range st.sides {
 			if err := in.rpc.CloseSend(); err != nil {
-				s.rt.Fatal(err)
+				s.fatalf("%v", err)
 			}
 		}
 		s.streams = slices.Delete(s.streams, at, at+1)
@@ -372,7 +372,7 @@ func (s *sequence) createWatch(st *stream) {
 			return in.answers >= st.answers
 		})
 		if wrong != "" {
-			s.rt.Fatalf("creating a watch: %s: %s\n%s", names[i], wrong, s.transcripts(st))
+			s.fatalf("creating a watch: %s: %s\n%s", names[i], wrong, s.transcripts(st))
 		}
 	}
 	if id := ids[0]; id != -1 {
@@ -446,7 +446,7 @@ func (s *sequence) progress(st *stream) {
 	if answered {
 		for i, in := range st.sides {
 			if wrong := in.await(s.ctx, func() bool { return in.countProgress() >= want[i] }); wrong != "" {
-				s.rt.Fatalf("progress of %s: %s\n%s", names[i], wrong, s.transcripts(st))
+				s.fatalf("progress of %s: %s\n%s", names[i], wrong, s.transcripts(st))
 			}
 		}
 	}
