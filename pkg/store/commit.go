@@ -130,8 +130,12 @@ func (s *Store) refuse(requests []*request, err error) error {
 }
 
 // maxReads is how many values the committer reads from the log for one request
-// while the others wait.
-const maxReads = 32
+// at a time while the others wait, and maxRounds how many times: after each
+// the request is evaluated from its beginning.
+const (
+	maxReads  = 32
+	maxRounds = 4
+)
 
 // evaluate runs requests on a copy of the newest state. A request that fails
 // does so alone.
@@ -141,11 +145,11 @@ func (s *Store) evaluate(ctx context.Context, requests []*request) (*evaluation,
 	for _, r := range requests {
 		ev.lent = r.read
 		first := len(ev.fills)
-		for {
+		for round := 0; ; round++ {
 			ev.begin()
 			r.err = r.eval(ev)
 			var need *needValues
-			if !errors.As(r.err, &need) || len(need.seqs) > maxReads && !r.final {
+			if !errors.As(r.err, &need) || (len(need.seqs) > maxReads || round == maxRounds) && !r.final {
 				break // where many are needed, submit reads them
 			}
 			read, err := s.values.read(ctx, need.seqs)
@@ -156,7 +160,7 @@ func (s *Store) evaluate(ctx context.Context, requests []*request) (*evaluation,
 			if err != nil {
 				return nil, err
 			}
-			ev.learn(need.seqs, read)
+			r.learn(need.seqs, read)
 		}
 		r.fills = ev.fills[first:len(ev.fills):len(ev.fills)]
 		if r.err != nil && ev.sub > 0 {

@@ -25,8 +25,8 @@ type evaluation struct {
 	superseded []int64 // seqs of versions that are not their key's newest any more
 
 	firstSeq int64            // of records[0]
-	known    map[int64][]byte // values read for this batch
-	lent     map[int64][]byte // those that the request at hand has brought along
+	known    map[int64][]byte // values that its requests were evaluated with
+	lent     map[int64][]byte // values read for the request at hand
 	cached   func(seq int64) ([]byte, bool)
 
 	quota quota
@@ -155,13 +155,6 @@ func (ev *evaluation) value(seq int64) ([]byte, bool) {
 		return value, true
 	}
 	return ev.cached(seq)
-}
-
-// learn adds values that needValues asked for.
-func (ev *evaluation) learn(seqs []int64, values [][]byte) {
-	for i, seq := range seqs {
-		ev.know(seq, values[i])
-	}
 }
 
 func (ev *evaluation) know(seq int64, value []byte) {

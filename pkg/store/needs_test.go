@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 
@@ -73,6 +74,54 @@ func TestReadsBesideCommitter(t *testing.T) {
 				t.Fatalf("%v, %v", got.resp, got.err)
 			}
 		})
+	}
+}
+
+// countingLog counts the reads of values.
+type countingLog struct {
+	*memlog.Log
+	reads int
+}
+
+func (l *countingLog) Values(ctx context.Context, seqs []int64) ([][]byte, error) {
+	l.reads++
+	return l.Log.Values(ctx, seqs)
+}
+
+// TestNeedsOneByOne: a transaction that comes to know what it needs value by
+// value is evaluated from its beginning each time, so the committer sends it
+// away sooner or later.
+func TestNeedsOneByOne(t *testing.T) {
+	const compares = 20
+	disk := new(memlog.Disk)
+	f := openOn(t, disk, disk.Open(nil), Options{CacheBytes: 1})
+	putKeys(f, compares, "old")
+	txn := &pb.TxnRequest{}
+	for i := range compares {
+		txn.Compare = append(txn.Compare, &pb.Compare{
+			Key: fmt.Appendf(nil, "key-%02d", i), Target: pb.Compare_VALUE, TargetUnion: &pb.Compare_Value{Value: []byte("old")},
+		})
+	}
+	txn.Success = []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("result")}}}}
+	if resp, err := f.Txn(t.Context(), txn); err != nil || !resp.Succeeded {
+		t.Errorf("%v, %v", resp, err)
+	}
+	if err := f.stop(); err != nil {
+		t.Fatal(err)
+	}
+
+	l := &countingLog{Log: disk.Open(nil)}
+	s, err := Open(t.Context(), l, Options{CacheBytes: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &request{eval: func(ev *evaluation) error { _, err := ev.txn(txn); return err }, read: map[int64][]byte{}}
+	if _, err := s.evaluate(t.Context(), []*request{r}); err != nil {
+		t.Fatal(err)
+	}
+	var need *needValues
+	if !errors.As(r.err, &need) || l.reads > maxRounds {
+		t.Errorf("the committer has read %d times, then: %v", l.reads, r.err)
 	}
 }
 

@@ -17,9 +17,16 @@ type request struct {
 	err  error
 	done chan struct{} // closed when err and what eval has set are final
 
-	read  map[int64][]byte // values that its caller has read for it, by seq
+	read  map[int64][]byte // values read for it, by seq; in turn the caller's and the committer's
 	final bool             // the committer reads what is missing, however much
 	fills []fill           // values that its response and events wait for; the committer's
+}
+
+// learn adds values that needValues asked for.
+func (r *request) learn(seqs []int64, values [][]byte) {
+	for i, value := range values {
+		r.read[seqs[i]] = value
+	}
 }
 
 // maxQueuedBytes bounds what the requests in the queue and in the batch under
@@ -102,7 +109,8 @@ const maxTurns = 128
 func (s *Store) submit(ctx context.Context, cost int, eval func(*evaluation) error) error {
 	read := map[int64][]byte{}
 	for turn := 1; ; turn++ {
-		err := s.submitOnce(ctx, cost, &request{eval: eval, done: make(chan struct{}), read: read, final: turn == maxTurns})
+		r := &request{eval: eval, done: make(chan struct{}), read: read, final: turn == maxTurns}
+		err := s.submitOnce(ctx, cost, r)
 		var need *needValues
 		if !errors.As(err, &need) {
 			return err
@@ -111,9 +119,7 @@ func (s *Store) submit(ctx context.Context, cost int, eval func(*evaluation) err
 		if err != nil && !errors.Is(err, ErrCompacted) { // then there are newer ones
 			return err
 		}
-		for i, value := range values {
-			read[need.seqs[i]] = value
-		}
+		r.learn(need.seqs, values)
 	}
 }
 
