@@ -1,7 +1,7 @@
 package cmd
 
-const longHelp = `Keelson serves the etcd v3 API and keeps the data in SQLite, so that
-kube-apiserver and every other etcd client run with no etcd.
+const longHelp = `Keelson serves the etcd v3 API and keeps the data in SQLite or PostgreSQL, so
+that kube-apiserver and every other etcd client run with no etcd.
 
 Without flags it keeps its data in ./default.keelson and serves on a unix
 socket in there and on http://127.0.0.1:2379. Flags have etcd's names.`
