@@ -162,6 +162,30 @@ func TestOpenBesideForeignReader(t *testing.T) {
 	}
 }
 
+// TestBackup: a copy made beside the log is a log, as README says.
+func TestBackup(t *testing.T) {
+	l := mustOpen(t, t.TempDir())
+	defer l.Close()
+	appendPuts(t, l, 10, 5000)
+	shell, err := openMode("ro", l.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := errors.Join(shell.exec("VACUUM INTO ?", filepath.Join(dir, FileName)), shell.close()); err != nil {
+		t.Fatal(err)
+	}
+	appendPuts(t, l, 1, 10) // comes too late
+
+	backup := mustOpen(t, dir)
+	defer backup.Close()
+	head, err := backup.Load(context.Background(), func(*eventlog.Record) error { return nil })
+	if err != nil || head.Position != 1 || head.Seq != 10 {
+		t.Fatalf("head %+v, %v", head, err)
+	}
+	appendPuts(t, backup, 1, 10)
+}
+
 // TestIdle: a log that is left alone has no WAL.
 func TestIdle(t *testing.T) {
 	l := mustOpen(t, t.TempDir())
