@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -38,6 +39,9 @@ const (
 
 // fenceTries is how often an Append takes over a new fence.
 const fenceTries = 3
+
+// slowestNetwork, in bytes a second, gives large batches more time.
+const slowestNetwork = 4 << 20
 
 // Append implements eventlog.Log.
 //
@@ -124,6 +128,7 @@ func (l *Log) base(ctx context.Context, position eventlog.Position) (place, erro
 // appending is a batch as the arguments of appendBatch.
 type appending struct {
 	place place
+	bytes int64
 	args  []any
 }
 
@@ -157,7 +162,7 @@ func newAppend(batch *eventlog.Batch, base place) *appending {
 		bytes += int64(rowOverhead + len(headers[i]) + len(keys[i]) + len(values[i]))
 	}
 	last := place{batch.Position(), batch.Records[n-1].Seq, batch.ID, revision}
-	return &appending{place: last, args: []any{
+	return &appending{place: last, bytes: bytes, args: []any{
 		int64(batch.Base), headID(base), int64(0), last.seq, revision, batch.ID[:], bytes,
 		seqs[0], appendBatchID(nil, seqs[0], batch.ID), seqs, revisions, headers, keys, values,
 	}}
@@ -192,7 +197,8 @@ func (l *Log) sendAppend(ctx context.Context, a *appending) (moved bool, err err
 		}
 		return nil
 	}
-	err = l.tryFor(ctx, l.timeout, func(ctx context.Context) error {
+	timeout := l.timeout + time.Duration(a.bytes)*time.Second/slowestNetwork
+	err = l.tryFor(ctx, timeout, func(ctx context.Context) error {
 		sent := false
 		err := l.with(ctx, func(c *pgx.Conn) error {
 			sent = true

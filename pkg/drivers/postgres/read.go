@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -30,17 +31,23 @@ const (
 		WHERE h.id = 1 AND k.id = 1
 		ORDER BY r.seq`
 
-	selectValues = "SELECT seq, header, key, value FROM keelson.log WHERE seq = ANY($1)"
+	// selectValues gives records in order, and no more once they have $2 bytes.
+	selectValues = `SELECT seq, header, key, value FROM (
+			SELECT seq, header, key, value,
+				sum(coalesce(octet_length(value), 0)) OVER (ORDER BY seq) - coalesce(octet_length(value), 0) AS before
+			FROM keelson.log WHERE seq = ANY($1)
+		) r WHERE before < $2 ORDER BY seq`
 
 	selectMissing = `SELECT k.floor, h.seq, (SELECT count(*) FROM keelson.log WHERE seq = ANY($1))
 		FROM keelson.head h CROSS JOIN keelson.kept k WHERE h.id = 1 AND k.id = 1`
 
-	// A page of Tail, and what a Tail reads before it ends, at a batch.
-	tailRows  = 1000
-	tailBytes = 16 << 20
-
-	// valuesRows bounds one query of Values.
+	// A page of Tail, and the seqs that Values asks for at once.
+	tailRows   = 1000
 	valuesRows = 1000
+
+	// readBytes bounds what is read at once, as far as one value allows; at a
+	// batch that is where Tail ends.
+	readBytes = 16 << 20
 )
 
 // decodeRow makes a record, without its value, of the columns seq, header and
@@ -138,7 +145,7 @@ func (l *Log) tailPage(ctx context.Context, t *tail) (p *page, err error) {
 	}
 	err = l.try(ctx, func(ctx context.Context, c *pgx.Conn) error {
 		p = &page{}
-		rows, err := c.Query(ctx, l.sql.tail, int64(t.after), from, limit, int64(tailBytes))
+		rows, err := c.Query(ctx, l.sql.tail, int64(t.after), from, limit, int64(readBytes))
 		if err != nil {
 			return err
 		}
@@ -215,7 +222,7 @@ func (t *tail) row(row *pageRow) error {
 		return err
 	}
 	starts := row.batch != nil
-	if starts && len(t.batches) > 0 && (t.count >= t.limit || t.bytes >= tailBytes) {
+	if starts && len(t.batches) > 0 && (t.count >= t.limit || t.bytes >= readBytes) {
 		t.complete = true
 		return nil
 	}
@@ -252,28 +259,41 @@ func (l *Log) Values(ctx context.Context, seqs []int64) ([][]byte, error) {
 		return nil, err
 	}
 	defer func() { <-l.readers }()
-	values := make([][]byte, len(seqs))
-	for done := 0; done < len(seqs); {
-		n := min(len(seqs)-done, valuesRows)
-		if err := l.fetch(ctx, seqs[done:done+n], values[done:done+n]); err != nil {
+	values := make(map[int64][]byte, len(seqs)) // nil for what is not a put
+	todo := slices.Clone(seqs)
+	slices.Sort(todo)
+	for todo = slices.Compact(todo); len(todo) > 0; {
+		n, err := l.fetch(ctx, todo[:min(len(todo), valuesRows)], values)
+		if err != nil {
 			return nil, err
 		}
-		done += n
+		todo = todo[n:]
 	}
-	return values, nil
+	result, taken := make([][]byte, len(seqs)), make(map[int64]bool, len(seqs))
+	for i, seq := range seqs {
+		if result[i] = values[seq]; taken[seq] {
+			result[i] = bytes.Clone(result[i])
+		}
+		taken[seq] = true
+	}
+	return result, nil
 }
 
-// fetch reads the values of seqs into values.
-func (l *Log) fetch(ctx context.Context, seqs []int64, values [][]byte) error {
-	found := make(map[int64][]byte, len(seqs)) // put records that have one, and nil for others
+// fetch reads values of seqs, which are in order, and returns how many of
+// them: all, or fewer if they are large.
+func (l *Log) fetch(ctx context.Context, seqs []int64, values map[int64][]byte) (int, error) {
+	n, size := 0, 0
 	err := l.try(ctx, func(ctx context.Context, c *pgx.Conn) error {
-		clear(found)
-		rows, err := c.Query(ctx, l.sql.values, seqs)
+		n, size = 0, 0
+		rows, err := c.Query(ctx, l.sql.values, seqs, int64(readBytes))
 		if err != nil {
 			return err
 		}
 		var row pageRow
 		_, err = pgx.ForEachRow(rows, []any{&row.seq, &row.header, &row.key, &row.value}, func() error {
+			if n == len(seqs) || row.seq != seqs[n] {
+				return errGap
+			}
 			r, h, err := decodeRow(row.seq, row.header, row.key)
 			if err == nil {
 				err = takeValue(r, h, row.value)
@@ -281,28 +301,24 @@ func (l *Log) fetch(ctx context.Context, seqs []int64, values [][]byte) error {
 			if err != nil {
 				return err
 			}
-			found[r.Seq] = r.Value
+			values[r.Seq] = r.Value
+			n++
+			size += len(r.Value)
 			return nil
 		})
+		if err == nil && n < len(seqs) && size < readBytes {
+			err = errGap
+		}
+		if errors.Is(err, errGap) {
+			return l.missing(ctx, seqs[n])
+		}
 		return err
 	})
-	if err != nil {
-		return err
-	}
-	taken := make(map[int64]bool, len(found))
-	for i, seq := range seqs {
-		value, ok := found[seq]
-		switch {
-		case !ok:
-			return l.missing(ctx, seq)
-		case taken[seq]:
-			value = bytes.Clone(value)
-		}
-		taken[seq] = true
-		values[i] = value
-	}
-	return nil
+	return n, err
 }
+
+// errGap: a record that was asked for is not there.
+var errGap = errors.New("a record is missing")
 
 // missing says why record seq was not found: above the floor nothing is ever
 // deleted, so that only damage can hide it.

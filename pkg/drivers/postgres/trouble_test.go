@@ -405,6 +405,42 @@ func TestCompactWaits(t *testing.T) {
 	}
 }
 
+// TestManyLargeValues: values that are too much for one answer come in several.
+func TestManyLargeValues(t *testing.T) {
+	const n, size = 25, 1 << 20
+	log := opened(t, t.Name())
+	head, seqs := eventlog.Head{}, []int64(nil)
+	for i := range n {
+		b := put(head, "k")
+		b.Records[0].Value = []byte(strings.Repeat(string(rune('a'+i)), size))
+		if err := log.Append(context.Background(), &b); err != nil {
+			t.Fatal(err)
+		}
+		head = eventlog.Head{Position: head.Position + 1, Seq: head.Seq + 1, Revision: head.Revision + 1}
+		seqs = append([]int64{head.Seq}, seqs...)
+	}
+	values, err := log.Values(context.Background(), seqs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, value := range values {
+		if want := byte('a' + n - 1 - i); len(value) != size || value[0] != want {
+			t.Errorf("value %d has %d bytes and begins with %q, want %d and %q", i, len(value), value[:1], size, want)
+		}
+	}
+	if _, err := log.Values(context.Background(), append(seqs, head.Seq+1)); !errors.Is(err, eventlog.ErrCompacted) {
+		t.Errorf("Values with one that is not there: %v, want ErrCompacted", err)
+	}
+	var got int
+	for after := eventlog.Position(0); after < head.Position; after = eventlog.Position(got) {
+		tail, err := log.Tail(context.Background(), after, 1000)
+		if err != nil || len(tail) == 0 {
+			t.Fatalf("Tail(%d): %d batches, %v", after, len(tail), err)
+		}
+		got += len(tail)
+	}
+}
+
 // TestModes: every way of sending queries works, for poolers need some.
 func TestModes(t *testing.T) {
 	for _, mode := range []string{"cache_describe", "describe_exec", "exec", "simple_protocol"} {
