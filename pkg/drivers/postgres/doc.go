@@ -66,4 +66,16 @@
 // Every call tries until Options.Timeout is over, across lost connections and
 // restarts of the server, and then gives ErrUnavailable; none of it is final.
 // Append tries again only what certainly was not done.
+//
+// # Measured
+//
+// With the benchmarks of this package: PostgreSQL 15 on the same 2 cores, over
+// a unix socket, an fsync of 0.25 ms, values of 1 KiB. 3.6k rows/s one by one,
+// 76k in batches of 100, 114k in batches of 1000. Head takes 60 µs, Load
+// 0.13 s for 100,000 records; Values 0.1 ms for one and 3.6 µs each for many;
+// Tail 3.4 µs a record.
+//
+// Statements that join head and kept name the one row of each by its key:
+// otherwise the planner takes tables without statistics for large ones and
+// compiles the query (jit), which takes half a second.
 package postgres
