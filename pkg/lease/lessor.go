@@ -198,12 +198,19 @@ func (l *Lessor) Renew(ctx context.Context, id int64) (int64, error) {
 		granted := l.granted
 		l.mu.Unlock()
 		ttl, err := l.renew(ctx, id)
-		if l.shared == nil || !errors.Is(err, ErrNotFound) {
+		if l.shared == nil || err != nil && !errors.Is(err, ErrNotFound) {
 			return ttl, err
 		}
-		// Another member may have granted it just now.
-		if exists, existsErr := l.shared.LeaseExists(ctx, id); existsErr != nil || !exists {
-			return 0, cmp.Or(existsErr, err)
+		// Another member may have granted or revoked it just now. Asked only
+		// after the renewal: a revoke that knew of none is before the answer.
+		exists, existsErr := l.shared.LeaseExists(ctx, id)
+		switch {
+		case existsErr != nil:
+			return 0, existsErr
+		case !exists:
+			return 0, ErrNotFound
+		case err == nil:
+			return ttl, nil
 		}
 		select {
 		case <-granted:
@@ -238,7 +245,7 @@ func (l *Lessor) renew(ctx context.Context, id int64) (int64, error) {
 			if renewed, err := l.shared.RenewLease(ctx, id, ttlOf(e)); err != nil {
 				return 0, err
 			} else if renewed {
-				return e.ttl, nil
+				return e.ttl, l.confirm(ctx, id)
 			}
 			demoted = nil
 		}
@@ -246,6 +253,19 @@ func (l *Lessor) renew(ctx context.Context, id int64) (int64, error) {
 			return 0, err
 		}
 	}
+}
+
+// confirm returns ErrNotFound if a lease just renewed was gone before: revoked
+// and forgotten, which this lessor had not heard of.
+func (l *Lessor) confirm(ctx context.Context, id int64) error {
+	exists, err := l.shared.LeaseExists(ctx, id)
+	if err != nil || exists {
+		return err
+	}
+	if err := l.shared.ForgetLeases(ctx, []int64{id}); err != nil {
+		l.log.WithError(err).Warnf("the note on the revoked lease %016x is left behind", id)
+	}
+	return ErrNotFound
 }
 
 // verdict waits until e, which has expired, is revoked. Where there are other

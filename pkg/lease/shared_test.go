@@ -215,3 +215,32 @@ func TestSharedGrant(t *testing.T) {
 		}
 	})
 }
+
+// TestSharedRevoke: a lease that another member has revoked is not renewed by
+// one that was not told yet, be it the primary or not.
+func TestSharedRevoke(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, primary, other := newMeeting()
+		defer run(t, primary)()
+		m.grant(1, 5)
+		m.set(func() { m.exists[1] = false })
+		for _, l := range []*Lessor{primary, other} {
+			if _, err := l.Renew(t.Context(), 1); !errors.Is(err, ErrNotFound) {
+				t.Errorf("Renew: %v, want ErrNotFound", err)
+			}
+		}
+	})
+}
+
+// TestSharedLag: a lessor that has not heard of a revoke does not renew.
+func TestSharedLag(t *testing.T) {
+	m, _, lagging := newMeeting()
+	m.grant(1, 5)
+	m.set(func() { m.exists[1] = false })
+	if ttl, err := lagging.Renew(t.Context(), 1); !errors.Is(err, ErrNotFound) {
+		t.Errorf("Renew: %d, %v, want ErrNotFound", ttl, err)
+	}
+	if len(m.until) != 0 {
+		t.Errorf("the note is left behind: %v", m.until)
+	}
+}

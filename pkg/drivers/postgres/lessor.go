@@ -21,13 +21,15 @@ import (
 
 const (
 	// claimLessor takes or keeps the row. Whoever takes it starts every lease
-	// in full, so what was renewed before means nothing any more.
+	// in full, so what was renewed before means nothing any more. Later it
+	// only clears what leases have left that were revoked by clients.
 	claimLessor = `WITH claimed AS (
 			UPDATE keelson.lessor SET holder = $1, until = now() + $2 * interval '1 second'
 			WHERE id = 1 AND (holder = $1 OR until < now())
 			RETURNING id
 		), cleared AS (
-			DELETE FROM keelson.renewal WHERE $3 AND EXISTS (SELECT 1 FROM claimed)
+			DELETE FROM keelson.renewal
+			WHERE ($3 OR NOT expired AND until < now() - interval '1 hour') AND EXISTS (SELECT 1 FROM claimed)
 		)
 		SELECT count(*) FROM claimed`
 
