@@ -208,6 +208,9 @@ func (l *Lessor) Renew(ctx context.Context, id int64) (int64, error) {
 		case existsErr != nil:
 			return 0, existsErr
 		case !exists:
+			if err == nil { // it came after the note was dropped
+				l.forget(ctx, id)
+			}
 			return 0, ErrNotFound
 		case err == nil:
 			return ttl, nil
@@ -245,7 +248,7 @@ func (l *Lessor) renew(ctx context.Context, id int64) (int64, error) {
 			if renewed, err := l.shared.RenewLease(ctx, id, ttlOf(e)); err != nil {
 				return 0, err
 			} else if renewed {
-				return e.ttl, l.confirm(ctx, id)
+				return e.ttl, nil
 			}
 			demoted = nil
 		}
@@ -253,19 +256,6 @@ func (l *Lessor) renew(ctx context.Context, id int64) (int64, error) {
 			return 0, err
 		}
 	}
-}
-
-// confirm returns ErrNotFound if a lease just renewed was gone before: revoked
-// and forgotten, which this lessor had not heard of.
-func (l *Lessor) confirm(ctx context.Context, id int64) error {
-	exists, err := l.shared.LeaseExists(ctx, id)
-	if err != nil || exists {
-		return err
-	}
-	if err := l.shared.ForgetLeases(ctx, []int64{id}); err != nil {
-		l.log.WithError(err).Warnf("the note on the revoked lease %016x is left behind", id)
-	}
-	return ErrNotFound
 }
 
 // verdict waits until e, which has expired, is revoked. Where there are other
@@ -411,7 +401,7 @@ func (l *Lessor) revokeAll(ctx context.Context, expired []*entry) {
 		if expired = l.agree(ctx, expired); len(expired) == 0 {
 			return
 		}
-		defer l.forget(ctx, expired)
+		defer l.forgetRevoked(ctx, expired)
 	}
 	var wg sync.WaitGroup
 	for _, e := range expired {
@@ -450,8 +440,8 @@ func (l *Lessor) agree(ctx context.Context, expired []*entry) []*entry {
 	})
 }
 
-// forget drops the notes on those of expired that are revoked.
-func (l *Lessor) forget(ctx context.Context, expired []*entry) {
+// forgetRevoked drops the notes on those of expired that are revoked.
+func (l *Lessor) forgetRevoked(ctx context.Context, expired []*entry) {
 	var ids []int64
 	for _, e := range expired {
 		select {
@@ -460,9 +450,13 @@ func (l *Lessor) forget(ctx context.Context, expired []*entry) {
 		default:
 		}
 	}
-	if len(ids) == 0 {
-		return
+	if len(ids) > 0 {
+		l.forget(ctx, ids...)
 	}
+}
+
+// forget drops the notes on leases that are revoked.
+func (l *Lessor) forget(ctx context.Context, ids ...int64) {
 	if err := l.shared.ForgetLeases(ctx, ids); err != nil && ctx.Err() == nil {
 		l.log.WithError(err).Warnf("notes on %d revoked leases are left behind", len(ids))
 	}
