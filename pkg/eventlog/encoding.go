@@ -112,6 +112,13 @@ func DecodeHeader(header []byte, r *Record) (Header, error) {
 	return h, nil
 }
 
+// EncodeBatchID returns what a driver with a row for each record keeps in that
+// of a batch's first one, seq: the batch's id, with a checksum over both.
+func EncodeBatchID(seq int64, id BatchID) []byte {
+	out := binary.BigEndian.AppendUint64(append(make([]byte, 0, len(id)+8), id[:]...), uint64(seq))
+	return binary.BigEndian.AppendUint32(out[:len(id)], checksum(out))
+}
+
 // AppendBatch appends the encoding of b to dst.
 func AppendBatch(dst []byte, b *Batch) []byte {
 	start := len(dst)

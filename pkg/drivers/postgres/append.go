@@ -2,10 +2,8 @@ package postgres
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -164,7 +162,7 @@ func newAppend(batch *eventlog.Batch, base place) *appending {
 	last := place{batch.Position(), batch.Records[n-1].Seq, batch.ID, revision}
 	return &appending{place: last, bytes: bytes, args: []any{
 		int64(batch.Base), headID(base), int64(0), last.seq, revision, batch.ID[:], bytes,
-		seqs[0], appendBatchID(nil, seqs[0], batch.ID), seqs, revisions, headers, keys, values,
+		seqs[0], eventlog.EncodeBatchID(seqs[0], batch.ID), seqs, revisions, headers, keys, values,
 	}}
 }
 
@@ -234,15 +232,3 @@ func (e *unknownError) Is(target error) bool { return target == eventlog.ErrUnkn
 // position, revision and batch id, the row's header, its entries in the
 // indexes.
 const rowOverhead = 96
-
-// appendBatchID appends the batch column of the batch whose first record is
-// seq: its id, and a checksum over both.
-func appendBatchID(dst []byte, seq int64, id eventlog.BatchID) []byte {
-	start := len(dst)
-	dst = append(dst, id[:]...)
-	dst = binary.BigEndian.AppendUint64(dst, uint64(seq))
-	crc := crc32.Checksum(dst[start:], castagnoli)
-	return binary.BigEndian.AppendUint32(dst[:start+len(id)], crc)
-}
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)

@@ -59,6 +59,6 @@ func (l *Log) jump(ctx context.Context, tx pgx.Tx) error {
 	if _, err := tx.Exec(ctx, l.sql.restart, position+1, mark.Seq, mark.Revision.Main, id[:], int64(rowOverhead+len(header))); err != nil {
 		return err
 	}
-	_, err := tx.Exec(ctx, l.sql.insert, mark.Seq, position+1, appendBatchID(nil, mark.Seq, id), header)
+	_, err := tx.Exec(ctx, l.sql.insert, mark.Seq, position+1, eventlog.EncodeBatchID(mark.Seq, id), header)
 	return err
 }

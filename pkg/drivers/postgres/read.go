@@ -239,7 +239,7 @@ func (t *tail) row(row *pageRow) error {
 	if starts {
 		b := eventlog.Batch{Base: t.position - 1}
 		copy(b.ID[:], row.batch)
-		if !bytes.Equal(row.batch, appendBatchID(nil, r.Seq, b.ID)) {
+		if !bytes.Equal(row.batch, eventlog.EncodeBatchID(r.Seq, b.ID)) {
 			return fmt.Errorf("%w: checksum of the batch id of position %d does not match", eventlog.ErrCorrupt, t.position)
 		}
 		t.batches = append(t.batches, b)

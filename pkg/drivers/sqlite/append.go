@@ -2,9 +2,7 @@ package sqlite
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
@@ -89,7 +87,7 @@ func (l *Log) insert(batch *eventlog.Batch) error {
 		// A nil slice is NULL, an empty one an empty blob.
 		var id, key, value []byte
 		if i == 0 {
-			id = appendBatchID(nil, r.Seq, batch.ID)
+			id = eventlog.EncodeBatchID(r.Seq, batch.ID)
 		}
 		if len(r.Key) > 0 {
 			key = r.Key
@@ -114,18 +112,6 @@ func batchBytes(batch *eventlog.Batch) int64 {
 	}
 	return bytes
 }
-
-// appendBatchID appends the batch column of the batch whose first record is
-// seq: its id, and a checksum over both.
-func appendBatchID(dst []byte, seq int64, id eventlog.BatchID) []byte {
-	start := len(dst)
-	dst = append(dst, id[:]...)
-	dst = binary.BigEndian.AppendUint64(dst, uint64(seq))
-	crc := crc32.Checksum(dst[start:], castagnoli)
-	return binary.BigEndian.AppendUint32(dst[:start+len(id)], crc)
-}
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // begin starts a write transaction.
 func (l *Log) begin() error {

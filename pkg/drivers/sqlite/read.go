@@ -162,7 +162,7 @@ func (t *tail) row(row row) error {
 	if starts {
 		b := eventlog.Batch{Base: t.position - 1}
 		copy(b.ID[:], id)
-		if !bytes.Equal(id, appendBatchID(nil, r.Seq, b.ID)) {
+		if !bytes.Equal(id, eventlog.EncodeBatchID(r.Seq, b.ID)) {
 			return fmt.Errorf("%w: checksum of the batch id of position %d does not match", eventlog.ErrCorrupt, t.position)
 		}
 		t.batches = append(t.batches, b)
