@@ -26,10 +26,13 @@ func ParseURL(s string) (URL, error) {
 	case "unix", "unixs":
 		path := u.Host + u.Path
 		if u.Opaque != "" {
-			path = u.Opaque
+			path, err = url.PathUnescape(u.Opaque)
 		}
-		if path == "" || strings.HasSuffix(path, "/") {
+		if err != nil || path == "" || strings.HasSuffix(path, "/") {
 			return URL{}, fmt.Errorf("%q names no socket: write unix:///path/to/keelson.sock", s)
+		}
+		if u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+			return URL{}, fmt.Errorf("%q: write scheme and path only, as in unix:///path/to/keelson.sock", s)
 		}
 		return URL{Scheme: u.Scheme, Address: path}, nil
 	case "http", "https":
@@ -69,10 +72,13 @@ func ParseURLs(list []string) ([]URL, error) {
 	return urls, nil
 }
 
+// pathEscaper escapes what would end the path of a URL.
+var pathEscaper = strings.NewReplacer("%", "%25", "?", "%3F", "#", "%23")
+
 // String returns the URL as clients write it.
 func (u URL) String() string {
 	if u.Network() == "unix" {
-		return u.Scheme + "://" + u.Address
+		return u.Scheme + "://" + pathEscaper.Replace(u.Address)
 	}
 	return u.Scheme + "://" + strings.ReplaceAll(u.Address, "%", "%25") // before an IPv6 zone
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"go.etcd.io/etcd/api/v3/etcdserverpb/gw"
@@ -41,6 +42,9 @@ type Gateway struct {
 	limit int64               // of one JSON value
 	room  *semaphore.Weighted // see maxBodyBytes
 
+	replies      *semaphore.Weighted // see maxReplyBytes
+	replyTimeout time.Duration
+
 	mu     sync.Mutex // guards what follows
 	conn   *grpc.ClientConn
 	mux    *runtime.ServeMux
@@ -53,6 +57,9 @@ func (s *Server) NewGateway() *Gateway {
 		pipe:  &pipe{conns: make(chan net.Conn), done: make(chan struct{})},
 		limit: gatewayBytes * int64(s.cfg.MaxRequestBytes+requestOverheadBytes),
 		room:  semaphore.NewWeighted(maxBodyBytes),
+
+		replies:      semaphore.NewWeighted(maxReplyBytes),
+		replyTimeout: replyTimeout,
 	}
 }
 
@@ -100,6 +107,9 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			refuse(err)
 			return
 		}
+		answer := &reply{w: w, room: g.replies}
+		defer answer.end()
+		r = r.WithContext(context.WithValue(r.Context(), replyKey{}, answer))
 	}
 	mux.ServeHTTP(w, r)
 }
@@ -118,6 +128,7 @@ func (g *Gateway) open() (*runtime.ServeMux, error) {
 	}
 	conn, err := grpc.NewClient("passthrough:///keelson",
 		grpc.WithContextDialer(g.pipe.dial),
+		grpc.WithUnaryInterceptor(g.holdReply),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)))
 	if err != nil {

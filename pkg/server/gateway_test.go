@@ -7,10 +7,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 )
@@ -204,6 +206,56 @@ func TestGatewayMemory(t *testing.T) {
 	g.want(t, "/v3/kv/range", `{"key":"YQ==","count_only":true}`, 200, `{`+header(1)+`}`)
 	g.room.Release(maxBodyBytes)
 	if resp := g.post(t, "/v3/kv/put", large); resp.code != 200 {
+		t.Errorf("with room again: %d", resp.code)
+	}
+}
+
+// Large responses that clients do not read hold a bounded room, and not for
+// ever.
+func TestGatewayReplies(t *testing.T) {
+	g := newGateway(t, memberOptions{})
+	g.replyTimeout = 50 * time.Millisecond
+	for _, key := range []string{"YQ==", "Yg=="} {
+		if resp := g.post(t, "/v3/kv/put", `{"key":"`+key+`","value":"`+strings.Repeat("A", 1<<20)+`"}`); resp.code != 200 {
+			t.Fatalf("put: %d", resp.code)
+		}
+	}
+	const (
+		list  = `{"key":"YQ==","range_end":"Yw=="}`
+		small = `{"key":"YQ==","keys_only":true}`
+	)
+	if !g.replies.TryAcquire(maxReplyBytes) {
+		t.Fatal("responses that were read still hold room")
+	}
+	g.want(t, "/v3/kv/range", list, 429, `{"code":8,"message":"etcdserver: too many requests"}`)
+	if resp := g.post(t, "/v3/kv/range", small); resp.code != 200 {
+		t.Errorf("a small response: %d", resp.code)
+	}
+	g.replies.Release(maxReplyBytes)
+
+	conn, err := net.Dial("tcp", g.http.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.(*net.TCPConn).SetReadBuffer(4096); err != nil {
+		t.Fatal(err)
+	}
+	// One client alone may be served from the buffers of the kernel.
+	for range 20 {
+		request := fmt.Sprintf("POST /v3/kv/range HTTP/1.1\r\nHost: keelson\r\nContent-Length: %d\r\n\r\n%s", len(list), list)
+		if _, err := conn.Write([]byte(request)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+		t.Fatalf("the first response: %v", err)
+	}
+	if err := g.replies.Acquire(g.ctx, maxReplyBytes); err != nil {
+		t.Fatalf("the room of a client that does not read: %v", err)
+	}
+	g.replies.Release(maxReplyBytes)
+	if resp := g.post(t, "/v3/kv/range", list); resp.code != 200 {
 		t.Errorf("with room again: %d", resp.code)
 	}
 }
