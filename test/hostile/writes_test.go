@@ -27,15 +27,19 @@ const fitting = maxRequest - 64
 // TestRequestsAtTheLimit puts values as large as may be, hundreds at once, and
 // larger ones by the thousand.
 func TestRequestsAtTheLimit(t *testing.T) {
-	s := start(t)
-	conns := make([]pb.KVClient, 8)
-	for i := range conns {
-		conns[i] = pb.NewKVClient(s.conn(t))
+	clients := func(t *testing.T, s *server) []pb.KVClient {
+		conns := make([]pb.KVClient, 8)
+		for i := range conns {
+			conns[i] = pb.NewKVClient(s.conn(t))
+		}
+		return conns
 	}
 	busy := func(err error) bool { return errors.Is(rpctypes.Error(err), rpctypes.ErrTooManyRequests) }
 	value := bytes.Repeat([]byte("x"), fitting)
 	t.Run("at", func(t *testing.T) {
 		n := scaled(t, 400)
+		s := start(t)
+		conns := clients(t, s)
 		s.under(t, 1600, func(t *testing.T) {
 			var taken atomic.Int64
 			err := parallel(n, func(i int) error {
@@ -54,14 +58,16 @@ func TestRequestsAtTheLimit(t *testing.T) {
 		})
 	})
 	t.Run("above", func(t *testing.T) {
-		clients := scaled(t, 100)
-		s.under(t, 1600, func(t *testing.T) {
+		n := scaled(t, 100)
+		s := start(t)
+		conns := clients(t, s)
+		s.under(t, 700, func(t *testing.T) {
 			for extra, want := range map[int]codes.Code{
 				64:      codes.InvalidArgument,   // the server's own limit
 				1 << 20: codes.ResourceExhausted, // gRPC's, before it is all there
 			} {
 				large := append(value[:fitting:fitting], make([]byte, extra)...)
-				err := parallel(clients, func(i int) error {
+				err := parallel(n, func(i int) error {
 					for range 5 {
 						_, err := conns[i%len(conns)].Put(patient(t), &pb.PutRequest{Key: []byte("a"), Value: large})
 						if code := status.Code(err); code != want && !busy(err) {
