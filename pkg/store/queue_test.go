@@ -8,6 +8,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
+	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/eventlog/memlog"
 )
 
@@ -93,5 +94,33 @@ func TestPatience(t *testing.T) {
 	<-second
 	if waited := time.Since(begun); waited < p.limit {
 		t.Errorf("over after %v, before the limit of %v", waited, p.limit)
+	}
+}
+
+// farLog is a log whose head is always ahead.
+type farLog struct{ *memlog.Log }
+
+func (farLog) Head(context.Context) (eventlog.Position, error) { return 1 << 40, nil }
+
+// A fence has one limit for all of its waiting, however often the state moves.
+func TestFenceTimeout(t *testing.T) {
+	disk := new(memlog.Disk)
+	f := openOn(t, disk, farLog{disk.Open(nil)}, Options{RequestTimeout: 100 * time.Millisecond})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	fenced := make(chan error, 1)
+	go func() { fenced <- f.Fence(ctx) }()
+	for {
+		select {
+		case err := <-fenced:
+			if !errors.Is(err, ErrTimeout) {
+				t.Errorf("the fence: %v, want ErrTimeout", err)
+			}
+			return
+		default:
+			if _, err := f.Put(ctx, &pb.PutRequest{Key: []byte("k")}); err != nil && !errors.Is(err, ErrTimeout) {
+				t.Fatal(err)
+			}
+		}
 	}
 }

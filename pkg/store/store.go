@@ -187,17 +187,21 @@ func (s *Store) Fence(ctx context.Context) error {
 	if err != nil {
 		return logError(err)
 	}
+	var over <-chan struct{} // one limit for all of the waiting, if there is any
 	for {
 		p := s.published.Load()
 		if p.position >= head {
 			return nil
+		}
+		if over == nil {
+			over = s.patience.over()
 		}
 		s.queue.wakeUp()
 		select {
 		case <-p.next:
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-s.patience.over():
+		case <-over:
 			return ErrTimeout
 		case <-s.queue.stopped:
 			return ErrStopped
