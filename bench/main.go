@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/keelson-io/keelson/bench/internal/floor"
 	"github.com/keelson-io/keelson/bench/internal/report"
 	"github.com/keelson-io/keelson/bench/internal/run"
 	"github.com/keelson-io/keelson/bench/internal/systems"
@@ -24,6 +25,7 @@ import (
 const usage = `bench compares keelson with etcd and kine.
 
   go run . run [flags]           measure and print the tables
+  go run . prepare [flags]       load the data that run with these flags needs
   go run . table results.json…   print the tables of results (Markdown)
   go run . plot -dir plots results.json…
                                draw the plots of results (SVG)
@@ -66,6 +68,10 @@ func command(args []string) error {
 	switch name {
 	case "run":
 		return measure(args)
+	case "prepare":
+		return prepare(args)
+	case "floor": // run starts it
+		return serveFloor(args)
 	case "table":
 		return table(args)
 	case "plot":
@@ -87,18 +93,20 @@ func command(args []string) error {
 type settings struct {
 	workloads, systems, out, dir, profiles string
 	rounds                                 int
-	window, edge                           time.Duration
-	merge                                  bool
+	window, edge, budget                   time.Duration
+	merge, patient                         bool
 }
 
 func runFlags() (*flag.FlagSet, *settings) {
 	s := new(settings)
 	flags := flag.NewFlagSet("run", flag.ContinueOnError)
-	flags.StringVar(&s.workloads, "workloads", "*", "`names` with commas; in a name * stands for any letters")
-	flags.StringVar(&s.systems, "systems", "etcd,kine,kine-full,keelson", "`names` with commas")
+	flags.StringVar(&s.workloads, "workloads", "*", "`names` with commas; in a name * stands for any letters, and -name leaves out")
+	flags.StringVar(&s.systems, "systems", "etcd,kine,kine-full,keelson,floor", "`names` with commas; in a name * stands for any letters")
 	flags.IntVar(&s.rounds, "rounds", 5, "how often each workload is measured on each system")
 	flags.DurationVar(&s.window, "duration", 3*time.Second, "how long each measurement takes")
 	flags.DurationVar(&s.edge, "edge", 10*time.Minute, "how long the edge profile takes; 24h is the real day")
+	flags.DurationVar(&s.budget, "budget", 0, "how long all may take: then with fewer rounds, and in the end without some workloads")
+	flags.BoolVar(&s.patient, "patient", false, "measure kine with a million keys, too: hours")
 	flags.StringVar(&s.out, "out", "results.json", "`file` for the results")
 	flags.BoolVar(&s.merge, "merge", false, "keep the workloads that the file has and this run does not")
 	flags.StringVar(&s.dir, "dir", filepath.Join(cacheDir(), "bench"), "`directory` for the data, on the disk to measure; its path must be short")
@@ -122,20 +130,9 @@ func cacheDir() string {
 }
 
 func measure(args []string) error {
-	flags, s := runFlags()
-	if err := flags.Parse(args); err != nil {
-		return err
-	}
-	chosen, err := systems.Find(strings.Split(s.systems, ","))
+	opt, s, err := options("run", args)
 	if err != nil {
 		return err
-	}
-	specs, err := workload.Find(strings.Split(s.workloads, ","))
-	if err != nil {
-		return err
-	}
-	if flags.NArg() > 0 || s.rounds < 1 || s.window < 100*time.Millisecond {
-		return errors.New("run takes flags only, at least one round, and durations of at least 100ms")
 	}
 	results := &report.Results{}
 	if s.merge {
@@ -155,22 +152,64 @@ func measure(args []string) error {
 	debug.SetGCPercent(400)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err = run.Run(ctx, run.Options{
+	return errors.Join(run.Run(ctx, opt, results), results.Table(os.Stdout, 3))
+}
+
+// options reads the flags of run and prepare.
+func options(name string, args []string) (run.Options, *settings, error) {
+	flags, s := runFlags()
+	if err := flags.Parse(args); err != nil {
+		return run.Options{}, nil, err
+	}
+	chosen, err := systems.Find(strings.Split(s.systems, ","))
+	if err != nil {
+		return run.Options{}, nil, err
+	}
+	specs, err := workload.Find(strings.Split(s.workloads, ","))
+	if err != nil {
+		return run.Options{}, nil, err
+	}
+	if flags.NArg() > 0 || s.rounds < 1 || s.window < 100*time.Millisecond {
+		return run.Options{}, nil, fmt.Errorf("%s takes flags only, at least one round, and durations of at least 100ms", name)
+	}
+	return run.Options{
 		Systems: chosen, Workloads: specs, Rounds: s.rounds, Window: s.window, Edge: s.edge,
+		Budget: s.budget, Patient: s.patient,
 		Dir: s.dir, Out: s.out, Profiles: s.profiles, Cache: cacheDir(),
 		Log: func(format string, args ...any) {
 			fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+format+"\n", args...)
 		},
-	}, results)
-	return errors.Join(err, results.Table(os.Stdout))
+	}, s, nil
 }
 
-func table(args []string) error {
-	results, err := readAll(args)
+func prepare(args []string) error {
+	opt, _, err := options("prepare", args)
 	if err != nil {
 		return err
 	}
-	return results.Table(os.Stdout)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return run.Prepare(ctx, opt)
+}
+
+func serveFloor(args []string) error {
+	flags := flag.NewFlagSet("floor", flag.ContinueOnError)
+	data := flags.String("data", "", "`file` that says what to answer with")
+	socket := flags.String("socket", "", "unix `socket` to serve on")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	return floor.Serve(ctx, *data, *socket)
+}
+
+func table(args []string) error {
+	groups, err := readAll(args)
+	for _, results := range groups {
+		err = errors.Join(err, results.Table(os.Stdout, 3))
+	}
+	return err
 }
 
 func plots(args []string) error {
@@ -180,11 +219,11 @@ func plots(args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	results, err := readAll(flags.Args())
+	groups, err := readAll(flags.Args())
 	if err != nil {
 		return err
 	}
-	_, err = results.Plots(*dir, *format)
+	_, err = groups[0].Plots(*dir, *format)
 	return err
 }
 
@@ -200,7 +239,7 @@ func writeReport(args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	results, err := readAll(flags.Args())
+	groups, err := readAll(flags.Args())
 	if err != nil {
 		return err
 	}
@@ -215,38 +254,42 @@ func writeReport(args []string) error {
 	}
 	var b strings.Builder
 	b.WriteString(before + tablesBegin + "\n")
-	if err := results.Table(&b); err != nil {
-		return err
+	for i, results := range groups {
+		fmt.Fprintf(&b, "### %s\n\n", results.Title())
+		if err := results.Table(&b, 4); err != nil {
+			return err
+		}
+		if i == 0 {
+			b.WriteString("\n#### Plots\n\n")
+			drawn, err := results.Plots(filepath.Join(filepath.Dir(*readme), "plots"), "svg")
+			if err != nil {
+				return err
+			}
+			for _, plot := range drawn {
+				fmt.Fprintf(&b, "![%s](plots/%s)\n", plot.Title, plot.File)
+			}
+		}
+		b.WriteString("\n")
 	}
-	drawn, err := results.Plots(filepath.Join(filepath.Dir(*readme), "plots"), "svg")
-	if err != nil {
-		return err
-	}
-	b.WriteString("\n### Plots\n\n")
-	for _, plot := range drawn {
-		fmt.Fprintf(&b, "![%s](plots/%s)\n", plot.Title, plot.File)
-	}
-	b.WriteString("\n" + tablesEnd + after)
+	b.WriteString(tablesEnd + after)
 	return os.WriteFile(*readme, []byte(b.String()), 0o644)
 }
 
-// readAll reads results files into one; a later one goes before an earlier.
-func readAll(paths []string) (*report.Results, error) {
+// readAll reads results files and puts together those that can be compared. A
+// later one goes before an earlier.
+func readAll(paths []string) ([]*report.Results, error) {
 	if len(paths) == 0 {
 		return nil, errors.New("name at least one results file")
 	}
-	results, err := report.Read(paths[0])
-	if err != nil {
-		return nil, err
-	}
-	for _, path := range paths[1:] {
-		more, err := report.Read(path)
+	var all []*report.Results
+	for _, path := range paths {
+		results, err := report.Read(path)
 		if err != nil {
 			return nil, err
 		}
-		results.Merge(more)
+		all = append(all, results)
 	}
-	return results, nil
+	return report.Group(all), nil
 }
 
 func list(out io.Writer) error {

@@ -22,6 +22,7 @@ var looks = map[string]draw.GlyphStyle{
 	"etcd":      {Color: color.RGBA{0x41, 0x7e, 0xb8, 0xff}, Shape: draw.SquareGlyph{}, Radius: 4},
 	"kine":      {Color: color.RGBA{0xe0, 0x8a, 0x1e, 0xff}, Shape: draw.TriangleGlyph{}, Radius: 4},
 	"kine-full": {Color: color.RGBA{0xb0, 0x3a, 0x2e, 0xff}, Shape: draw.PyramidGlyph{}, Radius: 4},
+	"floor":     {Color: color.RGBA{0x80, 0x80, 0x80, 0xff}, Shape: draw.RingGlyph{}, Radius: 4},
 	"keelson":   {Color: color.RGBA{0x1b, 0x7f, 0x4d, 0xff}, Shape: draw.CircleGlyph{}, Radius: 4},
 }
 

@@ -80,27 +80,114 @@ func example() *Results {
 }
 
 func TestTable(t *testing.T) {
-	var b strings.Builder
-	if err := example().Table(&b); err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{
-		"| put200 | throughput /s to etcd | ≥ 1.80× | 1.90× (1.90×–1.90×) | reached |",
-		"| create1 | throughput /s to etcd | ≥ 1.30× | 1.20× (1.20×–1.20×) | **missed** |",
+	expectTable(t, example(),
+		"#### Targets",
+		"| put200 | keelson | throughput /s to etcd | ≥ 1.80× | 1.90× (1.90×–1.90×) |  | reached |",
+		"| create1 | keelson | throughput /s to etcd | ≥ 1.30× | 1.20× (1.20×–1.20×) |  | **missed** |",
 		"| kine | failed: a / b |",
 		"| kine | not supported |",
 		"- create1, throughput /s: keelson has 0.80× of kine's.",
 		"1,900<br>**1.90×** (1.90–1.90)",
-	} {
-		if !strings.Contains(b.String(), want) {
+		"!- put200", // a system that failed is not ahead
+		"!What the client leaves", "!contention", "!client CPU, ",
+	)
+}
+
+// expectTable looks for texts in the table; one that begins with ! must not be there.
+func expectTable(t *testing.T, r *Results, wants ...string) {
+	t.Helper()
+	var b strings.Builder
+	if err := r.Table(&b, 4); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range wants {
+		unwanted, not := strings.CutPrefix(want, "!")
+		if not && strings.Contains(b.String(), unwanted) {
+			t.Errorf("the table has %q", unwanted)
+		}
+		if !not && !strings.Contains(b.String(), want) {
 			t.Errorf("the table has no %q", want)
 		}
 	}
-	if strings.Contains(b.String(), "- put200") {
-		t.Error("a system that failed is ahead")
-	}
 	if t.Failed() {
 		t.Log(b.String())
+	}
+}
+
+// What a server that keeps nothing reaches stands beside the targets, and is
+// nothing that keelson is behind of.
+func TestTableWithFloor(t *testing.T) {
+	r := example()
+	r.Machine.Cores = 2
+	r.Systems = append(r.Systems, System{Name: "floor", Base: "etcd"})
+	w := r.Workloads[0]
+	w.Clients, w.Rounds = 200, 1
+	w.Systems["floor"] = &Series{Windows: windows(2500)}
+	for _, s := range w.Systems {
+		s.Windows[0].ClientCPU = 1
+	}
+	expectTable(t, r,
+		"| put200 | keelson | throughput /s to etcd | ≥ 1.80× | 1.90× (1.90×–1.90×) | 2.50× | reached |",
+		// A client with 400 µs and a server with 200 µs of each operation.
+		"| put200 | floor | 400 µs | 200 µs | 3,333 | 2,500 | 2.50× |",
+		"**put200** put (rounds: 1)",
+		"!than floor", "!of floor's",
+	)
+}
+
+func TestTableSaysWhatWasNotMeasured(t *testing.T) {
+	r := example()
+	r.Workloads[4].Systems["kine"] = &Series{NotMeasured: "with more than 10 keys", Windows: windows(5)}
+	r.Workloads[3].Systems["kine"] = &Series{GaveUp: "gave up after 1m30s", Windows: windows(5)}
+	expectTable(t, r, "| kine | not measured with more than 10 keys |", "| kine | **gave up after 1m30s** |", "!of kine's.\n- count")
+}
+
+// On PostgreSQL keelson is compared with kine in the same place, and several
+// instances with one.
+func TestTableOnPostgres(t *testing.T) {
+	r := postgresExample()
+	expectTable(t, r,
+		"ratios to kine in the same place",
+		"| create200 | keelson-pg | throughput /s to kine-pg | ≥ 5.00× | 9.00× (9.00×–9.00×) |  | reached |",
+		"| create200 | keelson-pg3 | throughput /s to kine-pg3 | ≥ 5.00× | 4.00× (4.00×–4.00×) |  | **missed** |",
+		"| create200 | keelson-pg3 | 2,000<br>**0.22×** (0.22–0.22) |",
+		"| list | keelson-pg | throughput /s to kine-pg | | | | kine-pg: **gave up after 1s** |",
+		"!1.80×",
+	)
+}
+
+func postgresExample() *Results {
+	return &Results{
+		Systems: []System{{Name: "kine-pg"}, {Name: "keelson-pg", Base: "kine-pg"}, {Name: "kine-pg3"}, {Name: "keelson-pg3", Base: "kine-pg3"}},
+		Workloads: []*Workload{
+			{Name: "create200", Doc: "create", Systems: map[string]*Series{
+				"kine-pg": {Windows: windows(1000)}, "keelson-pg": {Windows: windows(9000)},
+				"kine-pg3": {Windows: windows(500)}, "keelson-pg3": {Windows: windows(2000)},
+			}},
+			{Name: "list", Doc: "list", Systems: map[string]*Series{
+				"kine-pg": {GaveUp: "gave up after 1s"}, "keelson-pg": {Windows: windows(9000)},
+			}},
+		},
+	}
+}
+
+// Workloads of the same name on PostgreSQL and beside etcd are different ones.
+func TestGroup(t *testing.T) {
+	edge := example()
+	edge.Command = "edge"
+	edge.Workloads = []*Workload{{Name: "edge"}}
+	edge.Systems = append(edge.Systems, System{Name: "more"})
+	main := example()
+	main.Command = "main"
+	groups := Group([]*Results{main, postgresExample(), edge})
+	if len(groups) != 2 {
+		t.Fatalf("%d groups", len(groups))
+	}
+	if g := groups[0]; len(g.Workloads) != 6 || len(g.Systems) != 4 || g.Command != "main\nedge" || g.Title() != "Beside etcd" {
+		t.Errorf("%+v", g)
+	}
+	if g := groups[1]; len(g.Workloads) != 2 || g.Title() != "On PostgreSQL" {
+		t.Errorf("%+v", g)
 	}
 }
 

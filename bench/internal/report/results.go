@@ -28,6 +28,7 @@ type Results struct {
 // System names one server and its version.
 type System struct {
 	Name    string `json:"name"`
+	Base    string `json:"base,omitempty"` // the system that it is compared with; none: Baseline
 	Doc     string `json:"doc"`
 	Program string `json:"sha256"` // of the program, its first digits
 }
@@ -41,6 +42,7 @@ type Workload struct {
 	Watchers int                `json:"watchers,omitempty"`
 	Rate     int                `json:"rate,omitempty"`
 	Keys     int                `json:"keys"`
+	Rounds   int                `json:"rounds,omitempty"`
 	Systems  map[string]*Series `json:"systems"`
 }
 
@@ -48,24 +50,33 @@ type Workload struct {
 type Series struct {
 	Unsupported string   `json:"unsupported,omitempty"` // the server's error
 	Failed      string   `json:"failed,omitempty"`      // an error or a wrong answer
+	GaveUp      string   `json:"gave_up,omitempty"`     // after what time
+	NotMeasured string   `json:"not_measured,omitempty"`
 	Windows     []Window `json:"windows,omitempty"`
+}
+
+// Measured says whether the series is, or may become, whole.
+func (s *Series) Measured() bool {
+	return s.Unsupported == "" && s.Failed == "" && s.GaveUp == "" && s.NotMeasured == ""
 }
 
 // Window is one measurement. CPU and bytes are the server's, up to half a
 // second after the last request, so that work it put off counts.
 type Window struct {
-	Ops     int                `json:"ops"`
-	Seconds float64            `json:"seconds"`
-	P50     float64            `json:"p50_us"`
-	P90     float64            `json:"p90_us"`
-	P99     float64            `json:"p99_us"`
-	Max     float64            `json:"max_us"`
-	CPU     float64            `json:"cpu_s"`
-	Written int64              `json:"written"`
-	RSS     int64              `json:"rss"`
-	PeakRSS int64              `json:"peak_rss"`
-	WAL     int64              `json:"wal_max,omitempty"` // largest SQLite WAL file seen
-	Extra   map[string]float64 `json:"extra,omitempty"`
+	Ops     int     `json:"ops"`
+	Seconds float64 `json:"seconds"`
+	P50     float64 `json:"p50_us"`
+	P90     float64 `json:"p90_us"`
+	P99     float64 `json:"p99_us"`
+	Max     float64 `json:"max_us"`
+	CPU     float64 `json:"cpu_s"`
+	// ClientCPU is the load generator's own, or 0.
+	ClientCPU float64            `json:"client_cpu_s,omitempty"`
+	Written   int64              `json:"written"`
+	RSS       int64              `json:"rss"`
+	PeakRSS   int64              `json:"peak_rss"`
+	WAL       int64              `json:"wal_max,omitempty"` // largest SQLite WAL file seen
+	Extra     map[string]float64 `json:"extra,omitempty"`
 }
 
 // SetLatencies fills in the percentiles: exact ones, of all samples.
@@ -120,13 +131,19 @@ func (r *Results) Write(path string) error {
 	return os.Rename(path+".tmp", path)
 }
 
-// Merge puts the workloads of another run in, instead of those of the same name.
+// Merge puts the workloads of another run in, instead of those of the same
+// name, and the systems that are not there.
 func (r *Results) Merge(other *Results) {
 	for _, w := range other.Workloads {
 		if i := slices.IndexFunc(r.Workloads, func(have *Workload) bool { return have.Name == w.Name }); i >= 0 {
 			r.Workloads[i] = w
 		} else {
 			r.Workloads = append(r.Workloads, w)
+		}
+	}
+	for _, s := range other.Systems {
+		if !slices.ContainsFunc(r.Systems, func(have System) bool { return have.Name == s.Name }) {
+			r.Systems = append(r.Systems, s)
 		}
 	}
 }

@@ -21,11 +21,20 @@ var (
 	P50        = Metric{Name: "p50", Key: "p50", value: func(w Window) float64 { return w.P50 }}
 	P99        = Metric{Name: "p99", Key: "p99", value: func(w Window) float64 { return w.P99 }}
 	CPUPerOp   = Metric{Name: "CPU/op", Key: "cpu", value: func(w Window) float64 { return w.CPU * 1e6 / float64(w.Ops) }}
+	ClientCPU  = Metric{Name: "client CPU/op", Key: "client_cpu", value: clientCPU}
 	PeakRSS    = Metric{Name: "peak RSS", Key: "rss", value: func(w Window) float64 { return float64(w.PeakRSS) / (1 << 20) }}
 	Written    = Metric{Name: "written/op", Key: "written", value: func(w Window) float64 { return float64(w.Written) / float64(w.Ops) }}
 
-	Metrics = []Metric{Throughput, P50, P99, CPUPerOp, PeakRSS, Written}
+	Metrics = []Metric{Throughput, P50, P99, CPUPerOp, ClientCPU, PeakRSS, Written}
 )
+
+// clientCPU is not there in results of before it was measured.
+func clientCPU(w Window) float64 {
+	if w.ClientCPU == 0 {
+		return math.NaN()
+	}
+	return w.ClientCPU * 1e6 / float64(w.Ops)
+}
 
 // Extra is the metric of a workload's own figure.
 func Extra(name string) Metric {
@@ -39,7 +48,7 @@ func Extra(name string) Metric {
 
 // Values returns the metric in each window, none if the system failed.
 func (s *Series) Values(m Metric) []float64 {
-	if s == nil || s.Failed != "" {
+	if s == nil || !s.Measured() {
 		return nil
 	}
 	values := make([]float64, len(s.Windows))
@@ -88,6 +97,10 @@ func Summary(w *Workload, order []System) string {
 		case s == nil:
 		case s.Unsupported != "":
 			parts = append(parts, system.Name+" not supported")
+		case s.NotMeasured != "":
+			parts = append(parts, system.Name+" not measured")
+		case s.GaveUp != "":
+			parts = append(parts, system.Name+" gave up")
 		case s.Failed != "":
 			parts = append(parts, system.Name+" failed")
 		default:

@@ -7,14 +7,16 @@ import (
 
 // target is what keelson is to reach in a workload.
 type target struct {
+	system   string
 	workload string
 	metric   Metric
 	bound    float64
-	// toEtcd: the bound is for the ratio to etcd, and not for the figure itself.
-	toEtcd bool
+	// toBase: the bound is for the ratio to the system that this one is
+	// compared with, and not for the figure itself.
+	toBase bool
 }
 
-// The system that the targets are for.
+// The system that most targets are for.
 const measured = "keelson"
 
 var (
@@ -26,7 +28,7 @@ var (
 func targets() []target {
 	var all []target
 	ratio := func(workload string, m Metric, bound float64) {
-		all = append(all, target{workload, m, bound, true})
+		all = append(all, target{measured, workload, m, bound, true})
 	}
 	both := func(throughput, cpu float64, workloads ...string) {
 		for _, w := range workloads {
@@ -40,7 +42,7 @@ func targets() []target {
 	both(1.8, 0.2, "list")
 	both(2, 0.25, "list-pages")
 	both(8, 0.05, "count")
-	all = append(all, target{"watch100", Throughput, 49_500, false})
+	all = append(all, target{measured, "watch100", Throughput, 49_500, false})
 	for _, m := range []Metric{P50, P99, CPUPerOp} {
 		ratio("watch100", m, 0.5)
 	}
@@ -49,36 +51,69 @@ func targets() []target {
 	ratio("start@1m", RSS, 0.8)
 	ratio("update1", Written, 1)
 	ratio("update200", Written, 1)
-	return append(all,
-		target{"start@1m", Extra("ready_s"), 5, false},
-		target{"compact", Extra("p99_ratio"), 2, false},
-		target{"compact", wal, 65, false}, // 64 MiB and a batch
+	all = append(all,
+		target{measured, "start@1m", Extra("ready_s"), 5, false},
+		target{measured, "compact", Extra("p99_ratio"), 2, false},
+		target{measured, "compact", wal, 65, false}, // 64 MiB and a batch
 	)
+	for _, system := range []string{"keelson-pg", "keelson-pg3", "keelson-pg-1ms", "keelson-pg-5ms"} {
+		all = append(all,
+			target{system, "create200", Throughput, 5, true},
+			target{system, "update200", Throughput, 5, true},
+			target{system, "list", Throughput, 10, true},
+			target{system, "list-pages", Throughput, 10, true},
+		)
+	}
+	return all
 }
 
-// Targets prints which targets keelson reaches.
+// Targets prints which targets keelson reaches, and what a server that keeps
+// nothing has beside it.
 func (r *Results) Targets(b *strings.Builder) {
-	b.WriteString("| workload | figure | target | keelson | |\n|---|---|---:|---:|---|\n")
 	for _, t := range targets() {
 		w := r.workload(t.workload)
-		if w == nil || w.Systems[measured] == nil {
+		if w == nil || w.Systems[t.system] == nil {
 			continue
 		}
-		ours := w.Systems[measured]
-		stat, ok := ours.Absolute(t.metric)
-		format := t.metric.Format
-		what := t.metric.Name
-		if t.toEtcd {
-			stat, ok = ours.Ratio(w.Systems[Baseline], t.metric)
-			format = func(v float64) string { return Number(v) + "×" }
-			what += " to " + Baseline
-		}
-		if !ok {
+		ours := w.Systems[t.system]
+		if !t.toBase {
+			if stat, ok := ours.Absolute(t.metric); ok {
+				targetRow(b, t, t.metric.Name, stat, t.metric.Format, "")
+			}
 			continue
 		}
-		targetRow(b, t.workload, what, t.metric.Higher, t.bound, stat, format)
+		base := r.baseOf(t.system)
+		what := t.metric.Name + " to " + base
+		if stat, ok := ours.Ratio(w.Systems[base], t.metric); ok {
+			targetRow(b, t, what, stat, times, r.floorCell(w, t.metric))
+		} else if why := w.Systems[base].without(); why != "" && ours.Measured() {
+			fmt.Fprintf(b, "| %s | %s | %s | | | | %s: %s |\n", t.workload, t.system, what, base, why)
+		}
 	}
 	r.busyTarget(b)
+}
+
+func times(v float64) string { return Number(v) + "×" }
+
+func (r *Results) baseOf(name string) string {
+	for _, s := range r.Systems {
+		if s.Name == name {
+			return r.base(s)
+		}
+	}
+	return name
+}
+
+// floorCell is what the server that keeps nothing has of the metric.
+func (r *Results) floorCell(w *Workload, m Metric) string {
+	if m.Key != Throughput.Key && m.Key != CPUPerOp.Key {
+		return ""
+	}
+	stat, ok := w.Systems[floor].Ratio(w.Systems[Baseline], m)
+	if !ok {
+		return ""
+	}
+	return times(stat.Median)
 }
 
 // busyTarget compares two workloads: gets while others write, and gets alone.
@@ -87,43 +122,27 @@ func (r *Results) busyTarget(b *strings.Builder) {
 	if idle == nil || busy == nil {
 		return
 	}
-	stat, ok := busy.Systems[measured].Ratio(idle.Systems[measured], P99)
-	if ok {
-		targetRow(b, "get-busy", "p99 to get-idle", false, 2, stat, func(v float64) string { return Number(v) + "×" })
+	for _, system := range []string{measured, Baseline} {
+		if stat, ok := busy.Systems[system].Ratio(idle.Systems[system], P99); ok {
+			targetRow(b, target{system: system, workload: "get-busy", bound: 2}, "p99 to get-idle", stat, times, "")
+		}
 	}
 }
 
-func targetRow(b *strings.Builder, workload, what string, higher bool, bound float64, stat Stat, format func(float64) string) {
-	sign, reached := "≤", stat.Median <= bound
-	if higher {
-		sign, reached = "≥", stat.Median >= bound
+func targetRow(b *strings.Builder, t target, what string, stat Stat, format func(float64) string, floor string) {
+	if b.Len() == 0 {
+		b.WriteString("| workload | system | figure | target | measured | no store | |\n|---|---|---|---:|---:|---:|---|\n")
+	}
+	sign, reached := "≤", stat.Median <= t.bound
+	if t.metric.Higher {
+		sign, reached = "≥", stat.Median >= t.bound
 	}
 	verdict := "reached"
 	if !reached {
 		verdict = "**missed**"
 	}
-	fmt.Fprintf(b, "| %s | %s | %s %s | %s (%s–%s) | %s |\n",
-		workload, what, sign, format(bound), format(stat.Median), format(stat.Min), format(stat.Max), verdict)
-}
-
-// Behind lists where another system than the baseline does better than keelson.
-func (r *Results) Behind(b *strings.Builder) {
-	for _, w := range r.Workloads {
-		ours := w.Systems[measured]
-		for _, system := range r.Systems {
-			theirs := w.Systems[system.Name]
-			if system.Name == measured || system.Name == Baseline || theirs == nil {
-				continue
-			}
-			for _, m := range Metrics {
-				ratio, ok := ours.Ratio(theirs, m)
-				if !ok || m.Higher == (ratio.Median >= 1) || w.Rate > 0 && m.Key == Throughput.Key {
-					continue
-				}
-				fmt.Fprintf(b, "- %s, %s: keelson has %s× of %s's.\n", w.Name, m.Name, Number(ratio.Median), system.Name)
-			}
-		}
-	}
+	fmt.Fprintf(b, "| %s | %s | %s | %s %s | %s (%s–%s) | %s | %s |\n",
+		t.workload, t.system, what, sign, format(t.bound), format(stat.Median), format(stat.Min), format(stat.Max), floor, verdict)
 }
 
 func (r *Results) workload(name string) *Workload {

@@ -22,6 +22,8 @@ func (s System) Build(cache, dir string) (string, error) {
 	switch s.program {
 	case "etcd":
 		return harness.BuildTool("etcd")
+	case "floor":
+		return os.Executable()
 	case "kine":
 		return buildKine(filepath.Join(cache, "bin", "kine-"+KineVersion))
 	default:

@@ -32,10 +32,9 @@ const (
 // postgresDir is where the PostgreSQL of a server with its data in dir is.
 func postgresDir(data string) string { return filepath.Join(data, "pg") }
 
-// postgresURL is that of a database of the PostgreSQL of a server with its data
-// in dir.
-func postgresURL(data, database string) string {
-	u := url.URL{Scheme: "postgres", User: url.User(postgresUser), Path: "/" + database, RawQuery: url.Values{"host": {postgresDir(data)}}.Encode()}
+// postgresURL is that of a database of the PostgreSQL with its socket in dir.
+func postgresURL(dir, database string) string {
+	u := url.URL{Scheme: "postgres", User: url.User(postgresUser), Path: "/" + database, RawQuery: url.Values{"host": {dir}}.Encode()}
 	return u.String()
 }
 

@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -18,16 +20,25 @@ import (
 	"go.uber.org/zap"
 )
 
-// Server is a running system.
+// Server is a running system: one process or several.
 type Server struct {
 	System
-	Dir      string // holds data/, the sockets and the log
-	Endpoint string
-	Ready    time.Duration // from the start of the process to its first answer
+	Dir   string        // holds data/, the sockets and the log
+	Ready time.Duration // from the start of the process to its first answer
 
+	processes []*process
+	ended     chan struct{} // closed when one of them has ended
+	end       sync.Once
+	dialed    atomic.Int64 // spreads clients
+	postgres  *postgres    // or nil
+	proxy     *proxy       // or nil
+}
+
+// process is one instance of a system.
+type process struct {
 	cmd      *exec.Cmd
-	done     chan struct{} // closed when the process has ended
-	postgres *postgres     // or nil
+	endpoint string
+	done     chan struct{} // closed when it has ended
 }
 
 // Start starts the program on the data that dir may hold and waits until it
@@ -35,43 +46,24 @@ type Server struct {
 func (s System) Start(ctx context.Context, program, dir string, pprof bool) (*Server, error) {
 	data := filepath.Join(dir, "data")
 	mode := os.FileMode(0o700)
-	if s.database != "" {
+	if s.postgres != nil {
 		mode = 0o711 // another user's files are in it
 	}
 	if err := os.MkdirAll(filepath.Join(data, s.below), mode); err != nil {
 		return nil, err
 	}
-	socket := filepath.Join(dir, "client.sock")
-	_ = os.Remove(socket)
-	log, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	srv := &Server{System: s, Dir: dir, ended: make(chan struct{})}
+	places, err := srv.startBelow(ctx, data)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = log.Close() }()
-	args := s.args(data, socket)
-	if pprof && s.Pprof {
-		args = append(args, "--enable-pprof")
-	}
-	cmd := exec.Command(program, args...)
-	cmd.Dir = data // kine's default database is below the working directory
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	srv := &Server{System: s, Dir: dir, Endpoint: "unix://" + socket, cmd: cmd, done: make(chan struct{})}
-	if s.database != "" {
-		if srv.postgres, err = startPostgres(ctx, postgresDir(data), s.database, filepath.Join(dir, "log-postgres")); err != nil {
-			return nil, err
+	began := time.Now()
+	for _, p := range places {
+		if err = srv.startProcess(ctx, program, p, pprof); err != nil {
+			break
 		}
 	}
-	began := time.Now()
-	if err := cmd.Start(); err != nil {
-		srv.stopPostgres(syscall.SIGQUIT)
-		return nil, err
-	}
-	go func() {
-		_ = cmd.Wait()
-		close(srv.done)
-	}()
-	if err := srv.waitReady(ctx, socket); err != nil {
+	if err != nil {
 		srv.Kill()
 		return nil, fmt.Errorf("%s: %w\n%s", s.Name, err, srv.LogTail())
 	}
@@ -79,12 +71,72 @@ func (s System) Start(ctx context.Context, program, dir string, pprof bool) (*Se
 	return srv, nil
 }
 
+// startBelow starts what the system is built on and says where its processes
+// are to have their files.
+func (s *Server) startBelow(ctx context.Context, data string) (places []place, err error) {
+	first := place{data: data, socket: filepath.Join(s.Dir, "client.sock"), postgres: postgresDir(data)}
+	if s.System.postgres == nil {
+		return []place{first}, nil
+	}
+	if s.postgres, err = startPostgres(ctx, first.postgres, s.System.postgres.database, filepath.Join(s.Dir, "log-postgres")); err != nil {
+		return nil, err
+	}
+	if delay := s.System.postgres.delay; delay > 0 {
+		near := filepath.Join(s.Dir, "proxy")
+		if s.proxy, err = startProxy(near, first.postgres, delay); err != nil {
+			s.stopBelow(syscall.SIGQUIT)
+			return nil, err
+		}
+		first.postgres = near
+	}
+	for i := range s.System.postgres.instances {
+		p := first
+		if i > 0 {
+			p.data = filepath.Join(data, fmt.Sprint("instance", i))
+			p.socket = filepath.Join(s.Dir, fmt.Sprintf("client%d.sock", i))
+		}
+		places = append(places, p)
+	}
+	return places, nil
+}
+
+// startProcess returns when the process answers.
+func (s *Server) startProcess(ctx context.Context, program string, p place, pprof bool) error {
+	if err := os.MkdirAll(p.data, 0o700); err != nil {
+		return err
+	}
+	_ = os.Remove(p.socket)
+	log, err := os.OpenFile(filepath.Join(s.Dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	args := s.args(p)
+	if pprof && s.Pprof {
+		args = append(args, "--enable-pprof")
+	}
+	started := &process{cmd: exec.Command(program, args...), endpoint: "unix://" + p.socket, done: make(chan struct{})}
+	started.cmd.Dir = p.data // kine's default database is below the working directory
+	started.cmd.Stdout, started.cmd.Stderr = log, log
+	started.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := started.cmd.Start(); err != nil {
+		return err
+	}
+	s.processes = append(s.processes, started)
+	go func() {
+		_ = started.cmd.Wait()
+		close(started.done)
+		s.end.Do(func() { close(s.ended) })
+	}()
+	return started.waitReady(ctx, p.socket)
+}
+
 // longestStart leaves kine the time to VACUUM some gigabytes.
 const longestStart = 5 * time.Minute
 
 // waitReady waits for the socket first: a gRPC client that finds none backs off
 // for longer than a server takes to start.
-func (s *Server) waitReady(ctx context.Context, socket string) error {
+func (p *process) waitReady(ctx context.Context, socket string) error {
 	ctx, cancel := context.WithTimeout(ctx, longestStart)
 	defer cancel()
 	tick := time.NewTicker(2 * time.Millisecond)
@@ -92,13 +144,13 @@ func (s *Server) waitReady(ctx context.Context, socket string) error {
 	for {
 		if conn, err := net.Dial("unix", socket); err == nil {
 			_ = conn.Close()
-			if err := s.probe(ctx); err == nil {
+			if err := p.probe(ctx); err == nil {
 				return nil
 			}
 		}
 		select {
-		case <-s.done:
-			return fmt.Errorf("ended with %s before it was ready", s.cmd.ProcessState)
+		case <-p.done:
+			return fmt.Errorf("ended with %s before it was ready", p.cmd.ProcessState)
 		case <-ctx.Done():
 			return errors.New("not ready in time")
 		case <-tick.C:
@@ -106,8 +158,8 @@ func (s *Server) waitReady(ctx context.Context, socket string) error {
 	}
 }
 
-func (s *Server) probe(ctx context.Context) error {
-	c, err := s.Client()
+func (p *process) probe(ctx context.Context) error {
+	c, err := p.client()
 	if err != nil {
 		return err
 	}
@@ -118,16 +170,21 @@ func (s *Server) probe(ctx context.Context) error {
 	return err
 }
 
-// Client opens a connection of its own.
-func (s *Server) Client() (*clientv3.Client, error) {
-	return clientv3.New(clientv3.Config{Endpoints: []string{s.Endpoint}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+func (p *process) client() (*clientv3.Client, error) {
+	return clientv3.New(clientv3.Config{Endpoints: []string{p.endpoint}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
 }
 
-// HTTP sends a request to the socket that etcd clients use.
+// Client opens a connection of its own, to one process after the other.
+func (s *Server) Client() (*clientv3.Client, error) {
+	n := int(s.dialed.Add(1) - 1)
+	return s.processes[n%len(s.processes)].client()
+}
+
+// HTTP sends a request to the socket that etcd clients use, of the first process.
 func (s *Server) HTTP(ctx context.Context, method, path string) ([]byte, error) {
 	var dialer net.Dialer
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return dialer.DialContext(ctx, "unix", strings.TrimPrefix(s.Endpoint, "unix://"))
+		return dialer.DialContext(ctx, "unix", strings.TrimPrefix(s.processes[0].endpoint, "unix://"))
 	}}
 	defer transport.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, method, "http://localhost"+path, http.NoBody)
@@ -146,46 +203,75 @@ func (s *Server) HTTP(ctx context.Context, method, path string) ([]byte, error) 
 	return body, err
 }
 
-// Usage reads what the server has used.
+// Usage reads what the server's processes have used, with those of PostgreSQL.
 func (s *Server) Usage() (Usage, error) {
-	u, err := ReadUsage(s.cmd.Process.Pid)
-	if err != nil || s.postgres == nil {
-		return u, err
+	var total Usage
+	for _, p := range s.processes {
+		u, err := ReadUsage(p.cmd.Process.Pid)
+		if err != nil {
+			return total, err
+		}
+		total.CPU += u.CPU
+		total.Written += u.Written
+		total.RSS += u.RSS
+		total.PeakRSS += u.PeakRSS
+	}
+	if s.postgres == nil {
+		return total, nil
 	}
 	below, err := s.postgres.usage()
-	u.CPU += below.CPU
-	u.Written += below.Written
-	return u, err
+	total.CPU += below.CPU
+	total.Written += below.Written
+	return total, err
 }
 
 // ResetPeak lets Usage.PeakRSS start again.
-func (s *Server) ResetPeak() error { return ResetPeak(s.cmd.Process.Pid) }
-
-// Done is closed when the process has ended.
-func (s *Server) Done() <-chan struct{} { return s.done }
-
-// Kill ends the process and waits until it is gone.
-func (s *Server) Kill() {
-	_ = s.cmd.Process.Kill() // an error means that it has ended
-	<-s.done
-	s.stopPostgres(syscall.SIGQUIT)
+func (s *Server) ResetPeak() error {
+	for _, p := range s.processes {
+		if err := ResetPeak(p.cmd.Process.Pid); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-func (s *Server) stopPostgres(signal syscall.Signal) {
+// Done is closed when a process has ended.
+func (s *Server) Done() <-chan struct{} { return s.ended }
+
+// Kill ends the processes and waits until they are gone.
+func (s *Server) Kill() {
+	for _, p := range s.processes {
+		_ = p.cmd.Process.Kill() // an error means that it has ended
+		<-p.done
+	}
+	s.stopBelow(syscall.SIGQUIT)
+}
+
+func (s *Server) stopBelow(signal syscall.Signal) {
+	if s.proxy != nil {
+		s.proxy.close()
+	}
 	if s.postgres != nil {
 		s.postgres.stop(signal)
 	}
 }
 
-// Stop ends the process with SIGTERM, after a minute with SIGKILL.
+// Stop ends the processes with SIGTERM, after a minute with SIGKILL.
 func (s *Server) Stop() {
-	_ = s.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-s.done:
-		s.stopPostgres(syscall.SIGINT)
-	case <-time.After(time.Minute):
-		s.Kill()
+	for _, p := range s.processes {
+		_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	}
+	patience := time.NewTimer(time.Minute)
+	defer patience.Stop()
+	for _, p := range s.processes {
+		select {
+		case <-p.done:
+		case <-patience.C:
+			s.Kill()
+			return
+		}
+	}
+	s.stopBelow(syscall.SIGINT)
 }
 
 // LogTail returns the end of what the process has logged.

@@ -64,13 +64,36 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// Data is copied from one kine to the other, so that both must find it.
-func TestLoaderHasTheSameFiles(t *testing.T) {
-	found, err := Find([]string{"kine-full"})
-	if err != nil {
-		t.Fatal(err)
+func TestFindByPattern(t *testing.T) {
+	found, err := Find([]string{"*-pg3"})
+	if err != nil || len(found) != 2 || found[0].Name != "kine-pg3" || found[1].Base != "kine-pg3" {
+		t.Errorf("%v, %v", found, err)
 	}
-	if loader := found[0].Loader().Name; loader != "kine" {
-		t.Errorf("%s loads for kine-full", loader)
+}
+
+// Data is copied between systems with the same files, so that all must find it.
+func TestLoaderHasTheSameFiles(t *testing.T) {
+	for name, want := range map[string]string{
+		"etcd": "etcd", "kine-full": "kine", "keelson": "keelson", "kine-pg-5ms": "kine-pg", "keelson-pg3": "keelson-pg",
+	} {
+		found, err := Find([]string{name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if loader := found[0].Loader().Name; loader != want {
+			t.Errorf("%s loads for %s", loader, name)
+		}
+	}
+}
+
+func TestUserVersion(t *testing.T) {
+	page := make([]byte, 100)
+	copy(page, "SQLite format 3\x00")
+	page[63] = 7
+	if version, err := userVersion(page); err != nil || version != 7 {
+		t.Errorf("%d, %v", version, err)
+	}
+	if _, err := userVersion(make([]byte, 100)); err == nil {
+		t.Error("no database is no error")
 	}
 }

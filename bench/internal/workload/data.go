@@ -27,6 +27,12 @@ const (
 	newPrefix = "/registry/events/"
 )
 
+// Key is the i-th key of the data.
+func Key(i int) string { return key(i) }
+
+// Value is a value of some bytes.
+func Value(size int) string { return value(size) }
+
 func key(i int) string {
 	return fmt.Sprintf("%snamespace-%03d/workload-5d89f8b7c4-%07d", prefix, i/100000, i)
 }

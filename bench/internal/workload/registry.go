@@ -5,9 +5,12 @@ import (
 	"path"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/keelson-io/keelson/bench/internal/report"
 )
 
 // kib is the size of values.
@@ -45,59 +48,76 @@ var base = []Spec{
 	{Name: "lease-grant200", Doc: "lease grant, 200 clients", Unit: "grant", Clients: 200, Data: dataEmpty, open: openLeaseGrant},
 	{Name: "keepalive200", Doc: "lease keepalive, 200 clients, one stream each", Unit: "keepalive", Clients: 200, Data: dataEmpty, open: openKeepAlive},
 	{Name: "keepalive-once200", Doc: "lease keepalive, 200 clients, a stream for each keepalive (KeepAliveOnce)", Unit: "keepalive", Clients: 200, Data: dataEmpty, open: openKeepAliveOnce},
-	{Name: "cluster", Doc: "what a cluster of 1,000 nodes asks for: lease renewals, pod churn, events, gets, lists, 60 watches", Unit: "request", Clients: 20, Rate: clusterRate, Data: dataEmpty, Window: 10 * time.Second, open: openCluster},
+	{Name: "cluster", Doc: "what a cluster of 1,000 nodes asks for: lease renewals, pod churn, events, gets, lists, 60 watches", Unit: "request", Clients: 20, Rate: clusterRate, Data: dataEmpty, Scale: 5, open: openCluster},
 	{Name: "count", Doc: "count over 100,000 keys", Unit: "count", Clients: 1, Data: keys(100_000), Shared: true, open: read(count)},
 }
 
 // How the figures grow: with the data, the clients and the watchers. The names
 // have the number after the @.
 var (
-	byKeys     = slices.Concat(growKeys(1_000), growKeys(10_000), growKeys(20_000), growKeys(100_000), growKeys(1_000_000))
+	byKeys     = slices.Concat(growKeys(1_000), growKeys(10_000), startOnly(growKeys(20_000)), growKeys(100_000), growKeys(1_000_000))
 	byClients  = slices.Concat(growClients(1), growClients(10), growClients(50), growClients(200), growClients(1_000))
 	byWatchers = slices.Concat(growWatchers(1), growWatchers(10), growWatchers(100), growWatchers(1_000))
 )
 
 // long are those that take minutes.
 var long = []Spec{
-	{
-		Name: "compact", Doc: "update transaction, 20 clients, while 1,000,000 revisions are compacted", Unit: "update", Clients: 20,
-		Data: Data{Keys: 10_000, Size: kib, Revisions: 1_000_000}, Fresh: true, Rounds: 3, open: openCompact,
-	},
+	compaction("compact@100k", 100_000),
+	compaction("compact", 1_000_000),
 	{
 		Name: "edge", Doc: "an idle Kubernetes of one node, in real time", Unit: "write", Clients: 1,
 		Data: dataEmpty, Parallel: true, Rounds: 1, open: openEdge,
 	},
 }
 
+func compaction(name string, revisions int) Spec {
+	return Spec{
+		Name: name, Doc: "update transaction, 20 clients, while " + report.Number(float64(revisions)) + " revisions are compacted", Unit: "update", Clients: 20,
+		Data: Data{Keys: 10_000, Size: kib, Revisions: revisions}, Fresh: true, Rounds: 1, Limit: longestCompaction + time.Minute, open: openCompact,
+	}
+}
+
 func keys(n int) Data { return Data{Keys: n, Size: kib} }
 
+// Those that show growth need not be as exact as the others.
+const (
+	growRounds = 3
+	growScale  = 0.5
+)
+
+// growKeys has the starts before the updates, so that the data is copied once.
 func growKeys(n int) []Spec {
-	at := "@" + short(n)
 	specs := []Spec{
-		{Name: "get200" + at, Doc: "linearizable get, 200 clients", Unit: "get", Clients: 200, Data: keys(n), Shared: true, Rounds: 3, open: read(get())},
-		{Name: "count" + at, Doc: "count of all keys", Unit: "count", Clients: 1, Data: keys(n), Shared: true, Rounds: 3, open: read(count)},
-		{Name: "list-page" + at, Doc: "the first page of 500", Unit: "page", Clients: 1, Data: keys(n), Shared: true, Rounds: 3, open: read(listPage)},
-		{Name: "update200" + at, Doc: "update transaction, 200 clients", Unit: "update", Clients: 200, Data: keys(n), Rounds: 3, open: openUpdate},
-		{Name: "start" + at, Doc: "start, then 200 gets/s", Unit: "get", Clients: readers, Rate: 200, Data: keys(n), Restart: true, Rounds: 3, open: openStarted},
+		{Name: "get200@", Doc: "linearizable get, 200 clients", Unit: "get", Clients: 200, Shared: true, open: read(get())},
+		{Name: "count@", Doc: "count of all keys", Unit: "count", Clients: 1, Shared: true, open: read(count)},
+		{Name: "list-page@", Doc: "the first page of 500", Unit: "page", Clients: 1, Shared: true, open: read(listPage)},
+		{Name: "start@", Doc: "start, then 200 gets/s", Unit: "get", Clients: readers, Rate: 200, Restart: true, Shared: true, open: openStarted},
+		{Name: "update200@", Doc: "update transaction, 200 clients", Unit: "update", Clients: 200, open: openUpdate},
 	}
 	for i := range specs {
-		specs[i].Doc += ", " + short(n) + " keys"
+		s := &specs[i]
+		s.Name, s.Doc = s.Name+short(n), s.Doc+", "+short(n)+" keys"
+		s.Data, s.Rounds, s.Scale = keys(n), growRounds, growScale
 	}
 	return specs
+}
+
+func startOnly(specs []Spec) []Spec {
+	return slices.DeleteFunc(specs, func(s Spec) bool { return !s.Restart })
 }
 
 func growClients(n int) []Spec {
 	doc := fmt.Sprintf(", %d clients", n)
 	return []Spec{
-		{Name: fmt.Sprintf("get@c%d", n), Doc: "linearizable get" + doc, Unit: "get", Clients: n, Data: data20k, Shared: true, Rounds: 3, open: read(get())},
-		{Name: fmt.Sprintf("update@c%d", n), Doc: "update transaction" + doc, Unit: "update", Clients: n, Data: data20k, Rounds: 3, open: openUpdate},
+		{Name: fmt.Sprintf("get@c%d", n), Doc: "linearizable get" + doc, Unit: "get", Clients: n, Data: data20k, Shared: true, Rounds: growRounds, Scale: growScale, open: read(get())},
+		{Name: fmt.Sprintf("update@c%d", n), Doc: "update transaction" + doc, Unit: "update", Clients: n, Data: data20k, Rounds: growRounds, Scale: growScale, open: openUpdate},
 	}
 }
 
 func growWatchers(n int) []Spec {
 	return []Spec{{
 		Name: fmt.Sprintf("watch@%d", n), Doc: fmt.Sprintf("%d watchers, 50 creates/s", n), Unit: "event", Clients: 20, Watchers: n, Rate: 50,
-		Data: dataEmpty, Rounds: 3, open: openWatch,
+		Data: dataEmpty, Rounds: growRounds, Scale: growScale, open: openWatch,
 	}}
 }
 
@@ -117,22 +137,24 @@ func short(n int) string {
 func All() []Spec { return slices.Clone(specs) }
 
 // Find returns the workloads that match one of the patterns, in the order of
-// All. In a pattern * stands for any letters.
+// All. In a pattern * stands for any letters; one that begins with - leaves
+// workloads out.
 func Find(patterns []string) ([]Spec, error) {
 	var found []Spec
 	used := make([]bool, len(patterns))
 	for _, s := range specs {
-		matches := false
+		in := false
 		for i, pattern := range patterns {
-			ok, err := path.Match(pattern, s.Name)
+			rest, out := strings.CutPrefix(pattern, "-")
+			ok, err := path.Match(rest, s.Name)
 			if err != nil {
 				return nil, fmt.Errorf("%q: %w", pattern, err)
 			}
 			if ok {
-				matches, used[i] = true, true
+				in, used[i] = !out, true
 			}
 		}
-		if matches {
+		if in {
 			found = append(found, s)
 		}
 	}

@@ -106,8 +106,9 @@ func openStarted(_ context.Context, e *Env) (Runner, error) {
 	}}, nil
 }
 
-// longestCompaction is when a compaction is called unfinished.
-const longestCompaction = 6 * time.Minute
+// longestCompaction is when a compaction is called unfinished. etcd and keelson
+// take seconds.
+const longestCompaction = 2 * time.Minute
 
 // openCompact updates keys, first alone and then while a compaction of all old
 // revisions is under way.
@@ -150,6 +151,9 @@ func openCompact(ctx context.Context, e *Env) (Runner, error) {
 			m.Elapsed += part.Elapsed
 			select {
 			case err := <-done:
+				if compaction.Err() != nil && ctx.Err() == nil {
+					return m, fmt.Errorf("%w: the compaction has not finished after %s", ErrGaveUp, longestCompaction)
+				}
 				if err != nil {
 					return m, fmt.Errorf("compaction: %w", err)
 				}

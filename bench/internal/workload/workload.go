@@ -41,8 +41,11 @@ type Spec struct {
 	Restart bool
 	// Parallel: the systems run at the same time, since only bytes count.
 	Parallel bool
-	Window   time.Duration // 0: as the command line says
-	Rounds   int           // at most; 0: as the command line says
+	Scale    float64 // windows are this many times as long as others; 0: as long
+	Rounds   int     // at most; 0: as the command line says
+	// Limit is how long beyond its window a system may hold the workload up
+	// before it is said to have given up; 0: as long as most.
+	Limit time.Duration
 
 	open func(ctx context.Context, env *Env) (Runner, error)
 }
@@ -70,6 +73,9 @@ type Env struct {
 	Spec
 	Dial func() (*clientv3.Client, error)
 	Bulk bool // the server takes transactions of many puts
+	// Forgets: the server answers and keeps nothing; what it holds in the end
+	// is not looked at.
+	Forgets bool
 
 	clients []*clientv3.Client
 }
@@ -106,6 +112,9 @@ func (e *Env) Close() {
 	}
 	e.clients = nil
 }
+
+// ErrGaveUp is the end of a workload that a system does not finish in time.
+var ErrGaveUp = errors.New("gave up")
 
 // Unsupported says whether err means that the server does not have what was
 // asked for.

@@ -37,6 +37,9 @@ func TestFind(t *testing.T) {
 	if err != nil || fmt.Sprint(names) != "[list put1 put200]" {
 		t.Errorf("%v, %v", names, err)
 	}
+	if found, err := Find([]string{"put*", "-put1"}); err != nil || len(found) != 1 || found[0].Name != "put200" {
+		t.Errorf("put* but put1: %v, %v", found, err)
+	}
 	if _, err := Find([]string{"put1", "nothing*"}); err == nil {
 		t.Error("a pattern without a workload is no error")
 	}
