@@ -20,6 +20,8 @@ import (
 	"github.com/keelson-io/keelson/test/harness"
 )
 
+func TestMain(m *testing.M) { harness.Main(m) }
+
 // TestAPIServer runs every scenario with the apiserver's watch cache, the way
 // it is used, and without it, so that lists and watches reach the backend.
 func TestAPIServer(t *testing.T) {

@@ -24,6 +24,8 @@ import (
 	"github.com/keelson-io/keelson/test/harness"
 )
 
+func TestMain(m *testing.M) { harness.Main(m) }
+
 type statement struct {
 	name string
 	run  func(*env)

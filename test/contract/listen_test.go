@@ -85,6 +85,7 @@ func tryListen(t *testing.T, backend harness.Backend, urls string) error {
 		args = append(args, "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "default="+peer)
 	} else {
 		path = harness.KeelsonBinary(t)
+		args = append(args, harness.DatastoreArgs(t)...)
 	}
 	p := harness.StartProcess(t, dir, string(backend), path, args...)
 	return p.WaitReady(30*time.Second, func(ctx context.Context) error {

@@ -28,6 +28,8 @@ import (
 	"github.com/keelson-io/keelson/test/harness"
 )
 
+func TestMain(m *testing.M) { harness.Main(m) }
+
 const (
 	writers        = 6
 	writesPerRound = 300

@@ -33,6 +33,8 @@ import (
 	"github.com/keelson-io/keelson/test/harness"
 )
 
+func TestMain(m *testing.M) { harness.Main(m) }
+
 // side is one of the two servers.
 type side struct {
 	srv   *harness.Server

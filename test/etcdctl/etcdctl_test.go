@@ -117,6 +117,8 @@ var script = []step{
 	{args: "version"},
 }
 
+func TestMain(m *testing.M) { harness.Main(m) }
+
 func TestEtcdctl(t *testing.T) {
 	outputs := map[harness.Backend][]string{}
 	var mu sync.Mutex

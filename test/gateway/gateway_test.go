@@ -266,6 +266,8 @@ func answer(t *testing.T, srv *harness.Server, r request) (status int, text stri
 	return resp.StatusCode, out.String()
 }
 
+func TestMain(m *testing.M) { harness.Main(m) }
+
 func TestSameAnswers(t *testing.T) {
 	var servers []*harness.Server
 	for _, backend := range harness.Backends(t) {

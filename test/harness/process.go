@@ -26,18 +26,26 @@ type Process struct {
 // dir/<name>.log.
 func StartProcess(t testing.TB, dir, name, path string, args ...string) *Process {
 	t.Helper()
-	logFile := filepath.Join(dir, name+".log")
-	out, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
 	cmd := exec.Command(path, args...)
 	cmd.Dir = dir
-	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = dieWithParent()
+	p, err := startCommand(cmd, filepath.Join(dir, name+".log"))
+	if err != nil {
+		t.Fatalf("starting %s: %v", name, err)
+	}
+	t.Cleanup(p.Kill)
+	return p
+}
+
+func startCommand(cmd *exec.Cmd, logFile string) (*Process, error) {
+	out, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		_ = out.Close()
-		t.Fatalf("starting %s: %v", name, err)
+		return nil, err
 	}
 	p := &Process{LogFile: logFile, cmd: cmd, done: make(chan struct{})}
 	go func() {
@@ -45,12 +53,20 @@ func StartProcess(t testing.TB, dir, name, path string, args ...string) *Process
 		_ = out.Close()
 		close(p.done)
 	}()
-	t.Cleanup(p.Kill)
-	return p
+	return p, nil
 }
 
 // Done is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
+
+func (p *Process) running() bool {
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
 
 // PID is the process id.
 func (p *Process) PID() int { return p.cmd.Process.Pid }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -54,7 +55,8 @@ type Server struct {
 }
 
 // StartServer starts the backend and waits until it is healthy. Further
-// arguments are passed on; both take etcd's flag names.
+// arguments are passed on; both take etcd's flag names. keelson's data is where
+// DatastoreArgs says, unless args have a --datastore.
 func StartServer(t testing.TB, backend Backend, args ...string) *Server {
 	t.Helper()
 	s := &Server{Backend: backend, Dir: TempDir(t), t: t}
@@ -74,6 +76,9 @@ func StartServer(t testing.TB, backend Backend, args ...string) *Server {
 			"--initial-cluster", "default="+peer)
 	} else {
 		s.path = KeelsonBinary(t)
+		if !slices.Contains(args, "--datastore") {
+			s.args = append(s.args, DatastoreArgs(t)...)
+		}
 	}
 	s.args = append(s.args, args...)
 	t.Cleanup(func() {

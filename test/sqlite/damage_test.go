@@ -1,4 +1,4 @@
-package crash
+package sqlite
 
 import (
 	"bytes"
@@ -25,7 +25,7 @@ func damagedValue(n int) string {
 // requests that need what is damaged, or gives what was written; never
 // anything else.
 func TestDamage(t *testing.T) {
-	srv := harness.StartServer(t, harness.Keelson)
+	srv := harness.StartServer(t, harness.Keelson, onSQLite...)
 	c := newClient(t, srv)
 	for n := range damagedKeys {
 		if _, err := c.Put(t.Context(), fmt.Sprintf("key/%06d", n), damagedValue(n)); err != nil {

@@ -1,4 +1,4 @@
-package crash
+package sqlite
 
 import (
 	"context"
@@ -88,7 +88,7 @@ func TestDiskReadOnly(t *testing.T) {
 // testDisk writes until the server has ended, repairs the disk and starts the
 // server again. Before write n it calls harm.
 func testDisk(t *testing.T, d *disk, reason string, harm func(srv *harness.Server, n int), repair func()) {
-	srv := harness.StartServer(t, harness.Keelson, "--data-dir", filepath.Join(d.Path, "data"))
+	srv := harness.StartServer(t, harness.Keelson, append(onSQLite, "--data-dir", filepath.Join(d.Path, "data"))...)
 	c := newClient(t, srv)
 	value := make([]byte, 64<<10)
 	type acknowledged struct {

@@ -1,0 +1,155 @@
+package harness
+
+import (
+	"errors"
+	"io"
+	"net"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Proxy passes connections on to a server's socket, and harms them when it is
+// told to. One is for one client of the server.
+type Proxy struct {
+	Dir string // of its socket, which has the name of the server's
+
+	target   string
+	listener net.Listener
+	running  sync.WaitGroup
+
+	mu sync.Mutex
+	// Guarded by mu.
+	refuse  bool // new connections are closed at once
+	conns   map[net.Conn]bool
+	delay   time.Duration // of each piece, each way
+	stalled chan struct{} // nil, or answers wait until it is closed
+}
+
+// StartProxy starts a proxy before p that ends with the test.
+func (p *Postgres) StartProxy(t testing.TB) *Proxy {
+	t.Helper()
+	const socket = ".s.PGSQL.5432"
+	x := &Proxy{Dir: TempDir(t), target: filepath.Join(p.Dir, socket), conns: map[net.Conn]bool{}}
+	var err error
+	if x.listener, err = net.Listen("unix", filepath.Join(x.Dir, socket)); err != nil {
+		t.Fatal(err)
+	}
+	x.running.Go(x.serve)
+	t.Cleanup(func() {
+		_ = x.listener.Close() // it has nothing to lose
+		x.Resume()
+		x.Cut()
+		x.running.Wait()
+	})
+	return x
+}
+
+func (x *Proxy) serve() {
+	for {
+		c, err := x.listener.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			continue // that client was faster
+		}
+		x.running.Go(func() { x.pass(c) })
+	}
+}
+
+// pass carries one connection until either side ends it.
+func (x *Proxy) pass(c net.Conn) {
+	defer func() { _ = c.Close() }()
+	s, err := net.Dial("unix", x.target)
+	if err != nil {
+		return
+	}
+	defer func() { _ = s.Close() }()
+	if !x.add(c) {
+		return
+	}
+	defer x.remove(c)
+	var answers sync.WaitGroup
+	answers.Go(func() {
+		x.copy(c, s, true)
+		_ = c.Close()
+	})
+	x.copy(s, c, false)
+	_ = s.Close()
+	answers.Wait()
+}
+
+func (x *Proxy) copy(to io.Writer, from io.Reader, answers bool) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		if err != nil {
+			return
+		}
+		x.mu.Lock()
+		delay, stalled := x.delay, x.stalled
+		x.mu.Unlock()
+		time.Sleep(delay)
+		if answers && stalled != nil {
+			<-stalled
+		}
+		if _, err := to.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+func (x *Proxy) add(c net.Conn) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.refuse {
+		return false
+	}
+	x.conns[c] = true
+	return true
+}
+
+func (x *Proxy) remove(c net.Conn) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.conns, c)
+}
+
+// Cut closes all connections and refuses new ones until Resume.
+func (x *Proxy) Cut() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.refuse = true
+	for c := range x.conns {
+		_ = c.Close()
+	}
+}
+
+// Stall holds back what the server answers until Resume; requests go through.
+func (x *Proxy) Stall() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.stalled == nil {
+		x.stalled = make(chan struct{})
+	}
+}
+
+// Delay adds d to the way of each message in either direction.
+func (x *Proxy) Delay(d time.Duration) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.delay = d
+}
+
+// Resume ends all harm.
+func (x *Proxy) Resume() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.refuse, x.delay = false, 0
+	if x.stalled != nil {
+		close(x.stalled)
+		x.stalled = nil
+	}
+}
