@@ -3,8 +3,6 @@ package embed
 import (
 	"context"
 	"errors"
-	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,182 +12,217 @@ import (
 
 	"github.com/keelson-io/keelson/pkg/compactor"
 	"github.com/keelson-io/keelson/pkg/drivers/postgres"
-	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
-	"github.com/keelson-io/keelson/pkg/lease"
 	"github.com/keelson-io/keelson/pkg/server"
 	"github.com/keelson-io/keelson/pkg/store"
-	"github.com/keelson-io/keelson/pkg/watch"
 )
 
-// backend is everything behind the gRPC services: the log, the store, the
-// watch hub, the lessor and the compactor, and their goroutines.
+// backend is everything behind the gRPC services for as long as the server
+// lives: the data in its present generation, and the compactor.
+//
+// A database that is shared may go on with another past than this instance
+// has seen, or without a part that it has not: then the generation ends, with
+// all its watch streams, and another one is loaded. Requests wait for it for a
+// while. SQLite has one generation; when that fails the server stops.
 type backend struct {
 	set      *settings
 	log      *logrus.Entry
 	memberID uint64
 
-	data   datastore
-	shared *postgres.Log // data, if other instances have it, too; else nil
-	store  *store.Store
-	lessor *lease.Lessor
-	hub    atomic.Pointer[watch.Hub] // nil until the store has loaded
-
 	commits   *commitMetrics
 	responses *server.ResponseBudget
+	reopened  atomic.Int64 // generations but the first
 
-	// Each context ends one step of the stop.
-	endHub, endWorkers, endStore context.CancelFunc
+	now atomic.Pointer[moment]
 
-	hubDone, workersDone, storeDone errgroup.Group
-
-	stopOnce sync.Once
-	stopErr  error
+	endKeeping, endWorkers context.CancelFunc
+	keeping, workers       errgroup.Group
 }
 
-// datastore is a log that says when it has failed between two calls.
-type datastore interface {
-	eventlog.Log
-	Failed() <-chan struct{}
-	Err() error
+// moment is what the backend is at.
+type moment struct {
+	phase      phase
+	generation *generation   // the newest that has loaded
+	next       chan struct{} // closed when another moment has taken its place
 }
+
+type phase uint8
+
+const (
+	serving   phase = iota
+	reopening       // the generation has failed, the next is not there yet
+	ended           // and there will be none
+)
+
+// reopenPatience is how long a request waits while the data is opened again:
+// as long as for a database that does not answer.
+const reopenPatience = postgres.DefaultTimeout
+
+// The pauses between the tries to open the data again.
+const (
+	firstReopenPause = 100 * time.Millisecond
+	lastReopenPause  = 5 * time.Second
+)
 
 // openBackend opens the data; a SQLite database is locked from then on.
 func openBackend(ctx context.Context, set *settings) (*backend, error) {
-	b := &backend{set: set, log: set.Logger, memberID: identity("member", set.Name), commits: newCommitMetrics(), responses: server.NewResponseBudget(set.ResponseBytes)}
-	if set.postgres != "" {
-		data, err := postgres.Open(ctx, postgres.Options{URL: set.postgres, Logger: set.Logger})
-		if err != nil {
-			return nil, err
-		}
-		b.data, b.shared = data, data
-		return b, nil
+	b := &backend{
+		set: set, log: set.Logger, memberID: identity("member", set.Name),
+		commits: newCommitMetrics(), responses: server.NewResponseBudget(set.ResponseBytes),
 	}
-	data, err := sqlite.Open(ctx, sqlite.Options{Dir: set.sqliteDir, Logger: set.Logger})
-	if errors.Is(err, sqlite.ErrLocked) {
-		return nil, fmt.Errorf("%w: stop that process or choose another --data-dir", err)
-	}
+	g, err := b.openData(ctx)
 	if err != nil {
 		return nil, err
 	}
-	b.data = data
+	b.now.Store(&moment{phase: serving, generation: g, next: make(chan struct{})})
 	return b, nil
 }
 
 // load builds the index from the data and whatever lives on it.
-func (b *backend) load(ctx context.Context) error {
-	start := time.Now()
-	leases := lease.Options{Logger: b.log}
-	if b.shared != nil {
-		leases.Shared = sharedLeases{b.shared, b}
-	}
-	b.lessor = lease.New(b.revoke, leases)
-	// The server lives longer than the context it is started with: stopping
-	// has its own order.
-	s, err := store.Open(ctx, b.data, store.Options{
-		Logger:         b.log,
-		CacheBytes:     b.set.CacheBytes,
-		QuotaBytes:     b.set.QuotaBackendBytes,
-		RequestTimeout: server.DefaultRequestTimeout,
-		MemberID:       b.memberID,
-		OnApply:        b.applied,
-		Admit:          b.responses.Admit,
-		OnCommit:       b.commits.observe,
-	})
-	if err != nil {
-		return fmt.Errorf("load the data: %w", err)
-	}
-	b.store = s
-	b.hub.Store(watch.New(s, watch.Options{Logger: b.log}))
-	current, compacted := s.Revision()
-	b.log.WithFields(logrus.Fields{
-		"revision": current, "compacted": compacted, "bytes": s.Size().Total, "took": time.Since(start).Round(time.Millisecond).String(),
-	}).Info("loaded the data")
-	return nil
+func (b *backend) load(ctx context.Context) error { return b.newest().load(ctx) }
+
+// newest is the newest generation that has loaded, whether it serves or not.
+func (b *backend) newest() *generation { return b.now.Load().generation }
+
+// enter begins another moment. Only one goroutine at a time calls it.
+func (b *backend) enter(p phase, g *generation) {
+	old := b.now.Swap(&moment{phase: p, generation: g, next: make(chan struct{})})
+	close(old.next)
 }
 
-// applied passes a change on to the lessor and the watchers. It is called in
-// the order of the log, by one goroutine at a time, and does not block.
-func (b *backend) applied(a store.Applied) {
-	for _, l := range a.Granted {
-		b.lessor.Granted(l.ID, l.TTL)
+// generation returns the one that serves, and waits for it if it is being
+// loaded: an ErrUnavailable or ErrStopped of the store, or that of ctx.
+func (b *backend) generation(ctx context.Context) (*generation, error) {
+	if m := b.now.Load(); m.phase == serving {
+		return m.generation, nil
 	}
-	for _, id := range a.Revoked {
-		b.lessor.Revoked(id)
-	}
-	if hub := b.hub.Load(); hub != nil {
-		hub.Publish(a.Revision, a.Events)
-	}
-}
-
-// revoke is what the lessor does with a lease that has expired.
-func (b *backend) revoke(ctx context.Context, id int64) error {
-	err := b.store.LeaseRevoke(ctx, id)
-	if errors.Is(err, store.ErrLeaseNotFound) {
-		return nil
-	}
-	return err
-}
-
-// sharedLeases is how the lessors of several instances work together.
-type sharedLeases struct {
-	*postgres.Log
-	backend *backend
-}
-
-// LeaseExists implements lease.Shared.
-func (s sharedLeases) LeaseExists(ctx context.Context, id int64) (bool, error) {
-	if err := s.backend.store.Fence(ctx); err != nil {
-		return false, err
-	}
-	_, ok := s.backend.store.Lease(id)
-	return ok, nil
-}
-
-// run starts the goroutines; failed hears of a store that cannot go on.
-func (b *backend) run(failed func(error)) {
-	storeCtx, endStore := context.WithCancel(context.Background())
-	hubCtx, endHub := context.WithCancel(context.Background())
-	workers, endWorkers := context.WithCancel(context.Background())
-	b.endStore, b.endHub, b.endWorkers = endStore, endHub, endWorkers
-	b.storeDone.Go(func() error {
-		err := b.store.Run(storeCtx)
-		failed(err)
-		return err
-	})
-	b.workersDone.Go(func() error {
-		// The store hears of it at its next write, which may be far.
-		select {
-		case <-b.data.Failed():
-			failed(b.data.Err())
-		case <-workers.Done():
+	limit := time.NewTimer(reopenPatience)
+	defer limit.Stop()
+	for {
+		m := b.now.Load()
+		switch m.phase {
+		case serving:
+			return m.generation, nil
+		case ended:
+			return nil, store.ErrStopped
 		}
+		select {
+		case <-m.next:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-limit.C:
+			return nil, errReopening
+		}
+	}
+}
+
+// run starts the goroutines. ready hears when the data begins or ceases to
+// serve, failed of a failure that there is no way out of.
+func (b *backend) run(ready func(bool), failed func(error)) {
+	keeping, endKeeping := context.WithCancel(context.Background())
+	workers, endWorkers := context.WithCancel(context.Background())
+	b.endKeeping, b.endWorkers = endKeeping, endWorkers
+	b.newest().run()
+	b.keeping.Go(func() error {
+		failed(b.keep(keeping, ready))
 		return nil
 	})
-	b.hubDone.Go(func() error { return b.hub.Load().Run(hubCtx) })
-	if b.shared == nil {
-		b.workersDone.Go(func() error { return b.lessor.Run(workers) })
-	} else {
-		b.workersDone.Go(func() error { return b.shared.Lead(workers, b.lessor.Run) })
-		b.workersDone.Go(func() error {
-			err := b.shared.Follow(workers, b.store.Notify)
-			failed(err)
-			return err
-		})
-	}
-	b.workersDone.Go(func() error {
+	b.workers.Go(func() error {
 		return compactor.Run(workers, b.set.policy, b.compactTarget(), compactor.SystemClock{}, b.log)
 	})
 }
 
+// keep replaces generations that have failed until ctx ends. The error is one
+// that opening the data again would not cure.
+func (b *backend) keep(ctx context.Context, ready func(bool)) error {
+	for {
+		g := b.newest()
+		var cause error
+		select {
+		case cause = <-g.failed:
+		case <-ctx.Done():
+			return nil
+		}
+		if g.shared == nil || errors.Is(cause, eventlog.ErrCorrupt) {
+			return cause
+		}
+		start := time.Now()
+		b.enter(reopening, g)
+		ready(false)
+		b.logFailure(cause)
+		next, err := b.reopen(ctx, g)
+		if err != nil {
+			b.enter(ended, g)
+			if ctx.Err() != nil {
+				return nil
+			}
+			return errors.Join(cause, err)
+		}
+		next.run()
+		b.reopened.Add(1)
+		b.enter(serving, next)
+		ready(true)
+		current, compacted := next.store.Revision()
+		b.log.WithFields(logrus.Fields{
+			"revision": current, "compacted": compacted, "took": time.Since(start).Round(time.Millisecond).String(),
+		}).Info("the data is open again; requests are served, and watches begin anew")
+	}
+}
+
+// logFailure says what has happened and what there is to do.
+func (b *backend) logFailure(cause error) {
+	log := b.log.WithError(cause)
+	if errors.Is(cause, postgres.ErrLost) {
+		log.Error("the database has lost acknowledged writes, as after a failover to a standby that was behind: clients will list anew; compare with other sources what must not be lost, and use a synchronous standby to rule that out")
+		return
+	}
+	log.Error("the data is opened again; requests wait meanwhile")
+}
+
+// reopen ends g and loads the generation after it, however long that takes.
+func (b *backend) reopen(ctx context.Context, g *generation) (*generation, error) {
+	g.endWatches()
+	_ = g.stop() // why it failed is known
+	said := ""
+	for wait := firstReopenPause; ; wait = min(2*wait, lastReopenPause) {
+		next, err := b.openAgain(ctx, g)
+		if err == nil || ctx.Err() != nil || errors.Is(err, eventlog.ErrCorrupt) || errors.Is(err, postgres.ErrNewer) {
+			return next, err
+		}
+		if err.Error() != said {
+			said = err.Error()
+			b.log.WithError(err).Warn("the data cannot be opened again; trying on, clients get Unavailable")
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// openAgain opens and loads the data that g had.
+func (b *backend) openAgain(ctx context.Context, g *generation) (*generation, error) {
+	data, err := g.shared.Reopen(ctx)
+	if err != nil {
+		return nil, err
+	}
+	next := b.newGeneration(data, data)
+	if err := next.load(ctx); err != nil {
+		return nil, errors.Join(err, next.stop())
+	}
+	return next, nil
+}
+
 func (b *backend) compactTarget() compactor.Target {
+	s := currentStore{b}
 	return compactor.Target{
 		Revision: func() int64 {
-			current, _ := b.store.Revision()
+			current, _ := s.Revision()
 			return current
 		},
 		Compact: func(ctx context.Context, revision int64) error {
-			_, err := b.store.Compact(ctx, &pb.CompactionRequest{Revision: revision})
+			_, err := s.Compact(ctx, &pb.CompactionRequest{Revision: revision})
 			if errors.Is(err, store.ErrCompacted) {
 				return nil // a client was faster
 			}
@@ -198,22 +231,26 @@ func (b *backend) compactTarget() compactor.Target {
 	}
 }
 
+// settle lets the present generation be the last one.
+func (b *backend) settle() {
+	b.endKeeping()
+	_ = b.keeping.Wait() // never fails
+}
+
 // endWatches ends all watch streams.
-func (b *backend) endWatches() { b.endHub() }
+func (b *backend) endWatches() { b.newest().endWatches() }
 
 // stop stops what is left, after the last request was answered, and closes
 // the data. The result is why the store failed, if it did.
 func (b *backend) stop() error {
-	b.stopOnce.Do(func() {
-		var errs []error
-		if b.endStore != nil {
-			b.endHub()
-			b.endWorkers()
-			errs = append(errs, b.hubDone.Wait(), b.workersDone.Wait())
-			b.endStore()
-			errs = append(errs, b.storeDone.Wait())
-		}
-		b.stopErr = errors.Join(append(errs, b.data.Close())...)
-	})
-	return b.stopErr
+	var err error
+	if b.endWorkers != nil {
+		b.settle()
+		b.endWorkers()
+		err = b.workers.Wait()
+	}
+	if b.now.Load().phase == ended { // the generation was stopped, and why is known
+		return err
+	}
+	return errors.Join(err, b.newest().stop())
 }

@@ -6,22 +6,63 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/keelson-io/keelson/pkg/drivers/postgres"
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 )
 
 // newRegistry returns a registry with what is not the API's: the process, the
 // Go runtime and the database.
-func newRegistry(data datastore, commits *commitMetrics) *prometheus.Registry {
+func newRegistry(b *backend) *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
-		commits.requests, commits.duration, commits.fsync, commits.backend,
+		b.commits.requests, b.commits.duration, b.commits.fsync, b.commits.backend,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
-	if db, ok := data.(*sqlite.Log); ok {
-		registerSQLite(registry, db)
+	switch data := b.newest().data.(type) {
+	case *sqlite.Log:
+		registerSQLite(registry, data)
+	case *postgres.Log:
+		registerPostgres(registry, b)
 	}
 	return registry
+}
+
+// registerPostgres registers the connections of the present generation, whose
+// counters begin anew with each.
+func registerPostgres(registry *prometheus.Registry, b *backend) {
+	stats := func() postgres.Stats { return b.newest().shared.Stats() }
+	gauge := func(name, help string, value func(postgres.Stats) float64) {
+		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: "keelson", Subsystem: "postgres", Name: name, Help: help,
+		}, func() float64 { return value(stats()) }))
+	}
+	counter := func(name, help string, value func(postgres.Stats) float64) {
+		registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Namespace: "keelson", Subsystem: "postgres", Name: name, Help: help,
+		}, func() float64 { return value(stats()) }))
+	}
+	gauge("pool_max_connections", "The most connections that the pool may have.", func(s postgres.Stats) float64 { return float64(s.MaxConns) })
+	gauge("pool_connections", "Connections of the pool, those being made included.", func(s postgres.Stats) float64 { return float64(s.Conns) })
+	gauge("pool_used_connections", "Connections of the pool that are in use.", func(s postgres.Stats) float64 { return float64(s.Used) })
+	counter("pool_opened_total", "Connections that the pool has made.", func(s postgres.Stats) float64 { return float64(s.Opened) })
+	counter("pool_acquires_total", "How often a connection was taken from the pool.", func(s postgres.Stats) float64 { return float64(s.Acquires) })
+	counter("pool_waits_total", "How often none was free, so that one had to be waited for or made.", func(s postgres.Stats) float64 { return float64(s.Waits) })
+	counter("pool_wait_seconds_total", "Time spent on waiting for a connection.", func(s postgres.Stats) float64 { return s.WaitTime.Seconds() })
+	counter("unnotified_appends_total", "Batches that others were not notified of, since the database's queue was full.", func(s postgres.Stats) float64 { return float64(s.Unnotified) })
+	gauge("listening", "Whether notifications of other instances' writes arrive; else they are looked for more often.", func(s postgres.Stats) float64 { return truth(s.Listening) })
+	gauge("lessor", "Whether this instance is the one that expires leases.", func(s postgres.Stats) float64 { return truth(s.Lessor) })
+	registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Namespace: "keelson", Name: "reopens_total",
+		Help: "How often the data was opened again after it could not go on: acknowledged writes were lost, or compaction had overtaken this instance.",
+	}, func() float64 { return float64(b.reopened.Load()) }))
+}
+
+func truth(v bool) float64 {
+	if v {
+		return 1
+	}
+	return 0
 }
 
 func registerSQLite(registry *prometheus.Registry, db *sqlite.Log) {

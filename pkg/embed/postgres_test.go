@@ -47,10 +47,15 @@ type instance struct {
 // startInstance starts a server on db. Its log must not show the password.
 func startInstance(t *testing.T, db *pgtest.Server, name string) *instance {
 	t.Helper()
+	return startInstanceOn(t, db.URL("postgres"), name)
+}
+
+func startInstanceOn(t *testing.T, url, name string) *instance {
+	t.Helper()
 	logger, hook := logrustest.NewNullLogger()
 	logger.SetLevel(logrus.DebugLevel)
 	server, err := embed.Start(t.Context(), embed.Config{
-		Name: name, DataDir: t.TempDir(), Datastore: db.URL("postgres"),
+		Name: name, DataDir: t.TempDir(), Datastore: url,
 		ListenClientURLs: []string{"http://127.0.0.1:0"}, Logger: logrus.NewEntry(logger), DrainTimeout: time.Second,
 	})
 	if err != nil {

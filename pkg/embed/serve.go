@@ -52,9 +52,9 @@ func clientConns(maxFiles int) int {
 func (s *Server) build() error {
 	set := s.set
 	api, err := server.New(server.Config{
-		Store:                s.backend.store,
-		Hub:                  s.backend.hub.Load(),
-		Lessor:               s.backend.lessor,
+		Store:                currentStore{s.backend},
+		Hub:                  currentHub{s.backend},
+		Lessor:               currentLessor{s.backend},
 		ClusterID:            identity("cluster"),
 		MemberID:             s.backend.memberID,
 		Name:                 set.Name,
@@ -70,7 +70,7 @@ func (s *Server) build() error {
 		ProgressInterval:     set.WatchProgressNotifyInterval,
 		SlowRequest:          set.WarningUnaryRequestDuration,
 		ExtensiveMetrics:     set.ExtensiveMetrics,
-		Registry:             newRegistry(s.backend.data, s.backend.commits),
+		Registry:             newRegistry(s.backend),
 		Logger:               s.log,
 	})
 	if err != nil {
@@ -128,7 +128,6 @@ func newHTTPServer(log *logrus.Entry, handler http.Handler) *http.Server {
 
 // serve starts every goroutine.
 func (s *Server) serve() {
-	s.backend.run(s.fail)
 	s.serving.Go(func() { s.fail(ignoreClosed(s.grpc.Serve(s.mux.GRPC()))) })
 	if s.gateway != nil {
 		s.serving.Go(func() { s.fail(ignoreClosed(s.grpc.Serve(s.gateway.Listener()))) })
@@ -143,6 +142,7 @@ func (s *Server) serve() {
 		s.serving.Go(func() { s.fail(mux.Serve(l, l.certs)) })
 	}
 	s.api.SetReady(true)
+	s.backend.run(s.api.SetReady, s.fail)
 }
 
 // ignoreClosed passes over what a server says that was stopped, maybe before
@@ -158,6 +158,7 @@ func ignoreClosed(err error) error {
 func (s *Server) shutdown() error {
 	start := time.Now()
 	s.closeListeners()
+	s.backend.settle() // from here on nothing makes the server ready again
 	s.api.Stop()
 	s.backend.endWatches()
 	if !s.drain() {

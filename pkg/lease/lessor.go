@@ -44,6 +44,8 @@ const (
 	// revokeInterval is the time that Run leaves between two rounds; a round
 	// revokes at most rate × revokeInterval leases, side by side.
 	revokeInterval = 100 * time.Millisecond
+	// noteInterval is the time between two notes of deadlines for others.
+	noteInterval = 2 * time.Second
 	// defaultRetryInterval passes before a failed revoke is tried again.
 	defaultRetryInterval = time.Second
 	// never is the deadline of a lease whose TTL ends beyond the clock.
@@ -77,6 +79,17 @@ type Shared interface {
 	// ExpireLeases notes that leases have expired, but for those that are
 	// returned, with the time they have left: another lessor has renewed them.
 	ExpireLeases(ctx context.Context, ids []int64) (map[int64]time.Duration, error)
+
+	// ExpiredLeases returns those that ExpireLeases has noted and ForgetLeases
+	// has not dropped.
+	ExpiredLeases(ctx context.Context) ([]int64, error)
+
+	// NoteLeases notes the time that leases have left, for LeaseLeft.
+	NoteLeases(ctx context.Context, left map[int64]time.Duration) error
+
+	// LeaseLeft returns the time that a lease has left, as far as anybody has
+	// noted it.
+	LeaseLeft(ctx context.Context, id int64) (left time.Duration, noted bool, err error)
 
 	// ForgetLeases drops the notes on leases that are revoked.
 	ForgetLeases(ctx context.Context, ids []int64) error
@@ -118,6 +131,7 @@ type Lessor struct {
 	demoted chan struct{}    // mu; closed when the present Run ends
 	leases  map[int64]*entry // mu
 	due     dueHeap          // mu; every lease, while primary
+	unnoted []*entry         // mu; whose deadline has changed; empty unless shared
 	stats   Stats            // mu
 }
 
@@ -132,6 +146,8 @@ type entry struct {
 	// revoke is under way or has failed.
 	due   time.Duration
 	index int // in the heap, -1 when not there
+
+	unnoted bool // in Lessor.unnoted
 }
 
 // New returns a lessor without leases. revoke must revoke a lease in the
@@ -294,6 +310,24 @@ func (l *Lessor) Remaining(id int64) (Lease, bool) {
 	return l.view(e, l.clock.Now()), true
 }
 
+// TimeToLive returns a lease with the time it has left, if it exists. A lessor
+// that is not the primary one asks what the others have noted; until they
+// have, the lease shows its whole TTL.
+func (l *Lessor) TimeToLive(ctx context.Context, id int64) (Lease, bool, error) {
+	l.mu.Lock()
+	primary := l.primary
+	l.mu.Unlock()
+	lease, ok := l.Remaining(id)
+	if primary || l.shared == nil || !ok {
+		return lease, ok, nil
+	}
+	left, noted, err := l.shared.LeaseLeft(ctx, id)
+	if noted {
+		lease.Remaining = left
+	}
+	return lease, true, err
+}
+
 // List returns the leases, those that expire first first.
 func (l *Lessor) List() []Lease {
 	l.mu.Lock()
@@ -322,8 +356,17 @@ func (l *Lessor) Stats() Stats {
 // full, and those that pass their deadline are revoked. A revoke that fails
 // is tried again. It returns nil, after the revokes under way have returned.
 func (l *Lessor) Run(ctx context.Context) error {
-	l.promote()
+	expired, ok := l.inherit(ctx)
+	if !ok {
+		return nil
+	}
+	l.promote(expired)
 	defer l.demote()
+	if l.shared != nil {
+		var noting sync.WaitGroup
+		defer noting.Wait()
+		noting.Go(func() { l.keepNoting(ctx) })
+	}
 	for {
 		expired, wait := l.takeExpired()
 		if len(expired) > 0 {
@@ -353,7 +396,77 @@ func (l *Lessor) pause(ctx context.Context, d time.Duration, whole bool) bool {
 	return ctx.Err() == nil
 }
 
-func (l *Lessor) promote() {
+// inherit returns the leases that the primary lessor before this one has
+// decided on without living to revoke them: nobody can renew them any more. It
+// returns false when ctx has ended.
+func (l *Lessor) inherit(ctx context.Context) (expired []int64, ok bool) {
+	for l.shared != nil {
+		var err error
+		if expired, err = l.expiredBefore(ctx); err == nil {
+			break
+		}
+		if ctx.Err() == nil {
+			l.log.WithError(err).Warnf("cannot learn which leases have expired; trying again in %v", l.retry)
+		}
+		if !l.pause(ctx, l.retry, true) {
+			return nil, false
+		}
+	}
+	return expired, true
+}
+
+func (l *Lessor) expiredBefore(ctx context.Context) ([]int64, error) {
+	ids, err := l.shared.ExpiredLeases(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var expired []int64
+	for _, id := range ids {
+		exists, err := l.shared.LeaseExists(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if exists {
+			expired = append(expired, id)
+		} else {
+			l.forget(ctx, id)
+		}
+	}
+	return expired, nil
+}
+
+// keepNoting tells the other lessors the deadlines that have changed, until
+// ctx ends.
+func (l *Lessor) keepNoting(ctx context.Context) {
+	for l.pause(ctx, noteInterval, true) {
+		left := l.takeUnnoted()
+		if len(left) == 0 {
+			continue
+		}
+		// What cannot be noted is shown with a little more time than it has.
+		if err := l.shared.NoteLeases(ctx, left); err != nil && ctx.Err() == nil {
+			l.log.WithError(err).Warnf("cannot tell other instances the time that %d leases have left", len(left))
+		}
+	}
+}
+
+// takeUnnoted returns the time left of leases whose deadline has changed.
+func (l *Lessor) takeUnnoted() map[int64]time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	left, now := make(map[int64]time.Duration, len(l.unnoted)), l.clock.Now()
+	for _, e := range l.unnoted {
+		e.unnoted = false
+		if l.leases[e.id] == e && e.index >= 0 {
+			left[e.id] = max(0, e.deadline-now)
+		}
+	}
+	l.unnoted = nil
+	return left
+}
+
+// promote makes l the primary lessor; expired is what inherit returned.
+func (l *Lessor) promote(expired []int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.primary = true
@@ -361,6 +474,12 @@ func (l *Lessor) promote() {
 	now := l.clock.Now()
 	for _, e := range l.leases {
 		l.restart(e, now)
+	}
+	for _, id := range expired {
+		if e, ok := l.leases[id]; ok {
+			e.deadline, e.due = now, now
+			heap.Fix(&l.due, e.index)
+		}
 	}
 }
 
@@ -489,6 +608,10 @@ func ttlOf(e *entry) time.Duration { return time.Duration(min(e.ttl, MaxTTL)) * 
 
 // restart gives e a full TTL from now. mu is held and l is primary.
 func (l *Lessor) restart(e *entry, now time.Duration) {
+	if l.shared != nil && !e.unnoted {
+		e.unnoted = true
+		l.unnoted = append(l.unnoted, e)
+	}
 	e.deadline = never
 	if e.ttl <= MaxTTL {
 		e.deadline = addSaturated(now, ttlOf(e))

@@ -3,6 +3,7 @@ package lease
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -19,13 +20,14 @@ type meeting struct {
 	until   map[int64]time.Time // mu; renewals
 	expired map[int64]bool      // mu
 	exists  map[int64]bool      // mu
+	noted   map[int64]time.Time // mu; deadlines
 	revoked []int64             // mu; in order
 	fail    error               // mu; of ExpireLeases
 }
 
 // newMeeting returns two lessors of the same leases.
 func newMeeting() (m *meeting, a, b *Lessor) {
-	m = &meeting{until: make(map[int64]time.Time), expired: make(map[int64]bool), exists: make(map[int64]bool)}
+	m = &meeting{until: make(map[int64]time.Time), expired: make(map[int64]bool), exists: make(map[int64]bool), noted: make(map[int64]time.Time)}
 	for range 2 {
 		m.lessors = append(m.lessors, New(m.revoke, Options{Shared: m}))
 	}
@@ -87,6 +89,28 @@ func (m *meeting) ExpireLeases(_ context.Context, ids []int64) (map[int64]time.D
 		}
 	}
 	return left, m.fail
+}
+
+func (m *meeting) ExpiredLeases(context.Context) ([]int64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Sorted(maps.Keys(m.expired)), nil
+}
+
+func (m *meeting) NoteLeases(_ context.Context, left map[int64]time.Duration) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, d := range left {
+		m.noted[id] = time.Now().Add(d)
+	}
+	return nil
+}
+
+func (m *meeting) LeaseLeft(_ context.Context, id int64) (time.Duration, bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	until, ok := m.noted[id]
+	return time.Until(until), ok, nil
 }
 
 func (m *meeting) ForgetLeases(_ context.Context, ids []int64) error {

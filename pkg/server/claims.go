@@ -168,7 +168,7 @@ func (s *claims) follow(ctx context.Context, key, end []byte, from int64, see fu
 		case <-stream.Wake():
 		case <-ctx.Done():
 			return toStatus(ctx, ctx.Err())
-		case <-s.cfg.Hub.Done():
+		case <-stream.Done():
 			return rpctypes.ErrGRPCStopped
 		case <-s.stopping:
 			return rpctypes.ErrGRPCStopped

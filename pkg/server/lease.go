@@ -86,7 +86,12 @@ func (s *leaseServer) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLive
 		return nil, err
 	}
 	resp := &pb.LeaseTimeToLiveResponse{Header: s.currentHeader(), ID: r.ID}
-	l, ok := s.cfg.Lessor.Remaining(r.ID)
+	bounded, cancel := s.bound(ctx)
+	defer cancel()
+	l, ok, err := s.cfg.Lessor.TimeToLive(bounded, r.ID)
+	if err != nil {
+		return nil, toStatus(ctx, err)
+	}
 	if !ok {
 		resp.TTL = -1
 		return resp, nil

@@ -80,14 +80,32 @@ type Store interface {
 	Defragment(context.Context) error
 }
 
-var _ Store = (*store.Store)(nil)
+// Hub is what the services need of *watch.Hub.
+type Hub interface {
+	NewStream() *watch.Stream
+	Stats() watch.Stats
+}
+
+// Lessor is what the services need of *lease.Lessor.
+type Lessor interface {
+	Renew(ctx context.Context, id int64) (int64, error)
+	TimeToLive(ctx context.Context, id int64) (lease.Lease, bool, error)
+	List() []lease.Lease
+	Stats() lease.Stats
+}
+
+var (
+	_ Store  = (*store.Store)(nil)
+	_ Hub    = (*watch.Hub)(nil)
+	_ Lessor = (*lease.Lessor)(nil)
+)
 
 // Config says what to serve. Store, Hub, Lessor and MemberID must be set; the
 // zero value of everything else means its default.
 type Config struct {
 	Store  Store
-	Hub    *watch.Hub
-	Lessor *lease.Lessor
+	Hub    Hub
+	Lessor Lessor
 
 	ClusterID  uint64
 	MemberID   uint64

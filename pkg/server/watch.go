@@ -48,7 +48,7 @@ type watchOptions struct {
 // watchServer is the gRPC watch service.
 type watchServer struct {
 	pb.UnimplementedWatchServer
-	hub    *watch.Hub
+	hub    Hub
 	header func(revision int64) *pb.ResponseHeader
 	opts   watchOptions
 }
@@ -57,7 +57,7 @@ type watchServer struct {
 // header with the given revision. All streams end with Unavailable, so that
 // clients come back elsewhere, when hub has stopped: it has to stop before a
 // graceful stop of the gRPC server can end.
-func newWatchServer(hub *watch.Hub, header func(revision int64) *pb.ResponseHeader, opts watchOptions) pb.WatchServer {
+func newWatchServer(hub Hub, header func(revision int64) *pb.ResponseHeader, opts watchOptions) pb.WatchServer {
 	if opts.ProgressInterval <= 0 {
 		opts.ProgressInterval = defaultProgressInterval
 	}
@@ -121,7 +121,7 @@ func (s *watchServer) Watch(rpc pb.Watch_WatchServer) error {
 			return streamError(ctx, ctx.Err())
 		case err := <-received:
 			return streamError(ctx, err)
-		case <-s.hub.Done():
+		case <-stream.Done():
 			return rpctypes.ErrGRPCStopped
 		case <-lost:
 			return rpctypes.ErrGRPCNoLeader

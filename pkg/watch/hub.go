@@ -27,6 +27,7 @@ package watch
 import (
 	"context"
 	"io"
+	"maps"
 	"runtime"
 	"slices"
 	"sync"
@@ -147,9 +148,11 @@ func New(source Source, opt Options) *Hub {
 }
 
 // Run serves the watchers that are behind until ctx ends; then it ends all
-// streams and returns nil. It is called once.
+// streams, with what is still queued in them, and returns nil. It is called
+// once.
 func (h *Hub) Run(ctx context.Context) error {
 	defer close(h.done)
+	defer h.closeStreams()
 	g, ctx := errgroup.WithContext(ctx)
 	for range h.opt.Workers {
 		g.Go(func() error { h.worker(ctx); return nil })
@@ -158,8 +161,15 @@ func (h *Hub) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// Done is closed when Run has ended: the streams get nothing any more.
-func (h *Hub) Done() <-chan struct{} { return h.done }
+// closeStreams closes the streams there are.
+func (h *Hub) closeStreams() {
+	h.mu.Lock()
+	streams := slices.Collect(maps.Keys(h.streams))
+	h.mu.Unlock()
+	for _, s := range streams {
+		s.Close()
+	}
+}
 
 // Stats are the hub's counts.
 type Stats struct {

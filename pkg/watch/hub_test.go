@@ -705,9 +705,12 @@ func TestRunEnds(t *testing.T) {
 		s.Create(single("b"))
 	}
 	stop()
-	<-h.hub.Done()
+	<-s.Done()
 	if err := s.Admit(context.Background()); !errors.Is(err, ErrStopped) {
 		t.Fatalf("got %v", err)
+	}
+	if resp, ok := s.Pop(); ok {
+		t.Fatalf("got %v of a hub that has stopped", resp)
 	}
 }
 

@@ -299,7 +299,12 @@ func (s *Stream) Admit(ctx context.Context) error {
 	for {
 		switch admitted, ended := s.admits(); {
 		case ended:
-			return ErrClosed
+			select {
+			case <-s.hub.done:
+				return ErrStopped
+			default:
+				return ErrClosed
+			}
 		case admitted:
 			return nil
 		}
@@ -312,6 +317,9 @@ func (s *Stream) Admit(ctx context.Context) error {
 		}
 	}
 }
+
+// Done is closed when the hub has stopped: nothing will come any more.
+func (s *Stream) Done() <-chan struct{} { return s.hub.done }
 
 // Wake is signalled when there may be something to pop.
 func (s *Stream) Wake() <-chan struct{} { return s.wake }

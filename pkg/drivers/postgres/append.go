@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -37,6 +38,9 @@ const (
 
 // fenceTries is how often an Append takes over a new fence.
 const fenceTries = 3
+
+// notifyAgain is when notifications are tried again after the queue was full.
+const notifyAgain = 10 * time.Second
 
 // slowestNetwork, in bytes a second, gives large batches more time.
 const slowestNetwork = 4 << 20
@@ -177,14 +181,13 @@ func headID(p place) []byte {
 // sendAppend sends a until the database has answered: moved says whether the
 // batch was appended.
 func (l *Log) sendAppend(ctx context.Context, a *appending) (moved bool, err error) {
-	sql, args := l.sql.append, a.args
-	if l.notifies {
-		sql, args = l.sql.appendNotify, append(args[:len(args):len(args)], l.set.channel, l.instance)
-	}
+	notify := l.notifies && !l.unheard.now()
 	send := func(ctx context.Context, c *pgx.Conn) error {
+		sql, args := l.sql.append, a.args
 		var bytes *int64
 		dest := []any{&bytes}
-		if len(args) > len(a.args) {
+		if notify {
+			sql, args = l.sql.appendNotify, append(args[:len(args):len(args)], l.set.channel, l.instance)
 			dest = append(dest, nil)
 		}
 		if err := c.QueryRow(ctx, sql, args...).Scan(dest...); err != nil {
@@ -192,6 +195,9 @@ func (l *Log) sendAppend(ctx context.Context, a *appending) (moved bool, err err
 		}
 		if moved = bytes != nil; moved {
 			l.size.appended.Store(*bytes)
+			if l.notifies && !notify {
+				l.unheard.appends.Add(1)
+			}
 		}
 		return nil
 	}
@@ -203,12 +209,18 @@ func (l *Log) sendAppend(ctx context.Context, a *appending) (moved bool, err err
 			if l.onAppend != nil {
 				return l.onAppend(func() error { return send(ctx, c) })
 			}
-			return send(ctx, c)
+			err := send(ctx, c)
+			if notify && isCode(err, codeLimitExceeded) { // polling is the truth
+				notify = false
+				l.silence(err)
+				err = send(ctx, c)
+			}
+			return err
 		})
 		switch {
 		case err == nil || !sent:
 			return err
-		case serverError(err) != nil && serverError(err).Code == codeSerializationFailure:
+		case isCode(err, codeSerializationFailure):
 			return fmt.Errorf("%w: %w", eventlog.ErrStale, err)
 		case notDone(err):
 			return err
@@ -219,6 +231,21 @@ func (l *Log) sendAppend(ctx context.Context, a *appending) (moved bool, err err
 		return &unknownError{err}
 	})
 	return moved, err
+}
+
+// unheard is about appends without a notification.
+type unheard struct {
+	until   atomic.Int64 // no notification is tried before, in Unix nanoseconds
+	appends atomic.Int64
+}
+
+func (u *unheard) now() bool { return time.Now().UnixNano() < u.until.Load() }
+
+// silence lets appends go on without notifications for a while: the queue of
+// the whole server is full, since some session that listens does not read.
+func (l *Log) silence(err error) {
+	l.unheard.until.Store(time.Now().Add(notifyAgain).UnixNano())
+	l.logger.WithError(err).Warnf("the database's queue of notifications is full: other instances see writes only within %v; end the session that listens and does not read", pollNotified)
 }
 
 // unknownError is an ErrUnknown. It does not unwrap to its cause, which may be

@@ -23,6 +23,9 @@ var (
 	ErrNotDurable = errors.New("postgres: commits are not durable")
 )
 
+// ErrNotLessor: this instance does not expire leases, or not any more.
+var ErrNotLessor = errors.New("postgres: this instance does not expire leases")
+
 // ErrUnavailable: the database did not answer in time. It may do so later.
 var ErrUnavailable = errors.New("postgres: the database is not available")
 
@@ -39,6 +42,7 @@ const (
 	codeDeadlock             = "40P01"
 	codeLockNotAvailable     = "55P03"
 	codeQueryCanceled        = "57014"
+	codeLimitExceeded        = "54000" // among others: the queue of notifications is full
 	codeStatementName        = "26000" // a pooler has lost a prepared statement
 	codeStatementExists      = "42P05" // or has another client's
 
@@ -56,6 +60,12 @@ func serverError(err error) *pgconn.PgError {
 		return e
 	}
 	return nil
+}
+
+// isCode reports whether err is the server's error with that code.
+func isCode(err error, code string) bool {
+	e := serverError(err)
+	return e != nil && e.Code == code
 }
 
 // isTransient reports whether the same call may succeed soon: the connection
@@ -86,7 +96,7 @@ func isTransient(err error) bool {
 func isFinal(err error) bool {
 	for _, sentinel := range []error{
 		eventlog.ErrCompacted, eventlog.ErrCorrupt, eventlog.ErrFailed, eventlog.ErrClosed, eventlog.ErrStale, eventlog.ErrUnknown,
-		ErrNewer, ErrNotDurable,
+		ErrNewer, ErrNotDurable, ErrNotLessor,
 	} {
 		if errors.Is(err, sentinel) {
 			return true

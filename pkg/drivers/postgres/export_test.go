@@ -40,3 +40,6 @@ func (l *Log) Report() error { return l.report(context.Background()) }
 
 // ReaderTerm is for how long a silent instance is waited for.
 const ReaderTerm = readerTerm
+
+// Claim makes this instance the lessor.
+func (l *Log) Claim() (bool, error) { return l.claim(context.Background(), true) }

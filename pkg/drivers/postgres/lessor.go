@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -21,17 +22,22 @@ import (
 
 const (
 	// claimLessor takes or keeps the row. Whoever takes it starts every lease
-	// in full, so what was renewed before means nothing any more. Later it
-	// only clears what leases have left that were revoked by clients.
+	// in full, so what was renewed before means nothing any more, but what has
+	// expired stays so: its revoke may be under way. Later it only clears what
+	// leases have left that were revoked by clients.
 	claimLessor = `WITH claimed AS (
 			UPDATE keelson.lessor SET holder = $1, until = now() + $2 * interval '1 second'
 			WHERE id = 1 AND (holder = $1 OR until < now())
 			RETURNING id
 		), cleared AS (
 			DELETE FROM keelson.renewal
-			WHERE ($3 OR NOT expired AND until < now() - interval '1 hour') AND EXISTS (SELECT 1 FROM claimed)
+			WHERE NOT expired AND ($3 OR until < now() - interval '1 hour') AND EXISTS (SELECT 1 FROM claimed)
+		), past AS (
+			DELETE FROM keelson.deadline
+			WHERE ($3 OR until < now() - interval '1 hour') AND EXISTS (SELECT 1 FROM claimed)
 		)
-		SELECT count(*) FROM claimed`
+		SELECT count(*), (SELECT count(*) FROM keelson.reader WHERE instance <> $1 AND at > now() - $4 * interval '1 second')
+		FROM claimed`
 
 	releaseLessor = "UPDATE keelson.lessor SET until = now() WHERE id = 1 AND holder = $1"
 
@@ -40,15 +46,33 @@ const (
 		ON CONFLICT (lease) DO UPDATE SET until = excluded.until WHERE NOT renewal.expired
 		RETURNING lease`
 
-	expireLeases = `INSERT INTO keelson.renewal (lease, until, expired)
-		SELECT lease, now(), true FROM unnest($1::bigint[]) AS r (lease)
+	// expireLeases does nothing for an instance that is not the lessor any
+	// more: the next one cannot take the row before this is done, and sees it.
+	expireLeases = `WITH held AS (
+			SELECT id FROM keelson.lessor WHERE id = 1 AND holder = $2 AND until > now() FOR SHARE
+		)
+		INSERT INTO keelson.renewal (lease, until, expired)
+		SELECT lease, now(), true FROM held, unnest($1::bigint[]) AS r (lease)
 		ON CONFLICT (lease) DO UPDATE SET expired = true WHERE renewal.until <= now()
 		RETURNING lease`
 
 	selectLeft = `SELECT lease, extract(epoch FROM until - now())::double precision FROM keelson.renewal
 		WHERE lease = ANY($1) AND NOT expired`
 
-	forgetLeases = "DELETE FROM keelson.renewal WHERE lease = ANY($1)"
+	selectHolds   = "SELECT count(*) > 0 FROM keelson.lessor WHERE id = 1 AND holder = $1 AND until > now()"
+	selectExpired = "SELECT lease FROM keelson.renewal WHERE expired"
+
+	// noteLeases is for the other instances to show.
+	noteLeases = `INSERT INTO keelson.deadline (lease, until)
+		SELECT lease, now() + seconds * interval '1 second' FROM unnest($1::bigint[], $2::double precision[]) AS r (lease, seconds)
+		ON CONFLICT (lease) DO UPDATE SET until = excluded.until`
+	selectNoted = `SELECT extract(epoch FROM max(until) - now())::double precision FROM (
+			SELECT until FROM keelson.renewal WHERE lease = $1
+			UNION ALL SELECT until FROM keelson.deadline WHERE lease = $1
+		) n`
+
+	forgetLeases = `WITH shown AS (DELETE FROM keelson.deadline WHERE lease = ANY($1))
+		DELETE FROM keelson.renewal WHERE lease = ANY($1)`
 
 	// The row is claimed again every claimInterval. A holder that has not
 	// managed to for stepDown stops; for the others the row is free after
@@ -65,7 +89,9 @@ func (l *Log) Lead(ctx context.Context, run func(context.Context) error) error {
 		asked := time.Now()
 		if held, err := l.claim(ctx, true); err == nil && held {
 			l.logger.Info("this instance expires leases")
+			l.leading.Store(true)
 			err := l.lead(ctx, asked, run)
+			l.leading.Store(false)
 			l.logger.Info("this instance expires leases no more")
 			if err != nil {
 				return err
@@ -110,10 +136,11 @@ func pause(ctx context.Context, d time.Duration) bool {
 func (l *Log) claim(ctx context.Context, first bool) (held bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, claimInterval)
 	defer cancel()
-	var claimed int
+	var claimed, others int
 	err = l.with(ctx, func(c *pgx.Conn) error {
-		return c.QueryRow(ctx, l.sql.claim, l.instance, claimTerm.Seconds(), first).Scan(&claimed)
+		return c.QueryRow(ctx, l.sql.claim, l.instance, claimTerm.Seconds(), first, readerTerm.Seconds()).Scan(&claimed, &others)
 	})
+	l.others.Store(others > 0)
 	return claimed > 0, err
 }
 
@@ -222,12 +249,14 @@ func (l *Log) leaseIDs(ctx context.Context, into map[int64]bool, sql string, arg
 
 // ExpireLeases decides on leases whose time is over as the lessor knows it:
 // those that another instance has renewed are returned with the time they
-// have left; the others cannot be renewed from now on.
+// have left; the others cannot be renewed from now on, by nobody: that stays
+// so if this instance dies before it has revoked them. ErrNotLessor: it may
+// not decide that any more.
 func (l *Log) ExpireLeases(ctx context.Context, ids []int64) (map[int64]time.Duration, error) {
 	ids = slices.Clone(ids)
 	slices.Sort(ids)
 	expired := make(map[int64]bool, len(ids))
-	if err := l.leaseIDs(ctx, expired, l.sql.expire, ids); err != nil {
+	if err := l.leaseIDs(ctx, expired, l.sql.expire, ids, l.instance); err != nil {
 		return nil, err
 	}
 	left := make(map[int64]time.Duration)
@@ -240,6 +269,10 @@ func (l *Log) ExpireLeases(ctx context.Context, ids []int64) (map[int64]time.Dur
 		return nil, nil
 	}
 	err := l.try(ctx, func(ctx context.Context, c *pgx.Conn) error {
+		var holds bool
+		if err := c.QueryRow(ctx, l.sql.holds, l.instance).Scan(&holds); err != nil || !holds {
+			return errors.Join(err, ErrNotLessor)
+		}
 		rows, err := c.Query(ctx, l.sql.left, ids)
 		if err != nil {
 			return err
@@ -247,12 +280,16 @@ func (l *Log) ExpireLeases(ctx context.Context, ids []int64) (map[int64]time.Dur
 		var id int64
 		var seconds float64
 		_, err = pgx.ForEachRow(rows, []any{&id, &seconds}, func() error {
-			left[id] = max(0, time.Duration(min(seconds, maxLeft.Seconds())*float64(time.Second)))
+			left[id] = leftOf(seconds)
 			return nil
 		})
 		return err
 	})
 	return left, err
+}
+
+func leftOf(seconds float64) time.Duration {
+	return max(0, time.Duration(min(seconds, maxLeft.Seconds())*float64(time.Second)))
 }
 
 // maxLeft is a time that a Duration can hold: a lease may have more.
@@ -264,4 +301,49 @@ func (l *Log) ForgetLeases(ctx context.Context, ids []int64) error {
 		_, err := c.Exec(ctx, l.sql.forget, ids)
 		return err
 	})
+}
+
+// ExpiredLeases returns those that ExpireLeases has decided on and that are
+// not forgotten yet, maybe by the lessor before this one.
+func (l *Log) ExpiredLeases(ctx context.Context) ([]int64, error) {
+	ids := make(map[int64]bool)
+	err := l.leaseIDs(ctx, ids, l.sql.expired)
+	return slices.Sorted(maps.Keys(ids)), err
+}
+
+// noteRows are noted in one statement.
+const noteRows = 1000
+
+// NoteLeases tells the other instances, if there are any, how much time leases
+// have left as the lessor knows it, for them to show.
+func (l *Log) NoteLeases(ctx context.Context, left map[int64]time.Duration) error {
+	if !l.others.Load() {
+		return nil
+	}
+	for ids := range slices.Chunk(slices.Sorted(maps.Keys(left)), noteRows) {
+		seconds := make([]float64, len(ids))
+		for i, id := range ids {
+			seconds[i] = min(left[id], maxLeft).Seconds()
+		}
+		if err := l.try(ctx, func(ctx context.Context, c *pgx.Conn) error {
+			_, err := c.Exec(ctx, l.sql.note, ids, seconds)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// LeaseLeft returns the time that a lease has left as far as anybody has noted
+// it.
+func (l *Log) LeaseLeft(ctx context.Context, id int64) (left time.Duration, noted bool, err error) {
+	var seconds *float64
+	err = l.try(ctx, func(ctx context.Context, c *pgx.Conn) error {
+		return c.QueryRow(ctx, l.sql.noted, id).Scan(&seconds)
+	})
+	if err != nil || seconds == nil {
+		return 0, false, err
+	}
+	return leftOf(*seconds), true, nil
 }

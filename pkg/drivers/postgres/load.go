@@ -37,6 +37,9 @@ func (l *Log) Load(ctx context.Context, fn func(*eventlog.Record) error) (eventl
 	if err := errors.Join(l.check(), ctx.Err()); err != nil {
 		return eventlog.Head{}, err
 	}
+	if err := l.reconcile(ctx); err != nil {
+		return eventlog.Head{}, fmt.Errorf("load %s: %w", l.set, err)
+	}
 	// Before the snapshot: nobody deletes then what comes after it.
 	if err := l.report(ctx); err != nil {
 		return eventlog.Head{}, err

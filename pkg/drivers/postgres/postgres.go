@@ -36,6 +36,7 @@ type Options struct {
 // Log is the log in a schema of a PostgreSQL database, shared with other
 // instances.
 type Log struct {
+	opt     Options
 	pool    *pgxpool.Pool
 	set     *settings
 	sql     *statements
@@ -52,6 +53,9 @@ type Log struct {
 	instance  string // tells this Log's notifications from others'
 	notifies  bool   // the database has NOTIFY; set by Open
 	listening atomic.Bool
+	leading   atomic.Bool // see Lead
+	others    atomic.Bool // there are other instances; known while leading
+	unheard   unheard
 
 	heads    heads
 	renewals renewals
@@ -64,6 +68,8 @@ type Log struct {
 	reportNow chan struct{} // asks keepReporting to; buffered
 
 	background sync.WaitGroup // goroutines started by spawn
+
+	before *past // what the Log that this one follows has seen, or nil; see Reopen
 
 	mu    sync.Mutex
 	epoch int64 // mu; set by Load
@@ -99,6 +105,7 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 		return nil, err
 	}
 	l := &Log{
+		opt:     opt,
 		set:     set,
 		sql:     newStatements(set.schema),
 		logger:  opt.Logger.WithFields(logrus.Fields{"database": set.pool.ConnConfig.Database, "schema": set.schema}),

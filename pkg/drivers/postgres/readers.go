@@ -80,6 +80,9 @@ func (l *Log) waitForReaders(ctx context.Context, seq int64) error {
 		if first && l.notifies {
 			if err := l.try(ctx, func(ctx context.Context, c *pgx.Conn) error {
 				_, err := c.Exec(ctx, selectProbe, l.set.channel, reportRequest)
+				if isCode(err, codeLimitExceeded) {
+					return nil // they report by themselves, only later
+				}
 				return err
 			}); err != nil {
 				return err

@@ -74,6 +74,11 @@ var migrations = []string{
 		WHERE seq IN (SELECT max(seq) FROM keelson.log WHERE key IS NOT NULL GROUP BY key)
 			AND value IS NOT NULL
 		ORDER BY log.key;`,
+	// What the lessor tells the other instances: see lessor.go.
+	`CREATE TABLE keelson.deadline (
+		lease    bigint PRIMARY KEY,
+		until    timestamptz NOT NULL
+	) WITH (fillfactor = 50);`,
 }
 
 // tuning is tried after the migrations; a database that has no such settings
@@ -104,7 +109,8 @@ type statements struct {
 	compact, vacuum, size                       string
 	claim, release, renew, expire, left, forget string
 	report, leave, behind                       string
-	lockHead, restart, insert                   string
+	lockHead, restart, insert, batches          string
+	holds, expired, note, noted                 string
 }
 
 func newStatements(schema string) *statements {
@@ -118,7 +124,8 @@ func newStatements(schema string) *statements {
 		claim: in(claimLessor), release: in(releaseLessor),
 		renew: in(renewLeases), expire: in(expireLeases), left: in(selectLeft), forget: in(forgetLeases),
 		report: in(reportReader), leave: in(deleteReader), behind: in(selectBehind),
-		lockHead: in(lockHead), restart: in(updateLost), insert: in(insertMark),
+		lockHead: in(lockHead), restart: in(updateLost), insert: in(insertMark), batches: in(selectBatches),
+		holds: in(selectHolds), expired: in(selectExpired), note: in(noteLeases), noted: in(selectNoted),
 	}
 }
 

@@ -471,6 +471,12 @@ func TestModes(t *testing.T) {
 			if ok, err := log.RenewLease(context.Background(), 7, time.Minute); err != nil || !ok {
 				t.Fatalf("RenewLease: %v, %v", ok, err)
 			}
+			if held, err := log.Claim(); err != nil || !held {
+				t.Fatalf("Claim: %v, %v", held, err)
+			}
+			if ok, err := log.RenewLease(context.Background(), 7, time.Minute); err != nil || !ok {
+				t.Fatalf("RenewLease: %v, %v", ok, err)
+			}
 			if left, err := log.ExpireLeases(context.Background(), []int64{7, 8}); err != nil || len(left) != 1 || left[7] < 50*time.Second {
 				t.Fatalf("ExpireLeases: %v, %v, want 7 to have a minute", left, err)
 			}
