@@ -83,7 +83,7 @@ func (r *Runner) makeTemplate(ctx context.Context, loader systems.System, data w
 	if err != nil {
 		return err
 	}
-	env := &workload.Env{Dial: srv.Client, Bulk: srv.Bulk}
+	env := &workload.Env{Dial: srv.Client, Bulk: srv.Bulk, Loaders: srv.Loaders}
 	err = workload.Load(ctx, env, data)
 	env.Close()
 	srv.Stop()

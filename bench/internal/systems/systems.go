@@ -18,6 +18,8 @@ type System struct {
 	Base string
 	// Bulk: it takes transactions of many puts, so that data is loaded with them.
 	Bulk bool
+	// Loaders are the clients that load data otherwise.
+	Loaders int
 	// Pprof: it has --enable-pprof.
 	Pprof bool
 	// Forgets: it answers and keeps nothing. DataFile in its directory has the
@@ -78,7 +80,8 @@ var onFiles = []System{
 	},
 	{
 		Name: "kine", program: "kine", Base: "etcd", Most: kineMost,
-		Doc: "kine " + KineVersion + " on SQLite, defaults (synchronous=NORMAL: a power cut may take acknowledged writes)",
+		Loaders: 4, // more would wait for each other's locks
+		Doc:     "kine " + KineVersion + " on SQLite, defaults (synchronous=NORMAL: a power cut may take acknowledged writes)",
 		args: func(p place) []string {
 			return []string{"--listen-address", "unix://" + p.socket, "--metrics-bind-address", "0"}
 		},
@@ -128,7 +131,7 @@ func postgresSystems(name, how string, instances int, delay time.Duration) []Sys
 	doc := " on PostgreSQL" + how + "; CPU and bytes with PostgreSQL's, memory without"
 	return []System{
 		{
-			Name: "kine-" + name, program: "kine", Most: kineMost, only: only,
+			Name: "kine-" + name, program: "kine", Most: kineMost, only: only, Loaders: 50,
 			Doc:      "kine " + KineVersion + doc,
 			postgres: &onPostgres{"kine", instances, delay},
 			args: func(p place) []string {

@@ -55,9 +55,7 @@ func value(size int) string {
 const (
 	bulkLoaders = 16
 	bulkPuts    = 100 // in one transaction; etcd allows 128
-	// More do not make kine faster: they would wait for each other's locks.
-	singleLoaders = 4
-	bulkWriters   = 200
+	bulkWriters = 200
 )
 
 // Load writes the data to an empty server.
@@ -66,7 +64,7 @@ func Load(ctx context.Context, env *Env, data Data) error {
 		return nil
 	}
 	env.Data = data
-	load, writers := loadSingly, singleLoaders
+	load, writers := loadSingly, env.Loaders
 	if env.Bulk {
 		load, writers = loadBulk, bulkWriters
 	}
@@ -105,9 +103,9 @@ func loadBulk(ctx context.Context, env *Env, data Data) error {
 
 func loadSingly(ctx context.Context, env *Env, data Data) error {
 	group, ctx := errgroup.WithContext(ctx)
-	for w := range singleLoaders {
+	for w := range env.Loaders {
 		group.Go(func() error {
-			for i := w; i < data.Keys; i += singleLoaders {
+			for i := w; i < data.Keys; i += env.Loaders {
 				if _, err := succeeded(createTxn(ctx, env.client(w), key(i), value(data.Size))); err != nil {
 					return err
 				}

@@ -197,6 +197,10 @@ func openUpdate(ctx context.Context, e *Env) (Runner, error) {
 	}, nil
 }
 
+// longestMaking is how long Prepare creates what is to be deleted: a slow
+// system needs less of it.
+const longestMaking = 4 * time.Second
+
 // openDelete deletes what Prepare has created, until there is no more.
 func openDelete(_ context.Context, e *Env) (Runner, error) {
 	type victim struct {
@@ -212,14 +216,16 @@ func openDelete(_ context.Context, e *Env) (Runner, error) {
 			first := made
 			made += perWindow
 			victims := make([]victim, perWindow)
-			_, err := closedLoop(ctx, makers, time.Hour, counted(perWindow, func(ctx context.Context, client, i int) error {
+			_, err := closedLoop(ctx, makers, longestMaking, counted(perWindow, func(ctx context.Context, client, i int) error {
 				name := fmt.Sprintf("%snamespace-000/workload-%09d", newPrefix, first+i)
 				revision, err := succeeded(createTxn(ctx, e.client(client), name, value(e.Data.Size)))
 				victims[i] = victim{name, revision}
 				return err
 			}))
 			for i, v := range victims {
-				stock[i%e.Clients] = append(stock[i%e.Clients], v)
+				if v.revision > 0 {
+					stock[i%e.Clients] = append(stock[i%e.Clients], v)
+				}
 			}
 			return err
 		},

@@ -73,6 +73,8 @@ type Env struct {
 	Spec
 	Dial func() (*clientv3.Client, error)
 	Bulk bool // the server takes transactions of many puts
+	// Loaders is how many clients load data, if not in bulk.
+	Loaders int
 	// Forgets: the server answers and keeps nothing; what it holds in the end
 	// is not looked at.
 	Forgets bool
