@@ -16,11 +16,11 @@ import (
 func (s *Store) trim() {
 	st := s.now()
 	if st.trimmed() {
-		s.compactor.add(nil, st.compacted)
+		s.compactor.add(nil, 0, st.compacted)
 		return
 	}
 	next := st.edit()
-	freed := next.trim(trimSlice)
+	freed, of := next.trim(trimSlice)
 	through := int64(-1)
 	if next.trimmed() {
 		through = next.compacted
@@ -31,21 +31,25 @@ func (s *Store) trim() {
 		s.values.cache.drop(seq)
 	}
 	s.install(next)
-	s.compactor.add(freed, through)
+	s.compactor.add(freed, of, through)
 }
 
 // compactor deletes records from the log behind the committer's back. What is
 // left over when it stops is found again at the next start.
+//
+// It waits until the index is trimmed: keys are overwritten in any order, and
+// what a slice frees lies scattered in the log. All of it together is in few
+// long runs, of which the log deletes whole pages.
 type compactor struct {
 	log    eventlog.Log
 	logger *logrus.Entry
 	wake   chan struct{} // 1 buffered
 
 	mu      sync.Mutex
-	pending []int64       // seqs to delete, in the order to delete them in
-	through int64         // compact revision that all of pending belongs to, once it is empty
-	reached int64         // compact revision whose records are all deleted
-	changed chan struct{} // closed when reached changes or the compactor stops
+	pending [stages][]int64 // seqs to delete, an earlier stage before a later one
+	through int64           // compact revision that all of pending belongs to, once it is empty
+	reached int64           // compact revision whose records are all deleted
+	changed chan struct{}   // closed when reached changes or the compactor stops
 	stopped bool
 }
 
@@ -56,15 +60,15 @@ func newCompactor(log eventlog.Log, logger *logrus.Entry) *compactor {
 	}
 }
 
-// add queues seqs for deletion; with them, all records that a compaction at
-// through frees have been queued.
-func (c *compactor) add(seqs []int64, through int64) {
+// add queues seqs of a stage for deletion; with them, all records that a
+// compaction at through frees have been queued, or not all yet if it is -1.
+func (c *compactor) add(seqs []int64, of stage, through int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(seqs) == 0 && through <= c.through {
+	c.pending[of] = append(c.pending[of], seqs...)
+	if through < 0 || len(seqs) == 0 && through <= c.through {
 		return
 	}
-	c.pending = append(c.pending, seqs...)
 	c.through = max(c.through, through)
 	select {
 	case c.wake <- struct{}{}:
@@ -72,20 +76,18 @@ func (c *compactor) add(seqs []int64, through int64) {
 	}
 }
 
-// deleteSlice is how many records one call of Log.Compact deletes at most.
-const deleteSlice = 10_000
-
+// take returns all seqs of the stage that is next, or none and the compact
+// revision that they belonged to.
 func (c *compactor) take() (seqs []int64, through int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	n := min(len(c.pending), deleteSlice)
-	seqs = c.pending[:n:n]
-	c.pending = c.pending[n:]
-	if len(c.pending) == 0 {
-		c.pending = nil
-		return seqs, c.through
+	for i := range c.pending {
+		if seqs := c.pending[i]; len(seqs) > 0 {
+			c.pending[i] = nil
+			return seqs, -1
+		}
 	}
-	return seqs, -1
+	return nil, c.through
 }
 
 // finish records that all of a compaction's records are deleted.
@@ -122,7 +124,7 @@ func (c *compactor) run(ctx context.Context) error {
 				return err
 			}
 			deleted += len(seqs)
-			if more = through < 0 && len(seqs) > 0; more {
+			if more = len(seqs) > 0; more {
 				continue
 			}
 			c.finish(through, false)

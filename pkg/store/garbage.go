@@ -16,6 +16,19 @@ type garbage struct {
 	due        int      // how many of retired were there at the newest compaction
 }
 
+// stage is when records are deleted from the log. All of one stage go before
+// those of the next that were freed by the same compaction, or a crash in
+// between would bring back what a tombstone hides, or a lease whose revoke is
+// gone. Within a stage the order means nothing.
+type stage int
+
+const (
+	stageSuperseded stage = iota
+	stageTombstones
+	stageRetired
+	stages // how many there are
+)
+
 // corpse is a version of a key that is not its newest any more, or a tombstone.
 type corpse struct {
 	main int64 // superseded: revision of its successor; tombstone: its own
@@ -34,12 +47,9 @@ func (g *garbage) bury(main, seq int64, key string) {
 func (g *garbage) retire(seq int64) { g.retired = append(g.retired, seq) }
 
 // trim takes up to limit records that the newest compaction has freed out of
-// the index and returns their seqs, ascending. None is returned when all are
-// out.
-//
-// The order matters to a crash in the middle of the physical deletion: a
-// version goes before the tombstone that hides it, a grant before its revoke.
-func (st *state) trim(limit int) []int64 {
+// the index and returns their seqs, all of one stage. None is returned when all
+// are out.
+func (st *state) trim(limit int) ([]int64, stage) {
 	var freed []int64
 	g := &st.garbage
 	n := 0
@@ -48,21 +58,22 @@ func (st *state) trim(limit int) []int64 {
 		st.trimKey(g.superseded[n].key)
 	}
 	g.superseded = cutFront(g.superseded, n)
-	if n == 0 {
-		for ; n < min(limit, len(g.tombstones)) && g.tombstones[n].main < st.compacted; n++ {
-			freed = append(freed, g.tombstones[n].seq)
-			st.trimKey(g.tombstones[n].key)
-		}
-		g.tombstones = cutFront(g.tombstones, n)
+	if n > 0 {
+		return freed, stageSuperseded
 	}
-	if n == 0 {
-		n = min(limit, g.due)
-		freed = slices.Clone(g.retired[:n])
-		g.retired = cutFront(g.retired, n)
-		g.due -= n
+	for ; n < min(limit, len(g.tombstones)) && g.tombstones[n].main < st.compacted; n++ {
+		freed = append(freed, g.tombstones[n].seq)
+		st.trimKey(g.tombstones[n].key)
 	}
-	slices.Sort(freed)
-	return freed
+	g.tombstones = cutFront(g.tombstones, n)
+	if n > 0 {
+		return freed, stageTombstones
+	}
+	n = min(limit, g.due)
+	freed = slices.Clone(g.retired[:n])
+	g.retired = cutFront(g.retired, n)
+	g.due -= n
+	return freed, stageRetired
 }
 
 // cutFront returns s without its first n elements, and lets go of the array

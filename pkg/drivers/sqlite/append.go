@@ -3,6 +3,7 @@ package sqlite
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
@@ -31,18 +32,19 @@ func (l *Log) Append(ctx context.Context, batch *eventlog.Batch) error {
 	if err := l.checkBatch(batch); err != nil {
 		return err
 	}
+	start := time.Now()
 	if err := l.begin(); err != nil {
 		return l.fail(err)
 	}
-	doomed := l.doomed
+	doomed, compacts := l.doomed, false
 	if err = l.insert(batch); err == nil {
-		err = l.takeAlong(len(batch.Records))
+		compacts, err = l.takeAlong()
 	}
 	if err != nil {
 		l.doomed = doomed
 		return l.rollback(err)
 	}
-	l.countDue = l.uncounted.Add(batchBytes(batch)) >= countEvery || len(doomed) > 0
+	l.countDue = l.uncounted.Add(batchBytes(batch)) >= countEvery || compacts
 	if err := l.commit(); err != nil {
 		return fmt.Errorf("%w: %w", eventlog.ErrUnknown, err)
 	}
@@ -57,6 +59,7 @@ func (l *Log) Append(ctx context.Context, batch *eventlog.Batch) error {
 		}
 	}
 	l.head.Store(int64(batch.Position()))
+	l.keepPace(start)
 	l.afterCommit()
 	return nil
 }

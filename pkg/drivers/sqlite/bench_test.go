@@ -161,7 +161,7 @@ func BenchmarkTail(b *testing.B) {
 
 func BenchmarkCompact(b *testing.B) {
 	const rows = 50_000
-	for _, keep := range []int64{2, 10} {
+	for _, keep := range []int64{2, 10, 1000} {
 		b.Run(fmt.Sprintf("keep=1in%d", keep), func(b *testing.B) {
 			total := 0
 			for b.Loop() {

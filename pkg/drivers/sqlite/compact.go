@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -10,31 +11,49 @@ import (
 )
 
 const (
-	// stepTime bounds a transaction of Compact and Defragment, and with it
-	// what an Append that comes meanwhile waits; one that waits ends it at
-	// the next check.
-	stepTime = 3 * time.Millisecond
-	// stepRows rows are deleted, or pages moved, between two checks.
-	stepRows = 16
+	// What is deleted between two looks at the clock takes about chunkTime: a
+	// run of records, at most chunkRows, or some pages that are moved.
+	chunkTime = 30 * time.Microsecond
+	chunkRows = 64
 
 	// While batches come, Compact makes no transactions of its own, whose fsync
-	// an Append would wait for: each batch takes some rows along, as many as it
-	// has records, so that Compact keeps up, but at least stepRows, and for no
-	// longer than alongTime. It goes on by itself after a pause of quietTime.
-	alongTime = time.Millisecond
-	quietTime = 10 * time.Millisecond
+	// an Append would wait for: each batch takes some deleting along, for a
+	// third of the time that it takes itself. Compact goes on by itself after a
+	// pause of quietTime, in transactions whose deleting takes about as long as
+	// a batch, so that one that comes meanwhile does not wait for much.
+	alongShare = 3
+	quietTime  = 10 * time.Millisecond
+	minPace    = 100 * time.Microsecond
+	maxPace    = 3 * time.Millisecond
 
 	// So many pages may be free, for the writes to come; Compact gives back
 	// what is more. A smaller share would move pages only to need room again.
 	freeShare  = 0.25
 	freeNumber = 4 << 20 / pageSize
 
-	// vacuumStep moves stepRows pages.
-	vacuumStep = "PRAGMA incremental_vacuum(16)"
+	// vacuumStep moves 4 pages.
+	vacuumStep = "PRAGMA incremental_vacuum(4)"
 )
+
+// errStuck: the database does not get smaller although pages are free.
+var errStuck = errors.New("incremental vacuum gets no further")
 
 // Compact implements eventlog.Log.
 func (l *Log) Compact(ctx context.Context, seqs []int64) error {
+	return l.alone(ctx, func() error {
+		if err := l.doom(ctx, seqs); err != nil {
+			return err
+		}
+		if err := l.workOff(ctx, func() bool { return l.left.Load() > 0 }, l.deleteDoomed); err != nil {
+			return err
+		}
+		return l.vacuum(ctx, spare{freeShare, freeNumber})
+	})
+}
+
+// alone runs fn when no other is under way, and then leaves nothing for
+// batches to take along.
+func (l *Log) alone(ctx context.Context, fn func() error) error {
 	select {
 	case l.compacting <- struct{}{}:
 	case <-l.done:
@@ -42,19 +61,14 @@ func (l *Log) Compact(ctx context.Context, seqs []int64) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	defer func() { <-l.compacting }()
-	if err := l.doom(ctx, seqs); err != nil {
-		return err
-	}
-	err := l.compactDoomed(ctx)
-	if err == nil {
-		return l.vacuum(ctx, freeShare, freeNumber)
-	}
-	if l.acquire(context.Background()) == nil { // else nobody writes any more
-		l.doomed = nil
-		l.release()
-	}
-	return err
+	defer func() {
+		if l.acquire(context.Background()) == nil { // else nobody writes any more
+			l.doomed, l.spare = nil, nil
+			l.release()
+		}
+		<-l.compacting
+	}()
+	return fn()
 }
 
 // doom notes what is to be deleted.
@@ -74,17 +88,15 @@ func (l *Log) doom(ctx context.Context, seqs []int64) error {
 	return nil
 }
 
-// compactDoomed deletes what is doomed, or waits while Appends do.
-func (l *Log) compactDoomed(ctx context.Context) error {
-	for l.left.Load() > 0 {
+// workOff runs work in transactions of its own as long as there is some left,
+// or waits while batches take it along.
+func (l *Log) workOff(ctx context.Context, left func() bool, work func(more func() bool) error) error {
+	for left() {
 		along := l.along.Load()
-		err := l.step(ctx, func(more func() bool) error {
-			return l.deleteDoomed(func(rows int) bool { return rows%stepRows != 0 || rows == 0 || more() })
-		})
-		if err != nil {
+		if err := l.step(ctx, work); err != nil {
 			return err
 		}
-		for l.left.Load() > 0 && along != l.along.Load() {
+		for left() && along != l.along.Load() {
 			along = l.along.Load()
 			select {
 			case <-time.After(quietTime):
@@ -100,35 +112,74 @@ func (l *Log) compactDoomed(ctx context.Context) error {
 	return nil
 }
 
-// takeAlong deletes some of what is doomed in the transaction of a batch.
-func (l *Log) takeAlong(records int) error {
+// takeAlong does some of Compact's work in the transaction of a batch, and
+// reports whether there was any.
+func (l *Log) takeAlong() (some bool, err error) {
+	work := l.deleteDoomed
 	if len(l.doomed) == 0 {
-		return nil
+		if l.spare == nil {
+			return false, nil
+		}
+		work = func(more func() bool) error { return l.movePages(*l.spare, more) }
 	}
 	l.along.Add(1)
 	start := time.Now()
-	return l.deleteDoomed(func(rows int) bool { return rows < max(stepRows, records) && time.Since(start) < alongTime })
+	err = work(func() bool { return time.Since(start) < l.pace/alongShare })
+	l.worked = time.Since(start)
+	if errors.Is(err, errStuck) {
+		l.spare, err = nil, nil // vacuum will find that too
+	}
+	return true, err
+}
+
+// keepPace notes how long a batch took that was begun at start. The pace goes
+// up and down in small steps, so that it ends up at the median.
+func (l *Log) keepPace(start time.Time) {
+	took := time.Since(start) - 2*l.worked // COMMIT writes what was changed, which takes about as long again
+	l.worked = 0
+	if took > l.pace {
+		l.pace = min(l.pace+l.pace/16, maxPace)
+	} else {
+		l.pace = max(l.pace-l.pace/16, minPace)
+	}
 }
 
 // deleteDoomed deletes the first of what is doomed in the transaction under
-// way, as long as more, which is told the number of rows so far, says so.
-func (l *Log) deleteDoomed(more func(rows int) bool) error {
+// way, until more says that it is enough.
+func (l *Log) deleteDoomed(more func() bool) error {
 	var floor, deleted int64
-	for rows := 0; len(l.doomed) > 0 && more(rows); rows++ {
-		changes, err := l.writer.execChanges("DELETE FROM log WHERE seq = ?", l.doomed[0])
+	for first := true; len(l.doomed) > 0 && (first || more()); first = false {
+		start := time.Now()
+		n := run(l.doomed[:min(len(l.doomed), l.chunk)])
+		changes, err := l.writer.execChanges("DELETE FROM log WHERE seq BETWEEN ? AND ?", l.doomed[0], l.doomed[n-1])
 		if err != nil {
-			return fmt.Errorf("delete record %d: %w", l.doomed[0], err)
+			return fmt.Errorf("delete records %d to %d: %w", l.doomed[0], l.doomed[n-1], err)
+		}
+		switch took := time.Since(start); {
+		case took > 2*chunkTime:
+			l.chunk = max(n/2, 1)
+		case took < chunkTime && n == l.chunk:
+			l.chunk = min(2*n, chunkRows)
 		}
 		if changes > 0 {
-			floor = l.doomed[0]
+			floor = l.doomed[n-1]
 			deleted += changes
 		}
-		l.doomed = l.doomed[1:]
+		l.doomed = l.doomed[n:]
 	}
 	if deleted == 0 {
 		return nil
 	}
 	return l.writer.exec("UPDATE kept SET floor = max(floor, ?), deleted = deleted + ?, revision = ?", floor, deleted, l.headRevision)
+}
+
+// run returns how many of seqs, which ascend, follow the first without a gap.
+func run(seqs []int64) int {
+	n := 1
+	for n < len(seqs) && seqs[n] == seqs[0]+int64(n) {
+		n++
+	}
+	return n
 }
 
 // step runs fn in a write transaction of its own. fn is to stop soon once
@@ -142,7 +193,9 @@ func (l *Log) step(ctx context.Context, fn func(more func() bool) error) error {
 	if err := l.begin(); err != nil {
 		return l.fail(err)
 	}
-	if err := fn(func() bool { return l.writers.Load() == 0 && time.Since(start) < stepTime }); err != nil {
+	doomed := l.doomed
+	if err := fn(func() bool { return l.writers.Load() == 0 && time.Since(start) < l.pace }); err != nil {
+		l.doomed = doomed
 		return l.rollback(err)
 	}
 	if err := l.commit(); err != nil {
@@ -152,35 +205,50 @@ func (l *Log) step(ctx context.Context, fn func(more func() bool) error) error {
 	return nil
 }
 
-// vacuum moves pages from the end of the file into free ones until at most
-// this share of the pages, or this number of them, is free.
-func (l *Log) vacuum(ctx context.Context, share float64, number int64) error {
-	enough := func(free int64) bool { return free <= max(number, int64(share*float64(l.pages.Load()))) }
-	for !enough(l.freePages.Load()) {
-		err := l.step(ctx, func(more func() bool) error {
-			free, err := l.writer.int("PRAGMA freelist_count")
-			for first := true; err == nil && !enough(free) && (first || more()); first = false {
-				before := free
-				if err = l.writer.exec(vacuumStep); err != nil {
-					return err
-				}
-				if free, err = l.writer.int("PRAGMA freelist_count"); err == nil && free >= before {
-					err = fmt.Errorf("incremental vacuum gets no further than %d free pages", before)
-				}
-			}
-			return err
-		})
-		if err != nil {
+// spare is how many pages may be free: this share of all, or this number.
+type spare struct {
+	share  float64
+	number int64
+}
+
+// exceeded reports whether of so many pages too many are free.
+func (s spare) exceeded(free, pages int64) bool {
+	return free > max(s.number, int64(s.share*float64(pages)))
+}
+
+// vacuum moves pages from the end of the file into free ones until no more are
+// free than are to be.
+func (l *Log) vacuum(ctx context.Context, s spare) error {
+	if err := l.acquire(ctx); err != nil {
+		return err
+	}
+	l.spare = &s
+	l.release()
+	return l.workOff(ctx, func() bool { return s.exceeded(l.freePages.Load(), l.pages.Load()) },
+		func(more func() bool) error { return l.movePages(s, more) })
+}
+
+// movePages does that in the transaction under way, until more says that it is
+// enough.
+func (l *Log) movePages(s spare, more func() bool) error {
+	pages := l.pages.Load()
+	free, err := l.writer.int("PRAGMA freelist_count")
+	for first := true; err == nil && s.exceeded(free, pages) && (first || more()); first = false {
+		before := free
+		if err = l.writer.exec(vacuumStep); err != nil {
 			return err
 		}
+		if free, err = l.writer.int("PRAGMA freelist_count"); err == nil && free >= before {
+			err = fmt.Errorf("%w: %d pages are free", errStuck, free)
+		}
 	}
-	return nil
+	return err
 }
 
 // Defragment implements eventlog.Log: it empties the list of free pages, in
 // small transactions, and truncates both files.
 func (l *Log) Defragment(ctx context.Context) error {
-	if err := l.vacuum(ctx, 0, 0); err != nil {
+	if err := l.alone(ctx, func() error { return l.vacuum(ctx, spare{0, 0}) }); err != nil {
 		return err
 	}
 	if err := l.acquire(ctx); err != nil {

@@ -246,7 +246,10 @@ func TestDefragmentBesideCompact(t *testing.T) {
 		seqs = append(seqs, seq)
 	}
 	remove := func(n int) error {
-		return l.step(ctx, func(func() bool) error { return l.deleteDoomed(func(rows int) bool { return rows < n }) })
+		return l.step(ctx, func(func() bool) error {
+			goal := len(l.doomed) - n
+			return l.deleteDoomed(func() bool { return len(l.doomed) > goal })
+		})
 	}
 	l.writerDo(t, func() { l.doomed = seqs })
 	if err := remove(puts / 2); err != nil {
@@ -267,7 +270,7 @@ func TestDefragmentBesideCompact(t *testing.T) {
 		ours = !ours
 		return commit()
 	}
-	err := l.vacuum(ctx, 0, 0)
+	err := l.vacuum(ctx, spare{0, 0})
 	others.Wait()
 	l.onCommit = nil
 	if err != nil {
@@ -298,16 +301,30 @@ func TestTakenAlong(t *testing.T) {
 		t.Fatal(err)
 	}
 	left := int64(199)
-	for total, records := int64(200), 1; records <= 40; records += 39 {
-		appendPuts(t, l, records, 10)
-		took := left - l.left.Load() // fewer where time was short
-		if took < 1 || took > int64(max(stepRows, records)) {
-			t.Fatalf("a batch of %d records took %d along", records, took)
+	for i := range int64(2) {
+		l.writerDo(t, func() { l.pace, l.chunk = 0, 16 })
+		appendPuts(t, l, 1, 10)
+		took := left - l.left.Load()
+		if took != 16 { // one run, since there was no time for more
+			t.Fatalf("a batch took %d along", took)
 		}
 		left -= took
-		total += int64(records)
-		rows(total - (199 - left))
+		rows(200 + i + 1 - (199 - left))
 	}
+	// A run ends where records are kept, however much time there is.
+	l.writerDo(t, func() { l.pace, l.doomed = time.Hour, []int64{40, 41, 50, 60, 61, 62} })
+	appendPuts(t, l, 1, 10)
+	rows(203 - 32 - 6)
+	l.writerDo(t, func() {
+		if want := time.Hour - time.Hour/16; l.pace != want {
+			t.Fatalf("after a batch that was faster the pace is %v, want %v", l.pace, want)
+		}
+		l.pace = minPace
+		l.keepPace(time.Now().Add(-time.Hour))
+		if want := minPace + minPace/16; l.pace != want {
+			t.Fatalf("after a batch that was slower the pace is %v, want %v", l.pace, want)
+		}
+	})
 
 	// A compaction that ends early leaves nothing to the batches after it.
 	ctx, cancel := context.WithCancel(context.Background())
@@ -322,13 +339,13 @@ func TestTakenAlong(t *testing.T) {
 	}
 	l.onCommit = nil
 	appendPuts(t, l, 1, 10)
-	if left = l.left.Load(); left != 0 || l.along.Load() != 2 {
+	if left = l.left.Load(); left != 0 || l.along.Load() != 3 {
 		t.Fatalf("%d are left", left)
 	}
 	if err := l.Compact(context.Background(), seqs); err != nil {
 		t.Fatal(err)
 	}
-	rows(43)
+	rows(5)
 }
 
 func (l *Log) writerDo(t *testing.T, fn func()) {

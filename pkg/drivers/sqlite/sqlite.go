@@ -78,15 +78,20 @@ type Log struct {
 	// The following belong to the holder of the token.
 	writer       *conn
 	headSeq      int64
-	headRevision int64     // newest main revision; 0 until Load
-	markSeq      int64     // of the newest KindCompact record; 0 until Load
-	doomed       []int64   // records that Compact has still to delete, in order
-	nextTry      time.Time // no checkpoint for batches before, after one held up
-	countDue     bool      // this transaction ends with a look at the sizes
+	headRevision int64         // newest main revision; 0 until Load
+	markSeq      int64         // of the newest KindCompact record; 0 until Load
+	doomed       []int64       // records that Compact has still to delete, in order
+	spare        *spare        // what Compact or Defragment gives free pages back beyond, or nil
+	chunk        int           // records that Compact deletes at once
+	pace         time.Duration // of batches: about how long one takes, without what it took along
+	worked       time.Duration // for what this one took along
+	nextTry      time.Time     // no checkpoint for batches before, after one held up
+	countDue     bool          // this transaction ends with a look at the sizes
 	onCommit     func(commit func() error) error
 
-	// compacting holds the one Compact under way. left is the length of doomed
-	// after the last commit; along counts the batches that shortened it.
+	// compacting holds the one Compact or Defragment under way. left is the
+	// length of doomed after the last commit; along counts the batches that
+	// took some of the work along.
 	compacting  chan struct{}
 	left, along atomic.Int64
 
@@ -135,6 +140,8 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 		writing:    make(chan struct{}, 1),
 		readers:    make(chan *conn, readerCount),
 		compacting: make(chan struct{}, 1),
+		chunk:      1,
+		pace:       time.Millisecond,
 		kick:       make(chan struct{}, 1),
 		ended:      make(chan struct{}),
 		done:       make(chan struct{}),
