@@ -69,16 +69,16 @@ func (r *Results) Plots(dir, format string) ([]Plot, error) {
 		metric                 Metric
 	}{
 		{"keys-update-throughput", "Updates/s, 200 clients", "update200@", "keys", Throughput},
-		{"keys-update-cpu", "CPU per update (µs), 200 clients", "update200@", "keys", CPUPerOp},
-		{"keys-get-cpu", "CPU per get (µs), 200 clients", "get200@", "keys", CPUPerOp},
-		{"keys-count-p50", "Count of all keys, p50 (µs)", "count@", "keys", P50},
-		{"keys-page-p50", "First page of 500, p50 (µs)", "list-page@", "keys", P50},
+		{"keys-update-cpu", "CPU per update, 200 clients", "update200@", "keys", CPUPerOp},
+		{"keys-get-cpu", "CPU per get, 200 clients", "get200@", "keys", CPUPerOp},
+		{"keys-count-p50", "Count of all keys, p50", "count@", "keys", P50},
+		{"keys-page-p50", "First page of 500, p50", "list-page@", "keys", P50},
 		{"keys-start", "Start-up time (s)", "start@", "keys", Extra("ready_s")},
-		{"keys-memory", "Memory after the start (MiB)", "start@", "keys", RSS},
+		{"keys-memory", "Memory after the start", "start@", "keys", RSS},
 		{"clients-get", "Gets/s", "get@c", "clients", Throughput},
 		{"clients-update", "Updates/s", "update@c", "clients", Throughput},
-		{"watchers-cpu", "CPU per event (µs), 50 creates/s", "watch@", "watchers", CPUPerOp},
-		{"watchers-p99", "Create to event, p99 (µs), 50 creates/s", "watch@", "watchers", P99},
+		{"watchers-cpu", "CPU per event, 50 creates/s", "watch@", "watchers", CPUPerOp},
+		{"watchers-p99", "Create to event, p99, 50 creates/s", "watch@", "watchers", P99},
 	} {
 		err := draw(g.file, g.title, func(path, title string) (bool, error) {
 			return r.plotGrowth(path, title, g.prefix, g.x, g.metric)
@@ -95,7 +95,7 @@ func (r *Results) Plots(dir, format string) ([]Plot, error) {
 func (r *Results) plotRatios(path, title string, m Metric) (bool, error) {
 	p := plot.New()
 	p.Title.Text = title
-	p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, plot.ConstantTicks(decades())
+	p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, plot.ConstantTicks(decades([]float64{1, 2, 5}, func(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }))
 	p.Legend.Top = true
 	var rows []plot.Tick
 	points := map[string]plotter.XYs{}
@@ -113,7 +113,7 @@ func (r *Results) plotRatios(path, title string, m Metric) (bool, error) {
 			}
 		}
 		if compared {
-			rows = append(rows, plot.Tick{Value: y, Label: w.Name})
+			rows = append(rows, plot.Tick{Value: y, Label: "  " + w.Name})
 			continue
 		}
 		for name, xys := range points {
@@ -138,20 +138,30 @@ func (r *Results) plotRatios(path, title string, m Metric) (bool, error) {
 		p.Add(dots)
 		p.Legend.Add(system.Name, dots)
 	}
-	p.X.Min, p.X.Max = p.X.Min/1.3, p.X.Max*1.3
+	// Room for the legend.
+	p.X.Min, p.X.Max = p.X.Min/1.3, p.X.Max*5
 	return true, p.Save(18*vg.Centimeter, vg.Length(3+float64(len(rows))*0.6)*vg.Centimeter, path)
 }
 
-// decades are the marks of a logarithmic axis: 1, 2 and 5 of each power of ten.
-func decades() []plot.Tick {
+// decades are the marks of a logarithmic axis: these digits of each power of ten.
+func decades(digits []float64, format func(float64) string) []plot.Tick {
 	var ticks []plot.Tick
 	for exp := -5; exp <= 8; exp++ {
-		for _, digit := range []float64{1, 2, 5} {
+		for _, digit := range digits {
 			v := digit * math.Pow10(exp)
-			ticks = append(ticks, plot.Tick{Value: v, Label: strconv.FormatFloat(v, 'g', -1, 64)})
+			ticks = append(ticks, plot.Tick{Value: v, Label: brief(format(v))})
 		}
 	}
 	return ticks
+}
+
+// brief writes 1.00 ms as 1 ms.
+func brief(s string) string {
+	number, unit, _ := strings.Cut(s, " ")
+	if strings.Contains(number, ".") {
+		number = strings.TrimRight(strings.TrimRight(number, "0"), ".")
+	}
+	return strings.TrimSpace(number + " " + unit)
 }
 
 // plotGrowth draws a line for each system through the workloads whose names
@@ -161,7 +171,6 @@ func (r *Results) plotGrowth(path, title, prefix, xLabel string, m Metric) (bool
 	p.Title.Text = title
 	p.X.Label.Text = xLabel
 	p.X.Scale, p.Y.Scale = plot.LogScale{}, plot.LogScale{}
-	p.Y.Tick.Marker = plot.ConstantTicks(decades())
 	p.Legend.Top, p.Legend.Left = true, true
 	var marks []plot.Tick
 	lines := 0
@@ -177,7 +186,9 @@ func (r *Results) plotGrowth(path, title, prefix, xLabel string, m Metric) (bool
 			if err != nil {
 				return false, fmt.Errorf("%s: %w", w.Name, err)
 			}
-			marks = append(marks, plot.Tick{Value: x, Label: number})
+			if mark := (plot.Tick{Value: x, Label: number}); !slices.Contains(marks, mark) {
+				marks = append(marks, mark)
+			}
 			if stat, ok := w.Systems[system.Name].Absolute(m); ok && stat.Median > 0 {
 				line = append(line, plotter.XY{X: x, Y: stat.Median})
 			}
@@ -200,6 +211,11 @@ func (r *Results) plotGrowth(path, title, prefix, xLabel string, m Metric) (bool
 		return false, nil
 	}
 	p.X.Tick.Marker = plot.ConstantTicks(marks)
+	digits := []float64{1, 2, 5}
+	if p.Y.Max > 2000*p.Y.Min {
+		digits = digits[:1]
+	}
+	p.Y.Tick.Marker = plot.ConstantTicks(decades(digits, m.Format))
 	// Room for the legend.
 	p.Y.Min, p.Y.Max = p.Y.Min/1.2, p.Y.Max*3
 	return true, p.Save(12*vg.Centimeter, 9*vg.Centimeter, path)

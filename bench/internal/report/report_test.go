@@ -229,6 +229,14 @@ func TestResultsFile(t *testing.T) {
 	}
 }
 
+func TestBrief(t *testing.T) {
+	for s, want := range map[string]string{"1.00 ms": "1 ms", "0.05": "0.05", "0.50": "0.5", "10.0 MiB": "10 MiB", "1,000": "1,000", "200 µs": "200 µs"} {
+		if got := brief(s); got != want {
+			t.Errorf("%q is %q, want %q", s, got, want)
+		}
+	}
+}
+
 func TestUnits(t *testing.T) {
 	for got, want := range map[string]string{
 		Time(12.34): "12.3 µs", Time(2500): "2.50 ms", Time(3e6): "3.00 s",
