@@ -91,6 +91,7 @@ func (g *generation) load(ctx context.Context) error {
 		RequestTimeout: server.DefaultRequestTimeout,
 		MemberID:       b.memberID,
 		OnApply:        g.applied,
+		WantsPrev:      g.wantsPrev,
 		Admit:          b.responses.Admit,
 		OnCommit:       b.commits.observe,
 	})
@@ -116,8 +117,15 @@ func (g *generation) applied(a store.Applied) {
 		g.lessor.Revoked(id)
 	}
 	if hub := g.hub.Load(); hub != nil {
-		hub.Publish(a.Revision, a.Events)
+		hub.Publish(a.Revision, a.Events, a.NoPrev)
 	}
+}
+
+// wantsPrev says whether there is a watcher that wants to know what a key was
+// before.
+func (g *generation) wantsPrev() bool {
+	hub := g.hub.Load()
+	return hub != nil && hub.WantsPrev()
 }
 
 // revoke is what the lessor does with a lease that has expired.

@@ -88,7 +88,7 @@ func startFuzzMember(t *testing.T, disk *memlog.Disk) (m *fuzzMember, stop func(
 		Logger: quietLogger(), MemberID: testMemberID,
 		OnApply: func(a store.Applied) {
 			if hub != nil {
-				hub.Publish(a.Revision, a.Events)
+				hub.Publish(a.Revision, a.Events, a.NoPrev)
 			}
 		},
 	})

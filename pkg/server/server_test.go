@@ -92,7 +92,7 @@ func startMember(t testing.TB, opt memberOptions) *member {
 				m.lessor.Revoked(id)
 			}
 			if hub != nil {
-				hub.Publish(a.Revision, a.Events)
+				hub.Publish(a.Revision, a.Events, a.NoPrev)
 			}
 		},
 	})

@@ -139,7 +139,10 @@ func newWatchFixture(t *testing.T, opts watchOptions, hubOpts watch.Options) *wa
 }
 
 // change commits and publishes one revision.
-func (f *watchFixture) change(ops ...string) { f.hub.Publish(f.source.change(ops...)) }
+func (f *watchFixture) change(ops ...string) {
+	revision, events := f.source.change(ops...)
+	f.hub.Publish(revision, events, false)
+}
 
 // watchClient is one stream.
 type watchClient struct {

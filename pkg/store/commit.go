@@ -140,7 +140,7 @@ const (
 // evaluate runs requests on a copy of the newest state. A request that fails
 // does so alone.
 func (s *Store) evaluate(ctx context.Context, requests []*request) (*evaluation, error) {
-	ev := newEvaluation(s.now(), s.values.cache.get, quota{s.opt.QuotaBytes, s.log.Size().InUse, s.opt.MemberID})
+	ev := s.newEvaluation(quota{s.opt.QuotaBytes, s.log.Size().InUse, s.opt.MemberID})
 	ev.expect(len(requests))
 	for _, r := range requests {
 		ev.lent = r.read
@@ -329,7 +329,7 @@ func (s *Store) resolve(ctx context.Context, batch *eventlog.Batch) error {
 
 // publish makes the state of an appended batch visible and tells the world.
 func (s *Store) publish(ev *evaluation) {
-	applied := Applied{Revision: ev.state.revision, Events: ev.events}
+	applied := Applied{Revision: ev.state.revision, Events: ev.events, NoPrev: ev.noPrev && len(ev.superseded) > 0}
 	if ev.unsaid {
 		applied.Events = nil
 	}
@@ -409,7 +409,7 @@ func (s *Store) catchUp(ctx context.Context) error {
 		if err != nil || len(batches) == 0 {
 			return err
 		}
-		ev := newEvaluation(s.now(), s.values.cache.get, quota{})
+		ev := s.newEvaluation(quota{})
 		for i := range batches {
 			for j := range batches[i].Records {
 				if err := ev.replay(&batches[i].Records[j]); err != nil {
@@ -426,6 +426,13 @@ func (s *Store) catchUp(ctx context.Context) error {
 		}
 		s.publish(ev)
 	}
+}
+
+// newEvaluation begins a batch on the newest state.
+func (s *Store) newEvaluation(q quota) *evaluation {
+	ev := newEvaluation(s.now(), s.values.cache.get, q)
+	ev.noPrev = !s.opt.WantsPrev()
+	return ev
 }
 
 // replay applies a record that another instance has evaluated.

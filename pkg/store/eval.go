@@ -18,6 +18,7 @@ type evaluation struct {
 	events  []*mvccpb.Event
 	fills   []fill // values that responses of this batch wait for
 	prevs   []fill // values that its events wait for as their previous ones
+	noPrev  bool   // nobody wants to know the events' previous values
 	unsaid  bool   // the events would take too much memory: see maxPrevBytes
 
 	prevBytes int64 // of the values that prevs waits for, cached ones too
@@ -113,7 +114,7 @@ func (ev *evaluation) addEvent(r *eventlog.Record, prev *entry) {
 	if prev != nil && !prev.last.tombstone() {
 		ev.superseded = append(ev.superseded, prev.last.seq)
 	}
-	if v, ok := prev.before(r.Revision.Main, r.CreateRevision); ok {
+	if v, ok := prev.before(r.Revision.Main, r.CreateRevision); ok && !ev.noPrev {
 		event.PrevKv = &mvccpb.KeyValue{}
 		prev.kv(v, event.PrevKv)
 		ev.prevs = append(ev.prevs, fill{v.seq, event.PrevKv})

@@ -125,6 +125,38 @@ func TestNeedsOneByOne(t *testing.T) {
 	}
 }
 
+// TestPrevNotWanted: what keys were before is read from the log only if a
+// watcher, or the request itself, wants to know.
+func TestPrevNotWanted(t *testing.T) {
+	disk := new(memlog.Disk)
+	l := &countingLog{Log: disk.Open(nil)}
+	wanted := false
+	f := openOn(t, disk, l, Options{CacheBytes: 1, WantsPrev: func() bool { return wanted }})
+	put := func(wantReads int, wantNoPrev bool, wantPrev, wantAnswer string, r *pb.PutRequest) {
+		t.Helper()
+		l.reads = 0
+		resp, err := f.Put(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		prev := f.events[len(f.events)-1].PrevKv
+		if l.reads != wantReads || f.noPrev != wantNoPrev || string(prev.GetValue()) != wantPrev || string(resp.PrevKv.GetValue()) != wantAnswer {
+			t.Errorf("put %v: %d reads, no prev %v, event with %v, answer with %v", r, l.reads, f.noPrev, prev, resp.PrevKv)
+		}
+	}
+	put(0, false, "", "", &pb.PutRequest{Key: []byte("k"), Value: []byte("1")})
+	put(0, true, "", "", &pb.PutRequest{Key: []byte("k"), Value: []byte("2")})
+	put(1, true, "", "2", &pb.PutRequest{Key: []byte("k"), Value: []byte("3"), PrevKv: true})
+	wanted = true
+	put(1, false, "3", "", &pb.PutRequest{Key: []byte("k"), Value: []byte("4")})
+	events, _, err := f.History(t.Context(), []byte("k"), nil, 3, 10, true)
+	if err != nil || len(events) != 3 || string(events[0].PrevKv.GetValue()) != "1" {
+		t.Errorf("history: %v, %v", events, err)
+	}
+}
+
 func putKeys(f *fixture, n int, value string) {
 	for i := range n {
 		f.put(fmt.Sprintf("key-%02d", i), value)

@@ -49,6 +49,9 @@ type Options struct {
 	// then for every batch, in log order, when its state is visible to readers
 	// and before its writers are answered. It must not block.
 	OnApply func(Applied)
+	// WantsPrev is asked for every batch whether its events are to have a
+	// PrevKv, which may have to be read from the log; nil: they are.
+	WantsPrev func() bool
 	// Admit is called when it is known what the response to a request will
 	// need, and before it does; for a transaction it is an estimate first. It
 	// may wait; its error ends the request. A second call with the same context
@@ -66,10 +69,11 @@ const DefaultCacheBytes = 64 << 20
 type Applied struct {
 	Revision int64 // the current main revision after the batch
 	// Events are all changes in order of (main, sub). Kv is complete; PrevKv is
-	// set if there was a version before that is not compacted. They are shared
-	// and read-only. There are none where they would hold too much: History
-	// has them.
+	// set if there was a version before that is not compacted, unless NoPrev
+	// says that it was left out. They are shared and read-only. There are none
+	// where they would hold too much: History has them.
 	Events  []*mvccpb.Event
+	NoPrev  bool    // WantsPrev was false
 	Granted []Lease // leases granted that are still there
 	Revoked []int64 // leases gone
 }
@@ -111,6 +115,9 @@ func Open(ctx context.Context, log eventlog.Log, opt Options) (*Store, error) {
 	}
 	if opt.OnApply == nil {
 		opt.OnApply = func(Applied) {}
+	}
+	if opt.WantsPrev == nil {
+		opt.WantsPrev = func() bool { return true }
 	}
 	if opt.Admit == nil {
 		opt.Admit = func(context.Context, Need) error { return nil }

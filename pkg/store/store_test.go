@@ -32,6 +32,7 @@ type fixture struct {
 
 	mu     sync.Mutex
 	events []*mvccpb.Event
+	noPrev bool // of the last batch
 }
 
 func open(t testing.TB, disk *memlog.Disk, opt Options) *fixture {
@@ -51,6 +52,7 @@ func openOn(t testing.TB, disk *memlog.Disk, l eventlog.Log, opt Options) *fixtu
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.events = append(f.events, a.Events...)
+		f.noPrev = a.NoPrev
 	}
 	store, err := Open(t.Context(), l, opt)
 	if err != nil {

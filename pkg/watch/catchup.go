@@ -158,7 +158,7 @@ func (h *Hub) advance(ctx context.Context, w *watcher) error {
 		return nil
 	}
 	from := w.next
-	chunks, _, inRing := h.ring.since(from)
+	chunks, _, inRing := h.ring.since(from, w.prevKV)
 	chunks = append([]*chunk(nil), chunks[:min(len(chunks), pageChunks)]...)
 	h.mu.Unlock()
 
@@ -239,7 +239,7 @@ func (h *Hub) settle(w *watcher, compacted int64) bool {
 		return true
 	}
 	if w.next <= h.published {
-		chunks, events, ok := h.ring.since(w.next)
+		chunks, events, ok := h.ring.since(w.next, w.prevKV)
 		bound := page{promoteEvents, h.pageBytes()}
 		if len(chunks) == 1 { // what Publish would have pushed
 			bound = page{events + 1, h.opt.RingBytes + 1}
@@ -285,8 +285,7 @@ func (h *Hub) expire(w *watcher, compacted int64) {
 func (h *Hub) end(w *watcher, resp Response) {
 	h.leaveBehind(w)
 	w.state = gone
-	w.stream.alive--
-	h.watchers--
+	h.count(w, -1)
 	delete(w.stream.notify, w)
 	resp.WatchID, resp.Canceled = w.id, true
 	w.stream.pushControl(resp)

@@ -68,6 +68,7 @@ type run struct {
 	revisions int
 	bytes     int
 	deletes   int
+	partial   bool // its previous key-value pairs were left out
 
 	// The filtered forms, by filter; owned by whoever holds the hub's lock.
 	filtered [noPut | noDelete]*run
@@ -108,7 +109,7 @@ func (r *run) narrow(f filter, from int64) *run {
 		return r
 	}
 	if r.first() < from {
-		late := &run{}
+		late := &run{partial: r.partial}
 		for _, c := range r.changes {
 			if c.revision() >= from && !f.drops(c) {
 				late.add(c)
@@ -120,7 +121,7 @@ func (r *run) narrow(f filter, from int64) *run {
 		return r
 	}
 	if r.filtered[f-1] == nil {
-		kept := &run{}
+		kept := &run{partial: r.partial}
 		for _, c := range r.changes {
 			if !f.drops(c) {
 				kept.add(c)

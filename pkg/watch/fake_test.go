@@ -170,7 +170,17 @@ func (h *harness) put(keys ...string) {
 }
 
 func (h *harness) publish(revisions ...[]op) {
-	h.hub.Publish(h.source.commit(revisions...))
+	rev, events := h.source.commit(revisions...)
+	h.hub.Publish(rev, events, false)
+}
+
+// withoutPrev returns events as a store makes them that leaves PrevKv out.
+func withoutPrev(events []*mvccpb.Event) []*mvccpb.Event {
+	var plain []*mvccpb.Event
+	for _, ev := range events {
+		plain = append(plain, &mvccpb.Event{Type: ev.Type, Kv: ev.Kv})
+	}
+	return plain
 }
 
 // stream returns a stream that is closed when the test ends.

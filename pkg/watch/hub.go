@@ -112,6 +112,7 @@ type Hub struct {
 	work   chan struct{} // wakes a worker
 	retry  chan struct{} // wakes the retry loop
 	loaded atomic.Int64  // streams that hold events
+	prevs  atomic.Int64  // watchers that want previous key-value pairs
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -194,14 +195,15 @@ func (h *Hub) Stats() Stats {
 
 // Publish hands over the events of all revisions up to revision that were not
 // published yet, in order; a batch may hold many. The source shows that state
-// already. Publish does not wait for any reader. The events, with PrevKv where
-// there was a previous version, are shared and must not change. Calls must not
-// overlap.
+// already. Publish does not wait for any reader. The events are shared and must
+// not change. They have PrevKv where there was a previous version, unless partial
+// says that it was left out since [Hub.WantsPrev] was false: watchers that came
+// meanwhile and want it then read from the source. Calls must not overlap.
 //
 // Revisions are dense, so a hole in them means that events were not seen, or
 // that history was moved forward on purpose: watchers then read on from the
 // source, which tells them if what they need is gone.
-func (h *Hub) Publish(revision int64, events []*mvccpb.Event) {
+func (h *Hub) Publish(revision int64, events []*mvccpb.Event, partial bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	defer h.wake()
@@ -223,14 +225,14 @@ func (h *Hub) Publish(revision int64, events []*mvccpb.Event) {
 		h.matched = h.index.match(ev.Kv.Key, h.matched[:0])
 		for _, g := range h.matched {
 			if g.pending == nil {
-				g.pending = &run{}
+				g.pending = &run{partial: partial}
 				h.touched = append(h.touched, g)
 			}
 			g.pending.add(c)
 		}
 	}
 	h.published = revision
-	h.ring.append(changes)
+	h.ring.append(changes, partial)
 	for _, g := range h.touched {
 		r := g.pending
 		g.pending = nil
@@ -245,6 +247,18 @@ func (h *Hub) Publish(revision int64, events []*mvccpb.Event) {
 	clear(h.matched[:cap(h.matched)])
 }
 
+// WantsPrev says whether any watcher wants to know what a key was before.
+func (h *Hub) WantsPrev() bool { return h.prevs.Load() > 0 }
+
+// count adds n watchers like w to the hub's counts. The caller holds h.mu.
+func (h *Hub) count(w *watcher, n int) {
+	w.stream.alive += n
+	h.watchers += n
+	if w.prevKV {
+		h.prevs.Add(int64(n))
+	}
+}
+
 // push gives w, which is in sync, its part of a run, or notes that it is
 // behind now. The caller holds h.mu.
 func (h *Hub) push(w *watcher, r *run) {
@@ -252,7 +266,7 @@ func (h *Hub) push(w *watcher, r *run) {
 	if r.empty() {
 		return
 	}
-	if w.stream.offer(w, r) {
+	if !(w.prevKV && r.partial) && w.stream.offer(w, r) {
 		h.pushed += uint64(len(r.changes))
 		h.mark(w.stream)
 		return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -171,10 +172,61 @@ func TestStartBetweenCommitAndPublish(t *testing.T) {
 	if s.RequestProgress() {
 		t.Fatal("progress behind what the client knows")
 	}
-	h.hub.Publish(rev, events)
+	h.hub.Publish(rev, events, false)
 	h.expect(s, "#1 @3 +a/3")
 	h.put("a")
 	h.expect(s, "#1 @4 +a/4", "#0 @4 +a/4")
+}
+
+// Where nobody wants previous versions, events come without them. Who comes
+// later, or meanwhile, and wants them gets them nevertheless.
+func TestPrevLeftOut(t *testing.T) {
+	h := newHarness(t, Options{}, true)
+	h.put("a")
+	plain, s := h.stream(), h.stream()
+	plain.Create(prefix("a"))
+	h.expect(plain, "#0 @2 created")
+	if h.hub.WantsPrev() {
+		t.Fatal("previous versions are wanted by a watcher without them")
+	}
+	rev, events := h.source.commit([]op{{"a", "x"}}, []op{{"a", ""}})
+	s.Create(prefix("a").prev().from(3))
+	s.Create(prefix("a").prev().from(4))
+	s.Create(prefix("a").prev())
+	h.expect(s, "#0 @4 created", "#1 @4 created", "#2 @4 created")
+	if !h.hub.WantsPrev() {
+		t.Fatal("previous versions are not wanted by a watcher with them")
+	}
+	h.hub.Publish(rev, withoutPrev(events), true)
+	h.expect(plain, "#0 @4 +a/3 -a/4")
+	got := []string{text(h.next(s)), text(h.next(s))}
+	if slices.Sort(got); got[0] != "#0 @4 +a/3<2 -a/4<3" || got[1] != "#1 @4 -a/4<3" {
+		t.Fatalf("got %q", got)
+	}
+	calls := h.source.historyCalls()
+
+	rev, events = h.source.commit([]op{{"a", "y"}}, []op{{"a", "z"}})
+	h.hub.Publish(rev, withoutPrev(events), true)
+	h.expect(plain, "#0 @6 +a/5 +a/6")
+	for range 3 {
+		if resp := h.next(s); text(Response{Events: resp.Events}) != "#0 @0 +a/5 +a/6<5" {
+			t.Fatalf("got %s", text(resp))
+		}
+	}
+	s.Create(single("a").prev().from(6))
+	h.expect(s, "#3 @6 created", "#3 @6 +a/6<5")
+	if h.source.historyCalls() == calls {
+		t.Fatal("previous versions out of thin air")
+	}
+
+	h.publish([]op{{"a", "!"}})
+	for id := range int64(4) {
+		h.next(s)
+		s.Cancel(id)
+		if wants := id < 3; h.hub.WantsPrev() != wants {
+			t.Fatalf("after %d cancellations: wanted: %v", id+1, !wants)
+		}
+	}
 }
 
 func TestPastFromRing(t *testing.T) {
@@ -219,7 +271,7 @@ func TestPastAheadOfPublish(t *testing.T) {
 	if s.RequestProgress() {
 		t.Fatal("progress behind what the client knows")
 	}
-	h.hub.Publish(rev, events)
+	h.hub.Publish(rev, events, false)
 	if !s.RequestProgress() {
 		t.Fatal("no progress")
 	}
@@ -627,7 +679,7 @@ func TestHoleInRevisions(t *testing.T) {
 	h.publish([]op{{"a", "x"}})
 	h.expect(s, "#0 @5 +a/3 +a/5")
 	// Published again: nothing.
-	h.hub.Publish(5, h.source.events)
+	h.hub.Publish(5, h.source.events, false)
 	h.put("a", "a", "a", "b")
 	h.expect(s, "#0 @8 +a/6 +a/7 +a/8", "#1 @9 +b/9")
 
@@ -635,7 +687,7 @@ func TestHoleInRevisions(t *testing.T) {
 	h.source.mu.Lock()
 	h.source.current, h.source.compacted = 1000, 1000
 	h.source.mu.Unlock()
-	h.hub.Publish(1000, nil)
+	h.hub.Publish(1000, nil, false)
 	got := map[string]bool{text(h.next(s)): true, text(h.next(s)): true}
 	if !got["#0 @0 canceled compacted 1000"] || !got["#1 @0 canceled compacted 1000"] {
 		t.Fatalf("got %v", got)

@@ -90,7 +90,11 @@ func (m *model) commit() {
 
 func (m *model) publish() {
 	m.newest = m.source.current
-	m.hub.Publish(m.newest, m.held)
+	partial := rapid.Bool().Draw(m.t, "partial")
+	if partial {
+		m.held = withoutPrev(m.held)
+	}
+	m.hub.Publish(m.newest, m.held, partial)
 	m.held = nil
 }
 
@@ -465,7 +469,7 @@ func BenchmarkPublishSame(b *testing.B) {
 			hub, streams := benchmarkHub(b, n, func(int) Request { return prefix("k") }, n)
 			rev := int64(2)
 			for b.Loop() {
-				hub.Publish(rev+99, benchBatch(rev, 100, func(int) []byte { return benchKey }))
+				hub.Publish(rev+99, benchBatch(rev, 100, func(int) []byte { return benchKey }), false)
 				rev += 100
 				for _, s := range streams {
 					for _, ok := s.Pop(); ok; _, ok = s.Pop() {
@@ -494,7 +498,7 @@ func BenchmarkPublishDistinct(b *testing.B) {
 				hub.Publish(rev+99, benchBatch(rev, 100, func(int) []byte {
 					at = (at + 7919) % n
 					return keys[at]
-				}))
+				}), false)
 				rev += 100
 				for _, ok := streams[0].Pop(); ok; _, ok = streams[0].Pop() {
 				}

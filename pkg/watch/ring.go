@@ -12,15 +12,17 @@ type chunk struct {
 
 // ring holds the newest batches, bounded by events and bytes.
 //
-// Invariant: every change at or above floor that was published is in it.
+// Invariant: every change at or above floor that was published is in it, and
+// those above partial have their previous key-value pairs.
 type ring struct {
 	maxEvents, maxBytes int
 
-	chunks []*chunk
-	floor  int64
-	total  int // changes published, ever
-	events int
-	bytes  int
+	chunks  []*chunk
+	floor   int64
+	partial int64
+	total   int // changes published, ever
+	events  int
+	bytes   int
 }
 
 // reset empties the ring; it is complete from revision floor on.
@@ -28,10 +30,13 @@ func (r *ring) reset(floor int64) {
 	r.chunks, r.events, r.bytes, r.floor = nil, 0, 0, floor
 }
 
-func (r *ring) append(changes []*change) {
+func (r *ring) append(changes []*change, partial bool) {
 	c := &chunk{last: changes[len(changes)-1].revision(), before: r.total, changes: changes}
 	for _, ch := range changes {
 		c.bytes += ch.size
+	}
+	if partial {
+		r.partial = c.last
 	}
 	r.chunks = append(r.chunks, c)
 	r.total += len(changes)
@@ -50,10 +55,11 @@ func (r *ring) append(changes []*change) {
 }
 
 // since returns the chunks from revision from on and how many changes they
-// hold, false if the ring does not reach back that far. The slice is valid
-// while the hub's lock is held.
-func (r *ring) since(from int64) (chunks []*chunk, events int, ok bool) {
-	if from < r.floor {
+// hold, false if the ring does not reach back that far, with previous
+// key-value pairs if prevKV is set. The slice is valid while the hub's lock is
+// held.
+func (r *ring) since(from int64, prevKV bool) (chunks []*chunk, events int, ok bool) {
+	if from < r.floor || prevKV && from <= r.partial {
 		return nil, 0, false
 	}
 	i := sort.Search(len(r.chunks), func(i int) bool { return r.chunks[i].last >= from })

@@ -157,8 +157,7 @@ func (s *Stream) Create(req Request) {
 		return
 	}
 	s.watchers[w.id] = w
-	s.alive++
-	h.watchers++
+	h.count(w, 1)
 	if req.ProgressNotify {
 		s.notify[w] = struct{}{}
 	}
@@ -229,8 +228,7 @@ func (h *Hub) remove(w *watcher) {
 		h.leaveBehind(w)
 	}
 	w.state = gone
-	s.alive--
-	h.watchers--
+	h.count(w, -1)
 }
 
 // RequestProgress queues one answer for the whole stream behind everything
