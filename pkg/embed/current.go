@@ -55,6 +55,14 @@ func (s currentStore) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeR
 	return ask(ctx, s.backend, func(st *store.Store) (*pb.RangeResponse, error) { return st.Range(ctx, r) })
 }
 
+func (s currentStore) RangePairs(ctx context.Context, r *pb.RangeRequest) (resp *pb.RangeResponse, pairs store.Pairs, err error) {
+	err = do(ctx, s.backend, func(st *store.Store) error {
+		resp, pairs, err = st.RangePairs(ctx, r)
+		return err
+	})
+	return resp, pairs, err
+}
+
 func (s currentStore) RangeStream(ctx context.Context, r *pb.RangeRequest, send func(*pb.RangeResponse) error) error {
 	return do(ctx, s.backend, func(st *store.Store) error { return st.RangeStream(ctx, r, send) })
 }

@@ -98,6 +98,8 @@ func (b *ResponseBudget) Admit(ctx context.Context, need store.Need) error {
 
 // hold is what one request holds of the budget.
 type hold struct {
+	pairs store.Pairs // of the response, which has none itself
+
 	mu    sync.Mutex
 	free  func() // nil: nothing is held
 	timer *time.Timer
@@ -135,7 +137,8 @@ func (h *hold) taken() bool {
 }
 
 // withHold gives a request a hold on the budget if its response may be large.
-// What it then takes is released when gRPC has sent the response.
+// What it then takes is released when gRPC has sent the response. A range leaves
+// its pairs in the hold, from where the codec takes them.
 func withHold(ctx context.Context, req any, handler grpc.UnaryHandler) (any, error) {
 	if !mayBeLarge(req) {
 		return handler(ctx, req)
@@ -146,7 +149,7 @@ func withHold(ctx context.Context, req any, handler grpc.UnaryHandler) (any, err
 		h.release()
 		return resp, err
 	}
-	if !h.taken() {
+	if !h.taken() && h.pairs.Len() == 0 {
 		return resp, nil
 	}
 	return &heldResponse{resp, h}, nil

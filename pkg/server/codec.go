@@ -13,8 +13,9 @@ import (
 
 // codec is the server's: gRPC's own, but for the responses that carry keys and
 // values, which are encoded here. A large one refers to its values instead of
-// copying them; they are the store's and do not change. The bytes are those
-// that proto.Marshal makes.
+// copying them; they are the store's and do not change. The answer to a range is
+// encoded while it is sent (pairs.go). The bytes are those that proto.Marshal
+// makes.
 //
 // It also counts the bytes. (A stats handler would do it too, at several
 // allocations for every message.)
@@ -35,10 +36,13 @@ func (c codec) Marshal(v any) (data mem.BufferSlice, err error) {
 		v = held.resp
 	}
 	size := sizeOf(v)
-	if size < 0 {
+	switch resp, isRange := v.(*pb.RangeResponse); {
+	case isRange && isHeld && held.hold.pairs.Len() > 0:
+		data, size = encodePairs(resp, &held.hold.pairs)
+	case size < 0:
 		data, err = c.CodecV2.Marshal(v)
 		size = data.Len()
-	} else {
+	default:
 		data = encode(v, size)
 	}
 	c.traffic.sent.Add(int64(size))
@@ -108,15 +112,20 @@ func encode(v any, size int) mem.BufferSlice {
 		}
 		return data
 	}
+	return encodeWhole(size, func(e *encoder) { e.message(v) })
+}
+
+// encodeWhole encodes a message of that size into one buffer.
+func encodeWhole(size int, write func(*encoder)) mem.BufferSlice {
 	if mem.IsBelowBufferPoolingThreshold(size) {
 		e := encoder{buf: make([]byte, 0, size)}
-		e.message(v)
+		write(&e)
 		return mem.BufferSlice{mem.SliceBuffer(e.buf)}
 	}
 	pool := mem.DefaultBufferPool()
 	buf := pool.Get(size)
 	e := encoder{buf: (*buf)[:0]}
-	e.message(v)
+	write(&e)
 	return mem.BufferSlice{mem.NewBuffer(buf, pool)}
 }
 
@@ -237,6 +246,11 @@ func (e *encoder) rangeResponse(r *pb.RangeResponse) {
 	}
 	e.header(r.Header)
 	e.kvs(2, r.Kvs)
+	e.rangeEnd(r)
+}
+
+// rangeEnd writes what follows the pairs.
+func (e *encoder) rangeEnd(r *pb.RangeResponse) {
 	e.bool(3, r.More)
 	e.int(4, r.Count)
 }

@@ -40,6 +40,10 @@ func (f failingStore) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeR
 	return nil, f.fail(ctx)
 }
 
+func (f failingStore) RangePairs(ctx context.Context, _ *pb.RangeRequest) (*pb.RangeResponse, store.Pairs, error) {
+	return nil, store.Pairs{}, f.fail(ctx)
+}
+
 func (f failingStore) RangeStream(ctx context.Context, _ *pb.RangeRequest, _ func(*pb.RangeResponse) error) error {
 	return f.fail(ctx)
 }

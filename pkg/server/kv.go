@@ -34,12 +34,22 @@ func (s *kvServer) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResp
 	if err := s.fenceReads(ctx, r); err != nil {
 		return nil, err
 	}
-	resp, err := s.store.Range(ctx, r)
+	resp, err := s.rangeOrPairs(ctx, r)
 	if err != nil {
 		return nil, toStatus(ctx, err)
 	}
 	s.fill(resp.Header)
 	return resp, nil
+}
+
+// rangeOrPairs answers r; where the pairs may be many they are left to the codec.
+func (s *kvServer) rangeOrPairs(ctx context.Context, r *pb.RangeRequest) (resp *pb.RangeResponse, err error) {
+	h, held := ctx.Value(holdKey{}).(*hold)
+	if !held {
+		return s.store.Range(ctx, r)
+	}
+	resp, h.pairs, err = s.store.RangePairs(ctx, r)
+	return resp, err
 }
 
 func (s *kvServer) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServer) error {

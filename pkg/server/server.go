@@ -61,6 +61,7 @@ const storageVersion = "3.7.0"
 // Store is what the services need of *store.Store, whose methods say more.
 type Store interface {
 	Range(context.Context, *pb.RangeRequest) (*pb.RangeResponse, error)
+	RangePairs(context.Context, *pb.RangeRequest) (*pb.RangeResponse, store.Pairs, error)
 	RangeStream(context.Context, *pb.RangeRequest, func(*pb.RangeResponse) error) error
 	Put(context.Context, *pb.PutRequest) (*pb.PutResponse, error)
 	DeleteRange(context.Context, *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error)

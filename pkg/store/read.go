@@ -98,6 +98,15 @@ type ranged struct {
 	hits    []found
 }
 
+// kv sets all of kv but its value to pair i.
+func (r *ranged) kv(i int, kv *mvccpb.KeyValue) {
+	h := r.hits[i]
+	h.entry.kv(h.version, kv)
+	if r.request.KeysOnly && r.request.SortTarget != pb.RangeRequest_VALUE {
+		kv.Lease = 0 // etcd serves this from an index without leases
+	}
+}
+
 // complete makes the key-value pairs and returns those that wait for values.
 func (r *ranged) complete() []fill {
 	kvs := make([]mvccpb.KeyValue, len(r.hits))
@@ -107,13 +116,10 @@ func (r *ranged) complete() []fill {
 		fills = make([]fill, len(r.hits))
 	}
 	for i, h := range r.hits {
+		r.kv(i, &kvs[i])
 		r.resp.Kvs[i] = &kvs[i]
-		h.entry.kv(h.version, &kvs[i])
-		switch {
-		case !r.request.KeysOnly:
+		if fills != nil {
 			fills[i] = fill{h.version.seq, &kvs[i]}
-		case r.request.SortTarget != pb.RangeRequest_VALUE:
-			kvs[i].Lease = 0 // etcd serves this from an index without leases
 		}
 	}
 	return fills

@@ -218,22 +218,13 @@ func (s *Store) Fence(ctx context.Context) error {
 
 // Range answers a range request; it is linearizable unless it says that
 // serializable is enough.
-func (s *Store) Range(ctx context.Context, r *pb.RangeRequest) (resp *pb.RangeResponse, err error) {
-	err = s.read(ctx, r.Serializable, func(st *state) error {
-		if r.SortTarget == pb.RangeRequest_VALUE { // reads all values
-			left := effort(math.MaxInt64)
-			if err := s.opt.Admit(ctx, st.rangeNeed(r, &left)); err != nil {
-				return err
-			}
-		}
-		ranged, err := st.rangeRequest(r, s.reader(ctx))
-		resp = ranged.resp
-		if err != nil {
-			return err
-		}
-		return s.complete(ctx, ranged)
-	})
-	return resp, err
+func (s *Store) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	resp, pairs, err := s.RangePairs(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	resp.Kvs = pairs.Messages()
+	return resp, nil
 }
 
 // complete makes the key-value pairs of parts, when there is room for them.

@@ -40,24 +40,42 @@ type values struct {
 const valuesPerRead = 1000
 
 // fill reads the value of each of fills into place. ErrCompacted means that
-// one of them has been deleted meanwhile.
+// one of them has been deleted meanwhile; others may have been filled.
 func (v *values) fill(ctx context.Context, fills []fill) error {
-	var missing []int
+	seqs := make([]int64, len(fills))
 	for i, f := range fills {
-		if value, ok := v.cache.get(f.seq); ok {
-			f.kv.Value = value
-		} else {
-			missing = append(missing, i)
+		seqs[i] = f.seq
+	}
+	values := make([][]byte, len(seqs))
+	err := v.readInto(ctx, seqs, values)
+	for i, value := range values {
+		if value != nil {
+			fills[i].kv.Value = value
 		}
 	}
+	return err
+}
+
+// read returns the values of records, none of them nil.
+func (v *values) read(ctx context.Context, seqs []int64) ([][]byte, error) {
+	values := make([][]byte, len(seqs))
+	if err := v.readInto(ctx, seqs, values); err != nil {
+		return nil, err
+	}
+	return values, nil
+}
+
+// readInto is read for values that are nil; after an error some may still be.
+func (v *values) readInto(ctx context.Context, seqs []int64, values [][]byte) error {
+	missing := v.cache.getAll(seqs, values)
 	for len(missing) > 0 {
 		page := missing[:min(len(missing), valuesPerRead)]
 		missing = missing[len(page):]
-		seqs := make([]int64, len(page))
+		wanted := make([]int64, len(page))
 		for i, at := range page {
-			seqs[i] = fills[at].seq
+			wanted[i] = seqs[at]
 		}
-		read, err := v.log.Values(ctx, seqs)
+		read, err := v.log.Values(ctx, wanted)
 		if isDamage(err) {
 			v.logger.WithError(err).Error("a value cannot be read: its record is damaged")
 		}
@@ -68,8 +86,8 @@ func (v *values) fill(ctx context.Context, fills []fill) error {
 			if read[i] == nil {
 				read[i] = []byte{} // nil is for what was not read
 			}
-			fills[at].kv.Value = read[i]
-			v.cache.put(seqs[i], read[i])
+			values[at] = read[i]
+			v.cache.put(wanted[i], read[i])
 		}
 	}
 	return nil
@@ -95,23 +113,6 @@ func (v *values) fillEach(ctx context.Context, fills []fill) (map[*mvccpb.KeyVal
 // which otherwise goes on.
 func isDamage(err error) bool {
 	return errors.Is(err, eventlog.ErrCorrupt) && !errors.Is(err, eventlog.ErrFailed)
-}
-
-// read is fill for seqs.
-func (v *values) read(ctx context.Context, seqs []int64) ([][]byte, error) {
-	kvs := make([]mvccpb.KeyValue, len(seqs))
-	fills := make([]fill, len(seqs))
-	for i, seq := range seqs {
-		fills[i] = fill{seq, &kvs[i]}
-	}
-	if err := v.fill(ctx, fills); err != nil {
-		return nil, err
-	}
-	read := make([][]byte, len(seqs))
-	for i := range kvs {
-		read[i] = kvs[i].Value
-	}
-	return read, nil
 }
 
 // logError gives an error of the log that a reader met as one of the store.
@@ -176,6 +177,19 @@ func (c *valueCache) get(seq int64) ([]byte, bool) {
 	}
 	s.slots[i].used = true
 	return s.slots[i].value, true
+}
+
+// getAll sets each of values that is there and returns the indexes of those
+// that are not.
+func (c *valueCache) getAll(seqs []int64, values [][]byte) (missing []int) {
+	for i, seq := range seqs {
+		value, ok := c.get(seq)
+		if !ok {
+			missing = append(missing, i)
+		}
+		values[i] = value
+	}
+	return missing
 }
 
 func (c *valueCache) put(seq int64, value []byte) {
