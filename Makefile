@@ -117,7 +117,7 @@ bench-prepare: ## load the data that the others measure on
 
 .PHONY: bench-main
 bench-main: ## measure all workloads but edge beside etcd (40 minutes)
-	cd bench && go run . run $(BENCH_FLAGS) -workloads '*,-edge' -budget 40m -out results.json
+	cd bench && go run . run $(BENCH_FLAGS) -workloads '*,-edge' -budget 38m -out results.json
 
 .PHONY: bench-edge
 bench-edge: ## measure what an idle cluster writes (10 minutes)
@@ -125,7 +125,7 @@ bench-edge: ## measure what an idle cluster writes (10 minutes)
 
 .PHONY: bench-postgres
 bench-postgres: ## measure keelson beside kine on PostgreSQL (10 minutes)
-	cd bench && go run . run $(BENCH_FLAGS) -systems '*-pg*' -workloads '$(BENCH_POSTGRES)' -budget 10m -out results-postgres.json
+	cd bench && go run . run $(BENCH_FLAGS) -systems '*-pg*' -workloads '$(BENCH_POSTGRES)' -budget 8m -out results-postgres.json
 
 .PHONY: bench-report
 bench-report: ## put tables and plots of what was measured into bench/README.md
