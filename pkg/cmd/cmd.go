@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"os/signal"
 	"strings"
@@ -80,8 +81,12 @@ func newRoot(args, environ []string) *cobra.Command {
 			if showVersion {
 				return printVersion(cmd)
 			}
+			typed := cmd.Flags().Changed("datastore")
 			if err := c.Load(cmd.Flags(), environ); err != nil {
 				return err
+			}
+			if u, err := url.Parse(c.Server.Datastore); typed && err == nil && hasPassword(u) {
+				c.Warnings = append(c.Warnings, "every user of this machine can see the database's password among the processes (ps): leave it out of --datastore, and use KEELSON_DATASTORE, PGPASSFILE or the configuration file")
 			}
 			return run(cmd.Context(), c)
 		},
@@ -105,6 +110,11 @@ func newRoot(args, environ []string) *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return printVersion(cmd) },
 	})
 	return root
+}
+
+func hasPassword(u *url.URL) bool {
+	_, password := u.User.Password()
+	return password || u.Query().Has("password")
 }
 
 func printVersion(cmd *cobra.Command) error {

@@ -158,7 +158,7 @@ func TestSharedRenewal(t *testing.T) {
 }
 
 // TestSharedExpiry: once the primary lessor has decided, no other one renews,
-// until another primary starts anew.
+// unless the note is dropped.
 func TestSharedExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, primary, other := newMeeting()
@@ -188,7 +188,7 @@ func TestSharedExpiry(t *testing.T) {
 			result <- err
 		}()
 		pass(time.Second)
-		m.set(func() { delete(m.expired, 2) }) // another primary has begun
+		m.set(func() { delete(m.expired, 2) })
 		pass(time.Second)
 		if err := <-result; err != nil {
 			t.Errorf("Renew: %v", err)
@@ -267,4 +267,68 @@ func TestSharedLag(t *testing.T) {
 	if len(m.until) != 0 {
 		t.Errorf("the note is left behind: %v", m.until)
 	}
+}
+
+// TestSharedInherit: what the primary lessor before has decided stands. It may
+// not have lived to revoke the lease, or its revoke may still be under way.
+func TestSharedInherit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, primary, other := newMeeting()
+		m.grant(1, 60)
+		m.grant(2, 60)
+		m.set(func() { m.expired[1], m.expired[3] = true, true }) // 3 is gone already
+		defer run(t, primary)()
+		pass(time.Second)
+		if got := m.gone(); !slices.Equal(got, []int64{1}) {
+			t.Fatalf("revoked: %v, want the one that had expired", got)
+		}
+		for _, l := range []*Lessor{primary, other} {
+			if _, err := l.Renew(t.Context(), 1); !errors.Is(err, ErrNotFound) {
+				t.Errorf("Renew: %v, want ErrNotFound", err)
+			}
+			if _, err := l.Renew(t.Context(), 2); err != nil {
+				t.Errorf("Renew of the other one: %v", err)
+			}
+		}
+		if len(m.expired) != 0 {
+			t.Errorf("notes are left on %v", m.expired)
+		}
+	})
+}
+
+// TestSharedTimeToLive: a lessor that is not the primary one shows what that
+// one knows, a little later.
+func TestSharedTimeToLive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, primary, other := newMeeting()
+		defer run(t, primary)()
+		m.grant(1, 60)
+		left := func(l *Lessor) time.Duration {
+			t.Helper()
+			got, ok, err := l.TimeToLive(t.Context(), 1)
+			if err != nil || !ok || got.TTL != 60 {
+				t.Fatalf("TimeToLive: %+v, %v, %v", got, ok, err)
+			}
+			return got.Remaining
+		}
+		if got := left(other); got != time.Minute {
+			t.Errorf("%v left before anything was noted", got)
+		}
+		pass(10 * time.Second)
+		for _, l := range []*Lessor{primary, other} {
+			if got := left(l); got != 50*time.Second {
+				t.Errorf("%v left, want 50 s", got)
+			}
+		}
+		if _, err := primary.Renew(t.Context(), 1); err != nil {
+			t.Fatal(err)
+		}
+		pass(noteInterval)
+		if got := left(other); got != 58*time.Second {
+			t.Errorf("%v left after a renewal, want 58 s", got)
+		}
+		if _, ok, err := other.TimeToLive(t.Context(), 2); ok || err != nil {
+			t.Errorf("TimeToLive of an unknown lease: %v, %v", ok, err)
+		}
+	})
 }

@@ -538,3 +538,49 @@ func TestRefused(t *testing.T) {
 		}
 	}
 }
+
+// TestNotifyQueueFull: where the queue of notifications is full, batches are
+// appended without them, and other instances find them by polling.
+func TestNotifyQueueFull(t *testing.T) {
+	// As with the real one, the commit is what fails.
+	url(t, t.Name())
+	s := schema(t.Name())
+	execSQL(t, strings.ReplaceAll(`CREATE SCHEMA THIS; CREATE TABLE THIS.notified (payload text);
+		CREATE FUNCTION THIS.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+			RAISE EXCEPTION 'too many notifications in the NOTIFY queue' USING ERRCODE = '54000';
+		END $$;
+		CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON THIS.notified DEFERRABLE INITIALLY DEFERRED
+			FOR EACH ROW EXECUTE FUNCTION THIS.refuse();
+		CREATE FUNCTION THIS.pg_notify(text, text) RETURNS void LANGUAGE sql VOLATILE AS 'INSERT INTO THIS.notified VALUES ($2)'`, "THIS", s))
+	log, other := opened(t, t.Name(), "search_path="+s+",pg_catalog"), opened(t, t.Name())
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	told, done := make(chan eventlog.Position, 1000), make(chan error, 1)
+	go func() { done <- other.Follow(ctx, func(p eventlog.Position) { told <- p }) }()
+	head := eventlog.Head{}
+	appendPut(t, log, &head, "a")
+	appendPut(t, log, &head, "b")
+	for p := range told {
+		if p == head.Position {
+			break
+		}
+	}
+	if stats := log.Stats(); stats.Unnotified != 2 {
+		t.Errorf("%d batches were appended without a notification, want 2", stats.Unnotified)
+	}
+	b := put(head, "")
+	b.Records[0] = eventlog.Record{Seq: 3, Position: 3, Kind: eventlog.KindCompact, Revision: eventlog.Revision{Main: 2}}
+	if err := log.Append(ctx, &b); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.Tail(ctx, 0, 10); err != nil {
+		t.Fatal(err)
+	}
+	if err := log.Compact(ctx, []int64{1}); err != nil { // asks others to report
+		t.Errorf("Compact: %v", err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Follow: %v", err)
+	}
+}

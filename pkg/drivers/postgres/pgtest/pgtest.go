@@ -42,13 +42,15 @@ type Server struct {
 	bin      string
 	attr     *syscall.SysProcAttr
 	settings []string // "name=value"
+	port     string
 
 	process *exec.Cmd     // nil: stopped
 	exited  chan struct{} // closed when process has ended
 }
 
 // New makes a server with settings ("name=value") and starts it. Close
-// removes it.
+// removes it. It listens on its socket alone, unless listen_addresses and port
+// are among the settings.
 func New(settings ...string) (*Server, error) {
 	bin, err := findPrograms()
 	if err != nil {
@@ -58,7 +60,12 @@ func New(settings ...string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{dir: dir, bin: bin, attr: dieWithParent(), settings: settings}
+	s := &Server{dir: dir, bin: bin, attr: dieWithParent(), settings: settings, port: "5432"}
+	for _, setting := range settings {
+		if port, ok := strings.CutPrefix(setting, "port="); ok {
+			s.port = port
+		}
+	}
 	if err := s.init(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
@@ -140,7 +147,7 @@ func (s *Server) command(program string, args ...string) *exec.Cmd {
 
 // URL returns the URL of a database, with params ("name=value").
 func (s *Server) URL(database string, params ...string) string {
-	query := url.Values{"host": {s.dir}}
+	query := url.Values{"host": {s.dir}, "port": {s.port}}
 	for _, p := range params {
 		name, value, _ := strings.Cut(p, "=")
 		query.Set(name, value)
@@ -183,7 +190,7 @@ func (s *Server) tryStart(deadline time.Time) error {
 		close(exited)
 	}()
 	for time.Now().Before(deadline) {
-		if s.command("pg_isready", "--quiet", "--host="+s.dir).Run() == nil {
+		if s.command("pg_isready", "--quiet", "--host="+s.dir, "--port="+s.port).Run() == nil {
 			return nil
 		}
 		select {
