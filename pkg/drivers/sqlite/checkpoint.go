@@ -115,7 +115,7 @@ func (l *Log) afterCommit() {
 	}
 	wal, err := l.writer.ints("PRAGMA wal_checkpoint(NOOP)") // busy, frames, copied
 	if err != nil {
-		l.mishap(err)
+		l.mishap(err, checkpointFailed)
 		return
 	}
 	used := wal[1]*frameSize + walHeader
@@ -125,7 +125,7 @@ func (l *Log) afterCommit() {
 	case now.Before(l.nextTry):
 	case used >= walLimit:
 		if err := l.checkpointAll("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
-			l.mishap(err)
+			l.mishap(err, checkpointFailed)
 		}
 	case used >= walTarget:
 		select {
@@ -157,17 +157,19 @@ func (l *Log) checkpointLoop() {
 			}
 		}
 		if err != nil && !errors.Is(err, eventlog.ErrClosed) {
-			l.mishap(err)
+			l.mishap(err, checkpointFailed)
 		}
 	}
 }
 
 // mishap takes an error that nobody waits for: it ends the log, or is logged.
-func (l *Log) mishap(err error) {
+func (l *Log) mishap(err error, message string) {
 	if err = l.fail(err); !errors.Is(err, eventlog.ErrFailed) && !errors.Is(err, eventlog.ErrCorrupt) {
-		l.logger.WithError(err).Warn("a checkpoint failed and will be tried again")
+		l.logger.WithError(err).Warn(message)
 	}
 }
+
+const checkpointFailed = "a checkpoint failed and will be tried again"
 
 // checkpointBeside copies most of the WAL while the writer goes on, and the
 // rest while it waits.

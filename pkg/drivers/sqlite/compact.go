@@ -13,16 +13,18 @@ import (
 const (
 	// What is deleted between two looks at the clock takes about chunkTime: a
 	// run of records, at most chunkRows, or some pages that are moved.
-	chunkTime = 30 * time.Microsecond
+	chunkTime = 20 * time.Microsecond
 	chunkRows = 64
 
 	// While batches come, Compact makes no transactions of its own, whose fsync
 	// an Append would wait for: each batch takes some deleting along, for a
 	// third of the time that it takes itself. Compact goes on by itself after a
 	// pause of quietTime, in transactions whose deleting takes about as long as
-	// a batch, so that one that comes meanwhile does not wait for much.
+	// a batch, so that one that comes meanwhile does not wait for much, or
+	// maxPace once no batch came for idleTime.
 	alongShare = 3
 	quietTime  = 10 * time.Millisecond
+	idleTime   = time.Second
 	minPace    = 100 * time.Microsecond
 	maxPace    = 3 * time.Millisecond
 
@@ -38,28 +40,56 @@ const (
 // errStuck: the database does not get smaller although pages are free.
 var errStuck = errors.New("incremental vacuum gets no further")
 
-// Compact implements eventlog.Log.
+// Compact implements eventlog.Log. Free pages are given back after it returned.
 func (l *Log) Compact(ctx context.Context, seqs []int64) error {
-	return l.alone(ctx, func() error {
+	err := l.alone(ctx, func() error {
 		if err := l.doom(ctx, seqs); err != nil {
 			return err
 		}
-		if err := l.workOff(ctx, func() bool { return l.left.Load() > 0 }, l.deleteDoomed); err != nil {
-			return err
-		}
-		return l.vacuum(ctx, spare{freeShare, freeNumber})
+		return l.workOff(ctx, func() bool { return l.left.Load() > 0 }, l.deleteDoomed)
 	})
+	select {
+	case l.freed <- struct{}{}:
+	default: // already known
+	}
+	return err
+}
+
+// vacuumLoop gives back what Compact has freed, until Close. It makes way for
+// another Compact, which comes back to it.
+func (l *Log) vacuumLoop() {
+	defer l.stopped.Done()
+	ctx := context.Background()
+	for {
+		select {
+		case <-l.freed:
+		case <-l.done:
+			return
+		}
+		err := l.alone(ctx, func() error {
+			return l.vacuum(ctx, spare{freeShare, freeNumber}, func() bool { return l.waiting.Load() == 0 })
+		})
+		if err != nil && !errors.Is(err, eventlog.ErrClosed) {
+			l.mishap(err, "free pages cannot be given back")
+		}
+	}
 }
 
 // alone runs fn when no other is under way, and then leaves nothing for
 // batches to take along.
 func (l *Log) alone(ctx context.Context, fn func() error) error {
+	l.waiting.Add(1)
+	var err error
 	select {
 	case l.compacting <- struct{}{}:
 	case <-l.done:
-		return eventlog.ErrClosed
+		err = eventlog.ErrClosed
 	case <-ctx.Done():
-		return ctx.Err()
+		err = ctx.Err()
+	}
+	l.waiting.Add(-1)
+	if err != nil {
+		return err
 	}
 	defer func() {
 		if l.acquire(context.Background()) == nil { // else nobody writes any more
@@ -135,7 +165,8 @@ func (l *Log) takeAlong() (some bool, err error) {
 // keepPace notes how long a batch took that was begun at start. The pace goes
 // up and down in small steps, so that it ends up at the median.
 func (l *Log) keepPace(start time.Time) {
-	took := time.Since(start) - 2*l.worked // COMMIT writes what was changed, which takes about as long again
+	l.lastBatch = time.Now()
+	took := l.lastBatch.Sub(start) - 2*l.worked // COMMIT writes what was changed, which takes about as long again
 	l.worked = 0
 	if took > l.pace {
 		l.pace = min(l.pace+l.pace/16, maxPace)
@@ -189,12 +220,15 @@ func (l *Log) step(ctx context.Context, fn func(more func() bool) error) error {
 		return err
 	}
 	defer l.release()
-	start := time.Now()
+	start, limit := time.Now(), l.pace
+	if start.Sub(l.lastBatch) > idleTime {
+		limit = maxPace
+	}
 	if err := l.begin(); err != nil {
 		return l.fail(err)
 	}
 	doomed := l.doomed
-	if err := fn(func() bool { return l.writers.Load() == 0 && time.Since(start) < l.pace }); err != nil {
+	if err := fn(func() bool { return l.writers.Load() == 0 && time.Since(start) < limit }); err != nil {
 		l.doomed = doomed
 		return l.rollback(err)
 	}
@@ -217,14 +251,14 @@ func (s spare) exceeded(free, pages int64) bool {
 }
 
 // vacuum moves pages from the end of the file into free ones until no more are
-// free than are to be.
-func (l *Log) vacuum(ctx context.Context, s spare) error {
+// free than are to be, or goOn says no.
+func (l *Log) vacuum(ctx context.Context, s spare, goOn func() bool) error {
 	if err := l.acquire(ctx); err != nil {
 		return err
 	}
 	l.spare = &s
 	l.release()
-	return l.workOff(ctx, func() bool { return s.exceeded(l.freePages.Load(), l.pages.Load()) },
+	return l.workOff(ctx, func() bool { return s.exceeded(l.freePages.Load(), l.pages.Load()) && goOn() },
 		func(more func() bool) error { return l.movePages(s, more) })
 }
 
@@ -248,7 +282,8 @@ func (l *Log) movePages(s spare, more func() bool) error {
 // Defragment implements eventlog.Log: it empties the list of free pages, in
 // small transactions, and truncates both files.
 func (l *Log) Defragment(ctx context.Context) error {
-	if err := l.alone(ctx, func() error { return l.vacuum(ctx, spare{0, 0}) }); err != nil {
+	err := l.alone(ctx, func() error { return l.vacuum(ctx, spare{0, 0}, func() bool { return true }) })
+	if err != nil {
 		return err
 	}
 	if err := l.acquire(ctx); err != nil {

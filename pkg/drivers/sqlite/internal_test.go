@@ -219,8 +219,25 @@ func TestVacuum(t *testing.T) {
 	for seq := int64(1); seq < 400; seq++ {
 		seqs = append(seqs, seq)
 	}
+	committed := make(chan struct{}, 1)
+	l.writerDo(t, func() {
+		l.onCommit = func(commit func() error) error {
+			select {
+			case committed <- struct{}{}:
+			default:
+			}
+			return commit()
+		}
+	})
 	if err := l.Compact(context.Background(), seqs); err != nil {
 		t.Fatalf("Compact: %v", err)
+	}
+	for l.Stats().FreePages > freeNumber {
+		select {
+		case <-committed:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("free pages are not given back: %+v", l.Stats())
+		}
 	}
 	if s := l.Stats(); s.FreePages > freeNumber || s.FreePages < freeNumber/2 || s.Pages*pageSize > full/4 {
 		t.Fatalf("%d of %d pages are free", s.FreePages, s.Pages)
@@ -270,7 +287,7 @@ func TestDefragmentBesideCompact(t *testing.T) {
 		ours = !ours
 		return commit()
 	}
-	err := l.vacuum(ctx, spare{0, 0})
+	err := l.vacuum(ctx, spare{0, 0}, func() bool { return true })
 	others.Wait()
 	l.onCommit = nil
 	if err != nil {
@@ -549,7 +566,7 @@ func TestFilesGone(t *testing.T) {
 					t.Fatal(err)
 				}
 				if noticed {
-					l.mishap(l.checkPlace())
+					l.mishap(l.checkPlace(), checkpointFailed)
 					<-l.Failed()
 					if err := l.Err(); !errors.Is(err, eventlog.ErrFailed) || !strings.Contains(err.Error(), tt.want) {
 						t.Errorf("got %v", err)

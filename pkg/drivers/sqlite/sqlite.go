@@ -85,8 +85,9 @@ type Log struct {
 	chunk        int           // records that Compact deletes at once
 	pace         time.Duration // of batches: about how long one takes, without what it took along
 	worked       time.Duration // for what this one took along
-	nextTry      time.Time     // no checkpoint for batches before, after one held up
-	countDue     bool          // this transaction ends with a look at the sizes
+	lastBatch    time.Time
+	nextTry      time.Time // no checkpoint for batches before, after one held up
+	countDue     bool      // this transaction ends with a look at the sizes
 	onCommit     func(commit func() error) error
 
 	// compacting holds the one Compact or Defragment under way. left is the
@@ -94,6 +95,8 @@ type Log struct {
 	// took some of the work along.
 	compacting  chan struct{}
 	left, along atomic.Int64
+	waiting     atomic.Int32  // that many wait for compacting
+	freed       chan struct{} // tells vacuumLoop to look, buffered
 
 	// readers is the pool; whoever takes a connection puts it back. Holding
 	// all of them means that nobody reads.
@@ -140,6 +143,7 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 		writing:    make(chan struct{}, 1),
 		readers:    make(chan *conn, readerCount),
 		compacting: make(chan struct{}, 1),
+		freed:      make(chan struct{}, 1),
 		chunk:      1,
 		pace:       time.Millisecond,
 		kick:       make(chan struct{}, 1),
@@ -159,8 +163,9 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", path, classify(err)), l.closeConns(), l.lock.release())
 	}
 	l.writing <- struct{}{}
-	l.stopped.Add(1)
+	l.stopped.Add(2)
 	go l.checkpointLoop()
+	go l.vacuumLoop()
 	return l, nil
 }
 
