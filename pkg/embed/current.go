@@ -146,3 +146,16 @@ func (l currentLessor) TimeToLive(ctx context.Context, id int64) (lease.Lease, b
 func (l currentLessor) List() []lease.Lease { return l.newest().lessor.List() }
 
 func (l currentLessor) Stats() lease.Stats { return l.newest().lessor.Stats() }
+
+// leader is whether this instance can serve, where etcd asks for a leader: the
+// database answers.
+func (b *backend) leader() (lost <-chan struct{}, ok bool) {
+	switch m := b.now.Load(); {
+	case m.phase != serving:
+		return nil, false
+	case m.generation.shared == nil:
+		return nil, true
+	default: // the streams of a generation end with it
+		return m.generation.shared.Answers()
+	}
+}

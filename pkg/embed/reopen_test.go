@@ -127,6 +127,7 @@ func checkCompacted(t *testing.T, name string, watch clientv3.WatchChan, seen in
 // instances go on without a restart, at a revision beyond all that clients
 // have seen; watches end with the reason that makes clients list anew.
 func TestPostgresLostCommits(t *testing.T) {
+	t.Parallel()
 	db := startPostgres(t)
 	a, b := startInstance(t, db, "a"), startInstance(t, db, "b")
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -197,6 +198,7 @@ func TestPostgresLostCommits(t *testing.T) {
 // what it had not read goes on without a restart, and its watches end rather
 // than go on with a gap.
 func TestPostgresOvertaken(t *testing.T) {
+	t.Parallel()
 	db := startPostgres(t)
 	a := startInstance(t, db, "a")
 	b := startModest(t, db, "b")
@@ -238,6 +240,7 @@ func TestPostgresOvertaken(t *testing.T) {
 // Unavailable after a bounded time, and the server says that it is not ready;
 // later it goes on by itself.
 func TestPostgresReopening(t *testing.T) {
+	t.Parallel()
 	db := startPostgres(t)
 	a := startInstance(t, db, "a")
 	b := startModest(t, db, "b")
@@ -296,6 +299,7 @@ func TestPostgresReopening(t *testing.T) {
 // TestPostgresStopReopening: a server whose data cannot be opened again can be
 // stopped.
 func TestPostgresStopReopening(t *testing.T) {
+	t.Parallel()
 	db := startPostgres(t)
 	a := startInstance(t, db, "a")
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -314,5 +318,52 @@ func TestPostgresStopReopening(t *testing.T) {
 	}
 	if took := time.Since(start); took > 5*time.Second {
 		t.Errorf("the stop took %v", took)
+	}
+}
+
+// TestPostgresLeaderLost: a watch that requires a leader does not stay silent
+// while the database does not answer: its client is told to go elsewhere.
+func TestPostgresLeaderLost(t *testing.T) {
+	t.Parallel()
+	db := startPostgres(t)
+	a := startInstance(t, db, "a")
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	if n := metric(t, a, "etcd_server_has_leader"); n != "1" {
+		t.Errorf("etcd_server_has_leader is %s", n)
+	}
+	required, plain := a.Watch(clientv3.WithRequireLeader(ctx), "k", clientv3.WithCreatedNotify()), a.Watch(ctx, "k", clientv3.WithCreatedNotify())
+	<-required
+	<-plain
+	if err := db.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	resp := <-required
+	if !resp.Canceled || !errors.Is(resp.Err(), rpctypes.ErrNoLeader) {
+		t.Errorf("the watch ends with %v, want no leader", resp.Err())
+	}
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("that took %v", took)
+	}
+	if n := metric(t, a, "etcd_server_has_leader"); n != "0" {
+		t.Errorf("etcd_server_has_leader is %s", n)
+	}
+	if resp := <-a.Watch(clientv3.WithRequireLeader(ctx), "k"); !errors.Is(resp.Err(), rpctypes.ErrNoLeader) {
+		t.Errorf("another watch ends with %v, want no leader", resp.Err())
+	}
+	if err := db.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waitLog(ctx, t, a, "the database answers again")
+	required = a.Watch(clientv3.WithRequireLeader(ctx), "k", clientv3.WithCreatedNotify())
+	<-required
+	if _, err := a.Put(ctx, "k", ""); err != nil {
+		t.Fatal(err)
+	}
+	for name, watch := range map[string]clientv3.WatchChan{"without": plain, "with": required} {
+		if resp := <-watch; len(resp.Events) != 1 {
+			t.Errorf("the watch %s a leader: %v, %v", name, resp.Events, resp.Err())
+		}
 	}
 }

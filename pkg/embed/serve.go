@@ -55,6 +55,7 @@ func (s *Server) build() error {
 		Store:                currentStore{s.backend},
 		Hub:                  currentHub{s.backend},
 		Lessor:               currentLessor{s.backend},
+		Leader:               s.backend.leader,
 		ClusterID:            identity("cluster"),
 		MemberID:             s.backend.memberID,
 		Name:                 set.Name,

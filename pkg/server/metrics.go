@@ -230,11 +230,15 @@ func (m *stateMetrics) samples() []sample {
 	size := s.store.Size()
 	current, compacted := s.store.Revision()
 	position := float64(s.store.Position())
+	hasLeader := 0.0
+	if _, ok := s.cfg.Leader(); ok {
+		hasLeader = 1
+	}
 	watches := s.cfg.Hub.Stats()
 	leases := s.cfg.Lessor.Stats()
 	responses := s.cfg.Responses
 	return []sample{
-		{name: "etcd_server_has_leader", help: "Whether or not a leader exists.", value: 1},
+		{name: "etcd_server_has_leader", help: "Whether or not a leader exists.", value: hasLeader},
 		{name: "etcd_server_is_leader", help: "Whether or not this member is a leader.", value: 1},
 		{name: "etcd_server_is_learner", help: "Whether or not this member is a learner.", value: 0},
 		{name: "etcd_server_leader_changes_seen_total", help: "The number of leader changes seen.", counter: true, value: 1},

@@ -142,6 +142,11 @@ type Config struct {
 	// negative logs none.
 	SlowRequest time.Duration
 
+	// Leader says whether there is a leader, or what stands for one, and returns
+	// a channel that is closed when it is lost. Watch streams that require a
+	// leader are turned away or cut off by it. Nil: there always is one.
+	Leader func() (lost <-chan struct{}, ok bool)
+
 	// Term is the consensus term in headers; nil where there are no peers.
 	Term func() uint64
 
@@ -177,6 +182,9 @@ func (c *Config) setDefaults() error {
 	orDefault(&c.SlowRequest, DefaultSlowRequest)
 	if c.Responses == nil {
 		c.Responses = NewResponseBudget(0)
+	}
+	if c.Leader == nil {
+		c.Leader = func() (<-chan struct{}, bool) { return nil, true }
 	}
 	if c.Term == nil {
 		c.Term = func() uint64 { return 1 }
@@ -238,6 +246,7 @@ func (s *Server) Register(g *grpc.Server) {
 	pb.RegisterWatchServer(g, newWatchServer(s.cfg.Hub, s.header, watchOptions{
 		ProgressInterval: s.cfg.ProgressInterval,
 		FragmentBytes:    s.cfg.MaxRequestBytes + requestOverheadBytes,
+		Leader:           s.cfg.Leader,
 	}))
 	pb.RegisterLeaseServer(g, &leaseServer{Server: s})
 	pb.RegisterMaintenanceServer(g, &maintenanceServer{Server: s})

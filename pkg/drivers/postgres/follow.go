@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -43,8 +44,40 @@ func (l *Log) Follow(ctx context.Context, notify func(eventlog.Position)) error 
 	return l.Err()
 }
 
+// answers is whether the database does, as far as poll knows.
+type answers struct {
+	mu   sync.Mutex
+	down bool          // mu
+	lost chan struct{} // mu; closed when it ceases to
+}
+
+// Answers reports whether the database answers, as far as Follow knows, and
+// returns a channel that is closed when it ceases to.
+func (l *Log) Answers() (lost <-chan struct{}, ok bool) {
+	a := &l.answers
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.lost, !a.down
+}
+
+// setAnswers notes whether the database answers and reports whether that is
+// new.
+func (l *Log) setAnswers(ok bool) bool {
+	a := &l.answers
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.down != ok {
+		return false
+	}
+	if a.down = !ok; ok {
+		a.lost = make(chan struct{})
+	} else {
+		close(a.lost)
+	}
+	return true
+}
+
 func (l *Log) poll(ctx context.Context, notify func(eventlog.Position)) error {
-	down := false
 	for {
 		wait := pollAlone
 		if l.listening.Load() {
@@ -59,15 +92,14 @@ func (l *Log) poll(ctx context.Context, notify func(eventlog.Position)) error {
 		switch {
 		case err == nil:
 			notify(head)
+			if l.setAnswers(true) {
+				l.logger.Info("the database answers again")
+			}
 		case isFinal(err):
 			return err
-		case ctx.Err() == nil && !down:
-			l.logger.WithError(err).Warn("the database does not answer")
+		case ctx.Err() == nil && l.setAnswers(false):
+			l.logger.WithError(err).Warn("the database does not answer; requests wait for it, watches are sent to other instances")
 		}
-		if down && err == nil {
-			l.logger.Info("the database answers again")
-		}
-		down = err != nil
 	}
 }
 

@@ -57,6 +57,7 @@ type Log struct {
 	others    atomic.Bool // there are other instances; known while leading
 	unheard   unheard
 
+	answers  answers
 	heads    heads
 	renewals renewals
 	size     size
@@ -117,6 +118,7 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 		reportNow: make(chan struct{}, 1),
 
 		instance: rand.Text(),
+		answers:  answers{lost: make(chan struct{})},
 	}
 	if l.pool, err = pgxpool.NewWithConfig(ctx, set.pool); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrURL, err)
