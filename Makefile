@@ -82,7 +82,11 @@ test-etcdctl: ## a real etcdctl on keelson
 
 .PHONY: test-crash
 test-crash: ## kill -9, pauses, full and damaged disks under load, and linearizability
-	$(MAKE) -C test crash
+	$(MAKE) -C test crash sqlite
+
+.PHONY: test-postgres
+test-postgres: ## these suites with keelson on PostgreSQL, and several instances there
+	$(MAKE) -C test on-postgres postgres
 
 .PHONY: soak-crash
 soak-crash: export KEELSON_CRASH_ROUNDS ?= 300

@@ -157,7 +157,7 @@ func (p *Postgres) Start() error {
 			return err
 		}
 		for process.running() && time.Now().Before(deadline) {
-			if p.command("pg_isready", "--quiet", "--host="+p.Dir).Run() == nil {
+			if p.command("pg_isready", "--quiet", "--host="+p.Dir, "--dbname=postgres", "--username="+postgresUser).Run() == nil {
 				p.process = process
 				return nil
 			}
