@@ -73,8 +73,11 @@ func (r *Results) Behind(b *strings.Builder) {
 	for _, w := range r.Workloads {
 		for _, ours := range r.Systems {
 			for _, theirs := range r.Systems {
-				if r.rivals(ours, theirs) {
-					behind(b, w, ours.Name, theirs.Name)
+				if !r.rivals(ours, theirs) {
+					continue
+				}
+				if where := behind(w, ours.Name, theirs.Name); len(where) > 0 {
+					fmt.Fprintf(b, "- %s: %s has of %s's %s\n", w.Name, ours.Name, theirs.Name, strings.Join(where, ", "))
 				}
 			}
 		}
@@ -89,15 +92,16 @@ func (r *Results) rivals(ours, theirs System) bool {
 	return r.base(ours) == theirs.Name || r.base(ours) == r.base(theirs)
 }
 
-func behind(b *strings.Builder, w *Workload, ours, theirs string) {
+func behind(w *Workload, ours, theirs string) (where []string) {
 	for _, m := range Metrics {
 		ratio, ok := w.Systems[ours].Ratio(w.Systems[theirs], m)
 		paced := w.Rate > 0 && m.Key == Throughput.Key
-		if !ok || paced || m.Key == ClientCPU.Key || m.Higher == (ratio.Median >= 1) {
+		if !ok || paced || m.Key == ClientCPU.Key || m.Higher == (ratio.Median >= 1) || times(ratio.Median) == times(1) {
 			continue
 		}
-		fmt.Fprintf(b, "- %s, %s: %s has %s× of %s's.\n", w.Name, m.Name, ours, Number(ratio.Median), theirs)
+		where = append(where, m.Name+" "+times(ratio.Median))
 	}
+	return where
 }
 
 // Group puts together the results whose systems are compared with the same one.

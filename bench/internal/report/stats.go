@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -121,6 +122,8 @@ func Number(v float64) string {
 		return thousands(int64(math.Round(v)))
 	case math.Abs(v) >= 10:
 		return fmt.Sprintf("%.1f", v)
+	case math.Abs(v) < 0.095:
+		return strconv.FormatFloat(v, 'g', 2, 64)
 	default:
 		return fmt.Sprintf("%.2f", v)
 	}

@@ -70,7 +70,7 @@ func (r *Runner) estimate(spec workload.Spec) time.Duration {
 		starts = n
 	}
 	start := perStart + float64(spec.Data.Keys+spec.Data.Revisions)*perKey
-	seconds := float64(turns)*(window+settle).Seconds() + float64(n)*perSession + float64(starts)*start
+	seconds := float64(turns)*(window+settle+spec.Beyond).Seconds() + float64(n)*perSession + float64(starts)*start
 	return time.Duration(seconds * float64(time.Second))
 }
 

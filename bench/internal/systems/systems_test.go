@@ -1,23 +1,40 @@
 package systems
 
 import (
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-func TestCPUTime(t *testing.T) {
+func TestChildrenTime(t *testing.T) {
 	// A program's name may look like fields.
 	stat := "42 (a) S 9 9) S 1 42 42 0 -1 4194560 1 2 3 4 150 50 7 8 20 0 9 0 1 1 1"
-	for children, want := range map[bool]time.Duration{false: 2 * time.Second, true: 2150 * time.Millisecond} {
-		got, err := cpuTime([]byte(stat), children)
-		if err != nil || got != want {
-			t.Errorf("%v, %v; want %v", got, err, want)
-		}
+	if got, err := childrenTime([]byte(stat)); err != nil || got != 150*time.Millisecond {
+		t.Errorf("%v, %v", got, err)
 	}
-	if _, err := cpuTime([]byte("42 (a) S 1"), false); err == nil {
+	if _, err := childrenTime([]byte("42 (a) S 1")); err == nil {
 		t.Error("too few fields are no error")
+	}
+}
+
+func TestUsageOfAProcessThatEnded(t *testing.T) {
+	cmd := exec.Command("true")
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	pid := cmd.Process.Pid
+	if _, err := ReadUsage(pid); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its usage: %v", err)
+	}
+	var spent unix.Timespec
+	if err := noProcess(unix.ClockGettime(processClock(pid), &spent)); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("its clock: %v", err)
 	}
 }
 

@@ -73,7 +73,8 @@ var long = []Spec{
 func compaction(name string, revisions int) Spec {
 	return Spec{
 		Name: name, Doc: "update transaction, 20 clients, while " + report.Number(float64(revisions)) + " revisions are compacted", Unit: "update", Clients: 20,
-		Data: Data{Keys: 10_000, Size: kib, Revisions: revisions}, Fresh: true, Rounds: 1, Limit: longestCompaction + time.Minute, open: openCompact,
+		Data: Data{Keys: 10_000, Size: kib, Revisions: revisions}, Fresh: true, Rounds: 1,
+		Limit: longestCompaction + time.Minute, Beyond: time.Duration(revisions) * 30 * time.Microsecond, open: openCompact,
 	}
 }
 

@@ -106,9 +106,8 @@ func openStarted(_ context.Context, e *Env) (Runner, error) {
 	}}, nil
 }
 
-// longestCompaction is when a compaction is called unfinished. etcd and keelson
-// take seconds.
-const longestCompaction = 2 * time.Minute
+// longestCompaction is when a compaction is called unfinished.
+const longestCompaction = 4 * time.Minute
 
 // openCompact updates keys, first alone and then while a compaction of all old
 // revisions is under way.

@@ -46,6 +46,8 @@ type Spec struct {
 	// Limit is how long beyond its window a system may hold the workload up
 	// before it is said to have given up; 0: as long as most.
 	Limit time.Duration
+	// Beyond is about how much longer than its window a turn takes.
+	Beyond time.Duration
 
 	open func(ctx context.Context, env *Env) (Runner, error)
 }
