@@ -14,19 +14,21 @@ import (
 
 // The WAL is copied into the database by checkpoints, which are all ours:
 //
-//	size of the WAL
-//	walTarget  a PASSIVE checkpoint runs beside the writer; the few frames
-//	           appended meanwhile follow while the writer waits, and readers,
-//	           whose transactions are short, are waited for, so that the next
-//	           batch starts the WAL over. The file keeps its size: writing
-//	           into allocated blocks makes a cheaper fsync.
-//	walLimit   the writer itself waits for such a checkpoint. Only somebody
-//	           else's long read transaction (an SQL shell) can make the
-//	           file grow further; that is logged, and no reason to stop.
-//	idle       what is left is checkpointed, and the file truncated.
+//	of the WAL
+//	walTarget   to be copied: a PASSIVE checkpoint runs beside the writer.
+//	walRestart  in all: then the few frames appended meanwhile follow while
+//	            the writer waits, and readers, whose transactions are short,
+//	            are waited for, so that the next batch starts the WAL over.
+//	            The file keeps its size: writing into allocated blocks makes a
+//	            cheaper fsync.
+//	walLimit    in all: the writer itself waits for such a checkpoint. Only
+//	            somebody else's long read transaction (an SQL shell) can make
+//	            the file grow further; that is logged, and no reason to stop.
+//	idle        what is left is checkpointed, and the file truncated.
 const (
-	walTarget = 8 << 20
-	walLimit  = 32 << 20
+	walTarget  = 8 << 20
+	walRestart = 24 << 20
+	walLimit   = 48 << 20
 
 	frameSize = pageSize + 24
 	walHeader = 32
@@ -45,6 +47,7 @@ type counters struct {
 	pages          atomic.Int64
 	freePages      atomic.Int64
 	walFrames      atomic.Int64 // that count, in the WAL
+	walCopied      atomic.Int64 // of these, in the database too
 	walBytes       atomic.Int64 // of the file
 	uncounted      atomic.Int64 // bytes that batches have added since, about
 	lastCommit     atomic.Int64 // Unix nanoseconds
@@ -120,6 +123,7 @@ func (l *Log) afterCommit() {
 	}
 	used := wal[1]*frameSize + walHeader
 	l.walFrames.Store(wal[1])
+	l.walCopied.Store(wal[2])
 	l.walBytes.Store(max(l.walBytes.Load(), used))
 	switch {
 	case now.Before(l.nextTry):
@@ -127,12 +131,18 @@ func (l *Log) afterCommit() {
 		if err := l.checkpointAll("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
 			l.mishap(err, checkpointFailed)
 		}
-	case used >= walTarget:
+	case l.checkpointDue():
 		select {
 		case l.kick <- struct{}{}:
 		default: // already asked for
 		}
 	}
+}
+
+// checkpointDue reports whether it is time for a checkpoint beside the writer.
+func (l *Log) checkpointDue() bool {
+	frames := l.walFrames.Load()
+	return frames*frameSize >= walRestart || (frames-l.walCopied.Load())*frameSize >= walTarget
 }
 
 // checkpointLoop does the checkpoints that are not the writer's until Close.
@@ -148,7 +158,9 @@ func (l *Log) checkpointLoop() {
 		case <-l.done:
 			return
 		case <-l.kick:
-			err = l.checkpointBeside()
+			if l.checkpointDue() { // not done since it was asked for
+				err = l.checkpointBeside()
+			}
 		case <-idle.C:
 			err = l.checkpointIdle()
 		case <-place.C:
@@ -171,17 +183,29 @@ func (l *Log) mishap(err error, message string) {
 
 const checkpointFailed = "a checkpoint failed and will be tried again"
 
-// checkpointBeside copies most of the WAL while the writer goes on, and the
-// rest while it waits.
+// checkpointBeside copies most of the WAL while the writer goes on, and starts
+// it over when it is long enough.
 func (l *Log) checkpointBeside() error {
-	if err := l.checkpointPassive(); err != nil {
-		return err
+	if l.walFrames.Load()*frameSize >= walRestart {
+		return l.restartWAL()
+	}
+	return l.checkpointPassive()
+}
+
+// restartWAL copies the WAL so that the next batch starts it over. What comes
+// meanwhile is copied twice beside the writer, for little to be left for which
+// it has to wait.
+func (l *Log) restartWAL() error {
+	for range 2 {
+		if err := l.checkpointPassive(); err != nil {
+			return err
+		}
 	}
 	if err := l.acquire(context.Background()); err != nil {
 		return err
 	}
 	defer l.release()
-	if l.walBytes.Load() > 2*walTarget {
+	if l.walBytes.Load() > walLimit {
 		return l.checkpointAll("PRAGMA wal_checkpoint(TRUNCATE)")
 	}
 	return l.checkpointAll("PRAGMA wal_checkpoint(RESTART)")
@@ -195,11 +219,12 @@ func (l *Log) checkpointPassive() error {
 		return err // the WAL may not be what it seems
 	}
 	start := time.Now()
-	_, err := l.janitor.ints("PRAGMA wal_checkpoint(PASSIVE)")
+	res, err := l.janitor.ints("PRAGMA wal_checkpoint(PASSIVE)") // busy, frames, copied
 	l.checkpointTime.Add(int64(time.Since(start)))
 	if err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
+	l.walCopied.Store(res[2])
 	return nil
 }
 
@@ -254,12 +279,14 @@ func (l *Log) checkpointAll(pragma string) error {
 	l.walBytes.Store(wal)
 	if busy := res[0] != 0; busy {
 		l.walFrames.Store(max(res[1], 0)) // -1: it did not come to look
+		l.walCopied.Store(max(res[2], 0))
 		l.nextTry = time.Now().Add(retryWait)
 		l.logger.WithField("wal_bytes", wal).
 			Warn("another process reads the database in a long transaction: the WAL grows until it ends")
 		return nil
 	}
 	l.walFrames.Store(0)
+	l.walCopied.Store(0)
 	l.checkpoints.Add(1)
 	l.checkpointed.Store(l.head.Load())
 	return nil

@@ -17,8 +17,8 @@ func (l *Log) FailAppend(persisted bool) {
 	}
 }
 
-// CheckpointBeside runs the checkpoint that starts the WAL over.
-func (l *Log) CheckpointBeside() error { return l.fail(l.checkpointBeside()) }
+// RestartWAL runs the checkpoint that starts the WAL over.
+func (l *Log) RestartWAL() error { return l.fail(l.restartWAL()) }
 
 // Doom notes what is to be deleted, for the batches that follow to take along.
 func (l *Log) Doom(seqs []int64) error { return l.doom(context.Background(), seqs) }

@@ -41,7 +41,7 @@ var script = []step{
 	{"append", appendStep(1, 300)},
 	{"compact", compactStep(func(seq int64) bool { return seq%3 == 0 })},
 	{"append", appendStep(1, 10)},
-	{"restart the WAL", func(s *session) error { return s.log.CheckpointBeside() }},
+	{"restart the WAL", func(s *session) error { return s.log.RestartWAL() }},
 	{"append", appendStep(3, 1500)}, // stale frames stay behind it
 	{"append", appendStep(1, 20)},
 	{"shrink the cache", func(s *session) error { return s.log.ShrinkCache() }},
@@ -52,7 +52,7 @@ var script = []step{
 	{"mark", appendStep(0, 0)},
 	{"compact", compactStep(func(seq int64) bool { return seq%5 == 0 })},
 	{"compact nothing", compactStep(func(seq int64) bool { return seq%5 == 0 })},
-	{"restart the WAL", func(s *session) error { return s.log.CheckpointBeside() }},
+	{"restart the WAL", func(s *session) error { return s.log.RestartWAL() }},
 	{"append", appendStep(2, 100)},
 	{"mark", appendStep(0, 0)},
 	{"doom", doomStep(func(seq int64) bool { return seq%4 == 0 })},
@@ -500,7 +500,7 @@ func (s *session) refuses(err error) error {
 	_, values := s.log.Values(ctx, []int64{1})
 	_, head := s.log.Head(ctx)
 	for i, err := range []error{
-		s.log.Append(ctx, m.next(1, 1)), tail, values, head, s.log.Compact(ctx, nil), s.log.Defragment(ctx), s.log.CheckpointBeside(),
+		s.log.Append(ctx, m.next(1, 1)), tail, values, head, s.log.Compact(ctx, nil), s.log.Defragment(ctx), s.log.RestartWAL(),
 	} {
 		if !errors.Is(err, eventlog.ErrFailed) {
 			return fmt.Errorf("call %d after the failure: %w", i, err)
