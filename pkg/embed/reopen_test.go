@@ -367,3 +367,37 @@ func TestPostgresLeaderLost(t *testing.T) {
 		}
 	}
 }
+
+// TestPostgresReadOnly: while the primary is read-only requests get Unavailable
+// after a bounded time, the log says why, and it ends by itself.
+func TestPostgresReadOnly(t *testing.T) {
+	t.Parallel()
+	db := startPostgres(t)
+	a := startInstance(t, db, "a")
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	execSQL(t, db, "ALTER DATABASE postgres SET default_transaction_read_only = on")
+	execSQL(t, db, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'keelson'")
+	start := time.Now()
+	if _, err := a.Put(ctx, "k", ""); !errors.Is(err, rpctypes.ErrNoLeader) && !errors.Is(err, rpctypes.ErrTimeout) {
+		t.Errorf("Put: %v, want Unavailable", err)
+	}
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("that took %v", took)
+	}
+	waitLog(ctx, t, a, "the database does not answer")
+	said := false
+	for _, e := range a.logs.AllEntries() {
+		if err, ok := e.Data["error"].(error); ok && strings.Contains(strings.ReplaceAll(err.Error(), "-", " "), "read only") {
+			said = true
+		}
+	}
+	if !said {
+		t.Error("the log does not say that the database is read-only")
+	}
+	execSQL(t, db, "BEGIN READ WRITE; ALTER DATABASE postgres RESET default_transaction_read_only; COMMIT")
+	waitLog(ctx, t, a, "the database answers again")
+	if _, err := a.Put(ctx, "k", ""); err != nil {
+		t.Error(err)
+	}
+}

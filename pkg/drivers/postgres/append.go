@@ -222,6 +222,10 @@ func (l *Log) sendAppend(ctx context.Context, a *appending) (moved bool, err err
 			return err
 		case isCode(err, codeSerializationFailure):
 			return fmt.Errorf("%w: %w", eventlog.ErrStale, err)
+		case isCode(err, codeQueryCanceled):
+			// It has taken longer than the server allows, and would again; a
+			// try that the timeout cuts off would leave its fate open.
+			return unavailable(err)
 		case notDone(err):
 			return err
 		}

@@ -72,7 +72,7 @@ func isCode(err error, code string) bool {
 // was lost, or the server has a passing trouble.
 func isTransient(err error) bool {
 	var config *pgconn.ParseConfigError
-	if errors.As(err, &config) || isFinal(err) {
+	if errors.As(err, &config) || isFinal(err) || errors.Is(err, ErrUnavailable) {
 		return false
 	}
 	e := serverError(err)
