@@ -192,29 +192,44 @@ func BenchmarkCompact(b *testing.B) {
 }
 
 // BenchmarkAppendBesideCompact reports how long an Append waits for a running
-// compaction.
+// compaction, and how long that takes.
 func BenchmarkAppendBesideCompact(b *testing.B) {
+	for _, keep := range []int64{3, 1000} {
+		b.Run(fmt.Sprintf("keep=1in%d", keep), func(b *testing.B) { appendBesideCompact(b, keep) })
+	}
+}
+
+func appendBesideCompact(b *testing.B, keep int64) {
 	const rows = 200_000
 	f := fill(b, b.TempDir(), rows, 1024)
 	defer f.log.Close()
 	f.mark(b)
 	var seqs []int64
 	for seq := int64(1); seq <= rows; seq++ {
-		if seq%3 != 0 {
+		if seq%keep != 0 {
 			seqs = append(seqs, seq)
 		}
 	}
-	alone := make([]time.Duration, 5000)
-	for i := range alone {
+	timed := func() time.Duration {
 		before := time.Now()
 		f.append(b, 1)
-		alone[i] = time.Since(before)
+		return time.Since(before)
 	}
-	slices.Sort(alone)
+	report := func(name string, waits []time.Duration) {
+		slices.Sort(waits)
+		b.ReportMetric(float64(waits[len(waits)/2].Microseconds()), "µs/"+name+"p50")
+		b.ReportMetric(float64(waits[len(waits)*99/100].Microseconds()), "µs/"+name+"p99")
+		b.ReportMetric(float64(waits[len(waits)-1].Microseconds()), "µs/"+name+"max")
+	}
+	alone := make([]time.Duration, 5000)
+	for i := range alone {
+		alone[i] = timed()
+	}
+	report("alone-", alone)
 	done := make(chan error, 1)
+	start := time.Now()
 	go func() { done <- f.log.Compact(context.Background(), seqs) }()
 	var waits []time.Duration
-	start := time.Now()
 	for running := true; running; {
 		select {
 		case err := <-done:
@@ -224,16 +239,9 @@ func BenchmarkAppendBesideCompact(b *testing.B) {
 			running = false
 		default:
 		}
-		before := time.Now()
-		f.append(b, 1)
-		waits = append(waits, time.Since(before))
+		waits = append(waits, timed())
 	}
-	slices.Sort(waits)
 	b.ReportMetric(float64(time.Since(start).Milliseconds()), "ms/compaction")
 	b.ReportMetric(float64(len(waits)), "appends")
-	b.ReportMetric(float64(alone[len(alone)/2].Microseconds()), "µs/alone-p50")
-	b.ReportMetric(float64(alone[len(alone)*99/100].Microseconds()), "µs/alone-p99")
-	b.ReportMetric(float64(waits[len(waits)/2].Microseconds()), "µs/p50")
-	b.ReportMetric(float64(waits[len(waits)*99/100].Microseconds()), "µs/p99")
-	b.ReportMetric(float64(waits[len(waits)-1].Microseconds()), "µs/max")
+	report("", waits)
 }

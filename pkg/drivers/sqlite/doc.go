@@ -8,9 +8,9 @@
 //
 // # Connections
 //
-//	Append, Compact, Defragment ─ token ─▶ writer   BEGIN IMMEDIATE … COMMIT
-//	Load, Tail, Values ──────────────────▶ readers  short transactions
-//	checkpointLoop ──────────────────────▶ janitor  PRAGMA wal_checkpoint
+//	Append, Compact, Defragment, vacuumLoop ─ token ─▶ writer   BEGIN IMMEDIATE … COMMIT
+//	Load, Tail, Values ──────────────────────────────▶ readers  short transactions
+//	checkpointLoop ──────────────────────────────────▶ janitor  PRAGMA wal_checkpoint
 //
 // A token, handed over in the order of asking, makes for one writer; since a
 // lock keeps other processes out, the head is known and nobody ever meets a

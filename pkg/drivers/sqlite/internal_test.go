@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -363,6 +364,62 @@ func TestTakenAlong(t *testing.T) {
 		t.Fatal(err)
 	}
 	rows(5)
+}
+
+// TestPagesTakenAlong: batches give free pages back too, and a Compact that
+// waits ends that.
+func TestPagesTakenAlong(t *testing.T) {
+	ctx := context.Background()
+	l := mustOpen(t, t.TempDir())
+	defer l.Close()
+	const puts = 64
+	appendPuts(t, l, puts, 63_000) // each with 16 pages of its own
+	l.writerDo(t, func() {
+		l.markSeq = puts // as if it were one
+		for seq := int64(1); seq < puts; seq++ {
+			l.doomed = append(l.doomed, seq)
+		}
+	})
+	if err := l.step(ctx, func(func() bool) error { return l.deleteDoomed(func() bool { return true }) }); err != nil {
+		t.Fatal(err)
+	}
+
+	others := make(chan error, 1)
+	begin := sync.OnceFunc(func() { go func() { others <- l.Compact(ctx, nil) }() })
+	for _, reserve := range []int64{900, 0} {
+		before := l.Stats()
+		l.writerDo(t, func() { l.pace, l.spare = 0, &spare{0, reserve} })
+		appendPuts(t, l, 1, 10)
+		if after := l.Stats(); after.Pages != before.Pages-4 || after.FreePages < before.FreePages-5 || after.FreePages >= before.FreePages {
+			t.Fatalf("a batch made %+v of %+v", after, before)
+		}
+	}
+	l.writerDo(t, func() {
+		l.spare = nil
+		l.onCommit = func(commit func() error) error {
+			begin()
+			for l.waiting.Load() == 0 && len(others) == 0 {
+				runtime.Gosched()
+			}
+			return commit()
+		}
+	})
+	free := l.Stats().FreePages
+	if err := l.alone(ctx, func() error {
+		return l.vacuum(ctx, spare{0, 0}, func() bool { return l.waiting.Load() == 0 })
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if left := l.Stats().FreePages; left == 0 || left >= free {
+		t.Fatalf("of %d free pages %d are left although another waits", free, left)
+	}
+	if err := <-others; err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	if _, err := l.Load(ctx, func(*eventlog.Record) error { n++; return nil }); err != nil || n != 3 {
+		t.Fatalf("%d records, %v", n, err)
+	}
 }
 
 func (l *Log) writerDo(t *testing.T, fn func()) {
