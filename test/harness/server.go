@@ -48,9 +48,9 @@ type Server struct {
 	Dir      string // holds the socket, the log and data/
 	Socket   string
 	Endpoint string // unix://<socket>
+	Program  string // what Restart starts
 
 	t    testing.TB
-	path string
 	args []string
 }
 
@@ -59,7 +59,17 @@ type Server struct {
 // DatastoreArgs says, unless args have a --datastore.
 func StartServer(t testing.TB, backend Backend, args ...string) *Server {
 	t.Helper()
-	s := &Server{Backend: backend, Dir: TempDir(t), t: t}
+	if backend == Etcd {
+		return StartProgram(t, backend, Tool(t, "etcd"), args...)
+	}
+	return StartProgram(t, backend, KeelsonBinary(t), args...)
+}
+
+// StartProgram is StartServer for another program of the backend: another
+// version.
+func StartProgram(t testing.TB, backend Backend, program string, args ...string) *Server {
+	t.Helper()
+	s := &Server{Backend: backend, Dir: TempDir(t), Program: program, t: t}
 	s.Socket = filepath.Join(s.Dir, "client.sock")
 	s.Endpoint = "unix://" + s.Socket
 	s.args = []string{
@@ -68,17 +78,13 @@ func StartServer(t testing.TB, backend Backend, args ...string) *Server {
 		"--advertise-client-urls", s.Endpoint,
 	}
 	if backend == Etcd {
-		s.path = Tool(t, "etcd")
 		peer := "unix://" + filepath.Join(s.Dir, "peer.sock")
 		s.args = append(s.args,
 			"--listen-peer-urls", peer,
 			"--initial-advertise-peer-urls", peer,
 			"--initial-cluster", "default="+peer)
-	} else {
-		s.path = KeelsonBinary(t)
-		if !slices.Contains(args, "--datastore") {
-			s.args = append(s.args, DatastoreArgs(t)...)
-		}
+	} else if !slices.Contains(args, "--datastore") {
+		s.args = append(s.args, DatastoreArgs(t)...)
 	}
 	s.args = append(s.args, args...)
 	t.Cleanup(func() {
@@ -108,7 +114,7 @@ func (s *Server) TryRestart() error {
 	if s.Process != nil {
 		s.Kill()
 	}
-	s.Process = StartProcess(s.t, s.Dir, string(s.Backend), s.path, s.args...)
+	s.Process = StartProcess(s.t, s.Dir, string(s.Backend), s.Program, s.args...)
 	err := s.WaitReady(time.Minute, func(ctx context.Context) error {
 		status, body, err := s.Get(ctx, "/health?exclude=NOSPACE")
 		if err == nil && status != http.StatusOK {
