@@ -22,6 +22,8 @@ type Machine struct {
 	SyncP50  float64 `json:"sync_p50_us"` // of a write of 4 KiB and fdatasync
 	SyncP99  float64 `json:"sync_p99_us"`
 	Load     string  `json:"load"` // the load average when the run started
+	// Idle is the share of the cores' time that nobody used just before the run.
+	Idle float64 `json:"idle,omitempty"`
 }
 
 // ThisMachine describes the machine and tries the disk that dir is on.
@@ -33,6 +35,7 @@ func ThisMachine(dir string) (Machine, error) {
 	}
 	m.Kernel = firstLine("/proc/sys/kernel/osrelease")
 	m.Load = firstLine("/proc/loadavg")
+	m.Idle = idle(2 * time.Second)
 	m.FS = fileSystem(dir)
 	samples, err := trySync(dir)
 	if err != nil {
@@ -45,9 +48,38 @@ func ThisMachine(dir string) (Machine, error) {
 
 // busy says whether others used a good part of the machine when the run started.
 func (m Machine) busy() bool {
+	if m.Idle > 0 {
+		return m.Idle < 0.8
+	}
 	average, _, _ := strings.Cut(m.Load, " ")
 	load, err := strconv.ParseFloat(average, 64)
 	return err == nil && load > float64(m.Cores)/2
+}
+
+// idle watches the machine for d; 0: it cannot be told.
+func idle(d time.Duration) float64 {
+	beforeIdle, before := cpuTimes(firstLine("/proc/stat"))
+	time.Sleep(d)
+	afterIdle, after := cpuTimes(firstLine("/proc/stat"))
+	if after <= before {
+		return 0
+	}
+	return float64(afterIdle-beforeIdle) / float64(after-before)
+}
+
+// cpuTimes reads the first line of /proc/stat: "cpu" and times, of which the
+// fourth and fifth are idle and waiting for a disk.
+func cpuTimes(line string) (idle, all int64) {
+	for i, field := range strings.Fields(line) {
+		n, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			continue // its name
+		}
+		if all += n; i == 4 || i == 5 {
+			idle += n
+		}
+	}
+	return idle, all
 }
 
 func firstLine(path string) string {

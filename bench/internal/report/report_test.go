@@ -229,6 +229,25 @@ func TestResultsFile(t *testing.T) {
 	}
 }
 
+func TestBusy(t *testing.T) {
+	for _, c := range []struct {
+		m    Machine
+		want bool
+	}{
+		{Machine{Cores: 2, Load: "1.77 1.5 1"}, true},
+		{Machine{Cores: 2, Load: "0.77 1.5 1"}, false},
+		{Machine{Cores: 2, Load: "1.77 1.5 1", Idle: 0.99}, false}, // it was busy a minute ago
+		{Machine{Cores: 2, Load: "0.10 0.1 0", Idle: 0.5}, true},
+	} {
+		if got := c.m.busy(); got != c.want {
+			t.Errorf("%+v: %v", c.m, got)
+		}
+	}
+	if idle, all := cpuTimes("cpu  10 20 30 400 5 1 1 0 0 0"); idle != 405 || all != 467 {
+		t.Errorf("%d of %d", idle, all)
+	}
+}
+
 func TestBrief(t *testing.T) {
 	for s, want := range map[string]string{"1.00 ms": "1 ms", "0.05": "0.05", "0.50": "0.5", "10.0 MiB": "10 MiB", "1,000": "1,000", "200 µs": "200 µs"} {
 		if got := brief(s); got != want {

@@ -199,7 +199,7 @@ func openUpdate(ctx context.Context, e *Env) (Runner, error) {
 
 // longestMaking is how long Prepare creates what is to be deleted: a slow
 // system needs less of it.
-const longestMaking = 4 * time.Second
+const longestMaking = 3 * time.Second
 
 // openDelete deletes what Prepare has created, until there is no more.
 func openDelete(_ context.Context, e *Env) (Runner, error) {

@@ -48,7 +48,7 @@ var base = []Spec{
 	{Name: "lease-grant200", Doc: "lease grant, 200 clients", Unit: "grant", Clients: 200, Data: dataEmpty, open: openLeaseGrant},
 	{Name: "keepalive200", Doc: "lease keepalive, 200 clients, one stream each", Unit: "keepalive", Clients: 200, Data: dataEmpty, open: openKeepAlive},
 	{Name: "keepalive-once200", Doc: "lease keepalive, 200 clients, a stream for each keepalive (KeepAliveOnce)", Unit: "keepalive", Clients: 200, Data: dataEmpty, open: openKeepAliveOnce},
-	{Name: "cluster", Doc: "what a cluster of 1,000 nodes asks for: lease renewals, pod churn, events, gets, lists, 60 watches", Unit: "request", Clients: 20, Rate: clusterRate, Data: dataEmpty, Scale: 5, open: openCluster},
+	{Name: "cluster", Doc: "what a cluster of 1,000 nodes asks for: lease renewals, pod churn, events, gets, lists, 60 watches", Unit: "request", Clients: 20, Rate: clusterRate, Data: dataEmpty, Scale: 3, open: openCluster},
 	{Name: "count", Doc: "count over 100,000 keys", Unit: "count", Clients: 1, Data: keys(100_000), Shared: true, open: read(count)},
 }
 
