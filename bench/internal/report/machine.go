@@ -1,6 +1,7 @@
 package report
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -54,6 +55,14 @@ func (m Machine) busy() bool {
 	average, _, _ := strings.Cut(m.Load, " ")
 	load, err := strconv.ParseFloat(average, 64)
 	return err == nil && load > float64(m.Cores)/2
+}
+
+// quiet says what is known of others' use of the machine.
+func (m Machine) quiet() string {
+	if m.Idle > 0 {
+		return fmt.Sprintf("%.0f%% idle at the start", 100*m.Idle)
+	}
+	return "load average at the start " + m.Load
 }
 
 // idle watches the machine for d; 0: it cannot be told.

@@ -131,9 +131,9 @@ func (r *Results) head(b *strings.Builder) {
 	fmt.Fprintf(b, "%s, %d cores, %s memory, Linux %s, %s (4 KiB and fdatasync: p50 %s, p99 %s), %s.\n",
 		r.Machine.CPU, r.Machine.Cores, Bytes(float64(r.Machine.MemoryMB)*(1<<20)), r.Machine.Kernel, r.Machine.FS,
 		Time(r.Machine.SyncP50), Time(r.Machine.SyncP99), r.Machine.Go)
-	fmt.Fprintf(b, "%s, %d alternating rounds of %s where nothing else is said; %.0f%% idle before, load average %s. "+
+	fmt.Fprintf(b, "%s, %d alternating rounds of %s where nothing else is said; %s. "+
 		"Medians; ratios to %s with the smallest and largest round.\n\n",
-		r.Started.Format("2006-01-02 15:04 UTC"), r.Rounds, r.Window, 100*r.Machine.Idle, r.Machine.Load, r.bases())
+		r.Started.Format("2006-01-02 15:04 UTC"), r.Rounds, r.Window, r.Machine.quiet(), r.bases())
 	for command := range strings.Lines(r.Command) {
 		fmt.Fprintf(b, "    %s\n", strings.TrimSpace(command))
 	}
