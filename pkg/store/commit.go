@@ -143,11 +143,13 @@ func (s *Store) evaluate(ctx context.Context, requests []*request) (*evaluation,
 	ev := s.newEvaluation(quota{s.opt.QuotaBytes, s.log.Size().InUse, s.opt.MemberID})
 	ev.expect(len(requests))
 	for _, r := range requests {
-		ev.lent = r.read
 		first := len(ev.fills)
 		for round := 0; ; round++ {
+			ev.lent = r.read
 			ev.begin()
-			r.err = r.eval(ev)
+			if r.err = r.eval(ev); r.err == nil {
+				break
+			}
 			var need *needValues
 			if !errors.As(r.err, &need) || (len(need.seqs) > maxReads || round == maxRounds) && !r.final {
 				break // where many are needed, submit reads them

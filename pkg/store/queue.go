@@ -24,6 +24,9 @@ type request struct {
 
 // learn adds values that needValues asked for.
 func (r *request) learn(seqs []int64, values [][]byte) {
+	if r.read == nil {
+		r.read = map[int64][]byte{}
+	}
 	for i, value := range values {
 		r.read[seqs[i]] = value
 	}
@@ -107,10 +110,13 @@ const maxTurns = 128
 // many values that are not in memory, they are read here, where nobody else
 // waits for it.
 func (s *Store) submit(ctx context.Context, cost int, eval func(*evaluation) error) error {
-	read := map[int64][]byte{}
+	var read map[int64][]byte
 	for turn := 1; ; turn++ {
 		r := &request{eval: eval, done: make(chan struct{}), read: read, final: turn == maxTurns}
 		err := s.submitOnce(ctx, cost, r)
+		if err == nil {
+			return nil
+		}
 		var need *needValues
 		if !errors.As(err, &need) {
 			return err
@@ -120,6 +126,7 @@ func (s *Store) submit(ctx context.Context, cost int, eval func(*evaluation) err
 			return err
 		}
 		r.learn(need.seqs, values)
+		read = r.read
 	}
 }
 

@@ -185,21 +185,36 @@ func (s *Stream) admits() (admitted, ended bool) {
 
 // Pop takes the next response from the queue, false if there is none now.
 func (s *Stream) Pop() (Response, bool) {
-	resp, form, ok, hungry := s.take()
+	resp, events, ok, hungry := s.take()
 	if hungry {
 		s.hub.mu.Lock()
 		s.hub.schedule(s)
 		s.hub.mu.Unlock()
 	}
-	if ok && form != nil {
-		resp.Events = form()
-	}
+	resp.Events = events.make()
 	return resp, ok
 }
 
-// take is Pop but for what is better done without s.mu: form makes the events,
-// and hungry says that the workers may go on with the stream.
-func (s *Stream) take() (resp Response, form func() []*mvccpb.Event, ok, hungry bool) {
+// taken is what a response's events are made of: a run, or changes.
+type taken struct {
+	run     *run
+	changes []*change
+	prevKV  bool
+}
+
+func (t taken) make() []*mvccpb.Event {
+	switch {
+	case t.run != nil:
+		return t.run.events(t.prevKV)
+	case len(t.changes) > 0:
+		return eventsOf(t.changes, t.prevKV)
+	}
+	return nil
+}
+
+// take is Pop but for what is better done without s.mu: to make the events, and
+// to let the workers go on with the stream, if it is hungry.
+func (s *Stream) take() (resp Response, events taken, ok, hungry bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sending = 0 // the last response is sent, or the caller would not be back
@@ -225,7 +240,7 @@ func (s *Stream) take() (resp Response, form func() []*mvccpb.Event, ok, hungry 
 			}
 		default:
 			queued := s.bytes
-			resp, form = s.takeEvents(it)
+			resp, events = s.takeEvents(it)
 			s.sending = queued - s.bytes
 		}
 	}
@@ -234,12 +249,12 @@ func (s *Stream) take() (resp Response, form func() []*mvccpb.Event, ok, hungry 
 		s.starved = false
 		hungry = true
 	}
-	return resp, form, ok, hungry
+	return resp, events, ok, hungry
 }
 
 // takeEvents takes as many whole revisions of the queue's first item as make
 // one response. The caller holds s.mu.
-func (s *Stream) takeEvents(it *item) (Response, func() []*mvccpb.Event) {
+func (s *Stream) takeEvents(it *item) (Response, taken) {
 	w := it.w
 	w.quiet = false
 	resp := Response{WatchID: w.id, Fragment: w.fragment}
@@ -249,11 +264,11 @@ func (s *Stream) takeEvents(it *item) (Response, func() []*mvccpb.Event) {
 		s.events -= len(r.changes)
 		s.bytes -= r.bytes
 		resp.Revision = max(it.revision, r.last())
-		return resp, func() []*mvccpb.Event { return r.events(w.prevKV) }
+		return resp, taken{run: r, prevKV: w.prevKV}
 	}
-	taken := s.cut(it)
-	resp.Revision = max(it.revision, taken[len(taken)-1].revision())
-	return resp, func() []*mvccpb.Event { return eventsOf(taken, w.prevKV) }
+	changes := s.cut(it)
+	resp.Revision = max(it.revision, changes[len(changes)-1].revision())
+	return resp, taken{changes: changes, prevKV: w.prevKV}
 }
 
 // cut takes one response's worth of changes off the queue's first item. The
