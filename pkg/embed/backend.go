@@ -151,12 +151,9 @@ func (b *backend) keep(ctx context.Context, ready func(bool)) error {
 		ready(false)
 		b.logFailure(cause)
 		next, err := b.reopen(ctx, g)
-		if err != nil {
+		if next == nil {
 			b.enter(ended, g)
-			if ctx.Err() != nil {
-				return nil
-			}
-			return errors.Join(cause, err)
+			return err
 		}
 		next.run()
 		b.reopened.Add(1)
@@ -179,24 +176,28 @@ func (b *backend) logFailure(cause error) {
 	log.Error("the data is opened again; requests wait meanwhile")
 }
 
-// reopen ends g and loads the generation after it, however long that takes.
+// reopen ends g and loads the generation after it, however long that takes. It
+// returns none when ctx has ended, or with an error that will not go away.
 func (b *backend) reopen(ctx context.Context, g *generation) (*generation, error) {
 	g.endWatches()
 	_ = g.stop() // why it failed is known
 	said := ""
 	for wait := firstReopenPause; ; wait = min(2*wait, lastReopenPause) {
 		next, err := b.openAgain(ctx, g)
-		if err == nil || ctx.Err() != nil || errors.Is(err, eventlog.ErrCorrupt) || errors.Is(err, postgres.ErrNewer) {
-			return next, err
+		switch {
+		case err == nil:
+			return next, nil
+		case errors.Is(err, eventlog.ErrCorrupt), errors.Is(err, postgres.ErrNewer):
+			return nil, err
 		}
-		if err.Error() != said {
+		if err.Error() != said && ctx.Err() == nil {
 			said = err.Error()
 			b.log.WithError(err).Warn("the data cannot be opened again; trying on, clients get Unavailable")
 		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, nil
 		}
 	}
 }

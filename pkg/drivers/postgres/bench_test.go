@@ -3,7 +3,9 @@ package postgres_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
@@ -23,6 +25,30 @@ func BenchmarkAppend(b *testing.B) {
 			}
 			b.ReportMetric(float64(b.N*size)/b.Elapsed().Seconds(), "rows/s")
 		})
+	}
+}
+
+// BenchmarkNotify appends batches of one record with and without the
+// notification, in turn: its price is the difference of the medians.
+func BenchmarkNotify(b *testing.B) {
+	log := opened(b, b.Name())
+	head := eventlog.Head{}
+	var took [2][]time.Duration
+	for n := 0; b.Loop(); n++ {
+		log.Mute(n%2 == 0)
+		batch := puts(head, 1)
+		start := time.Now()
+		if err := log.Append(context.Background(), &batch); err != nil {
+			b.Fatal(err)
+		}
+		took[n%2] = append(took[n%2], time.Since(start))
+		head = eventlog.Head{Position: head.Position + 1, Seq: head.Seq + 1, Revision: head.Revision + 1}
+	}
+	for n, unit := range []string{"µs-without", "µs-with"} {
+		if len(took[n]) > 0 {
+			slices.Sort(took[n])
+			b.ReportMetric(float64(took[n][len(took[n])/2].Microseconds()), unit)
+		}
 	}
 }
 

@@ -6,7 +6,9 @@
 //	head     one row: the newest position, seq, revision and batch id; every
 //	         Append changes it
 //	kept     one row: what compaction has deleted
-//	lessor   one row: which instance expires leases; renewal: those it must see
+//	lessor   one row: which instance expires leases
+//	renewal  what it must see of leases, and what it has decided
+//	deadline what that instance tells the others of leases, to show it
 //	reader   one row for each instance: how far it has read
 //	version  one row: that of the schema
 //	live     a view: the keys, for people
@@ -49,6 +51,18 @@
 // the log with ErrLost. Before that it lets the revision jump past all that
 // clients can have seen and marks what is before as compacted, so that they
 // list anew. A new epoch in the head row ends the other instances' logs.
+//
+// Reopen gives a new log that remembers what the old one has seen. Before its
+// Load reads anything it compares, under the lock of the head row, and makes
+// up for a jump that has failed.
+//
+// # Leases
+//
+// The instance whose name is in the lessor's row keeps the deadlines, and
+// another may take the row when its time is over. ExpireLeases decides in one
+// statement that also locks the row (FOR SHARE), so that nobody takes it before
+// the decision is there to be seen; who takes it keeps to what was decided, and
+// so does everybody who renews. An instance that wakes up late decides nothing.
 //
 // # Compaction
 //

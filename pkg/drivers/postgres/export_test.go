@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"math"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
@@ -43,3 +44,12 @@ const ReaderTerm = readerTerm
 
 // Claim makes this instance the lessor.
 func (l *Log) Claim() (bool, error) { return l.claim(context.Background(), true) }
+
+// Mute says whether appends are made without notifications.
+func (l *Log) Mute(on bool) {
+	var until int64
+	if on {
+		until = math.MaxInt64
+	}
+	l.unheard.until.Store(until)
+}

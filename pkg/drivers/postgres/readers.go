@@ -12,7 +12,8 @@ import (
 // Each instance says in the table reader how far it has read, so that Compact
 // does not delete what another has not read yet: that one could not go on.
 // One that has not reported for readerTerm is not waited for. It has most
-// likely ended; if it comes back and misses something, it stops.
+// likely ended; if it comes back and misses something, its store fails, and is
+// loaded anew.
 
 const (
 	// reportReader also clears the table of those that have ended.
