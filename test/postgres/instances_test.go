@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -214,7 +215,10 @@ func checkAnswers(t *testing.T, rec *linearizable.Recorder, log []event) (answer
 	revisions := map[string]int64{}  // of values
 	versions := map[string][]event{} // of keys
 	for _, e := range log {
-		if e.kind == "put" {
+		if e.kind == "put" && strings.HasPrefix(e.key, "register/") {
+			if before := revisions[e.value]; before != 0 {
+				t.Errorf("one request was done twice, at %d and %d: %+v", before, e.revision, e)
+			}
 			revisions[e.value] = e.revision
 		}
 		versions[e.key] = append(versions[e.key], e)
