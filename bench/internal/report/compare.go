@@ -10,6 +10,14 @@ import (
 // The client's part is the same for every server, and so bounds what a server
 // that needs no time at all could reach.
 func (r *Results) leaves(b *strings.Builder) {
+	r.shares(b)
+	var needs strings.Builder
+	if r.needs(&needs); needs.Len() > 0 {
+		b.WriteString("\nWhile both cores are busy:\n\n" + needs.String())
+	}
+}
+
+func (r *Results) shares(b *strings.Builder) {
 	for _, w := range r.Workloads {
 		if w.Systems[floor] == nil || w.Clients < 200 || grows(w.Name) {
 			continue
@@ -34,6 +42,34 @@ func (r *Results) leaves(b *strings.Builder) {
 				Number(float64(r.Machine.Cores)*1e6/(client.Median+server.Median)), Number(rate.Median), ratio)
 		}
 	}
+}
+
+// needs says how little of the machine a server may use to reach a target for
+// throughput: the cores shared by the client and the server do the baseline's
+// operations that many times as often.
+func (r *Results) needs(b *strings.Builder) {
+	for _, t := range targets() {
+		w := r.workload(t.workload)
+		if w == nil || w.Clients < 200 || t.system != measured || t.metric.Key != Throughput.Key || !t.toBase {
+			continue
+		}
+		theirs, ok := total(w.Systems[Baseline])
+		client, measuredClient := w.Systems[measured].Absolute(ClientCPU)
+		server, measuredServer := w.Systems[measured].Absolute(CPUPerOp)
+		least, hasFloor := w.Systems[floor].Absolute(CPUPerOp)
+		if !ok || !measuredClient || !measuredServer || !hasFloor {
+			continue
+		}
+		fmt.Fprintf(b, "- %s: %s of %s's throughput takes a server that needs at most %s an operation. %s needs %s, one without a store %s.\n",
+			w.Name, times(t.bound), Baseline, Time(theirs/t.bound-client.Median), measured, Time(server.Median), Time(least.Median))
+	}
+}
+
+// total is the CPU time of client and server for an operation.
+func total(s *Series) (float64, bool) {
+	client, ok := s.Absolute(ClientCPU)
+	server, both := s.Absolute(CPUPerOp)
+	return client.Median + server.Median, ok && both
 }
 
 // several are systems whose instances contend, by the name of the same with one.
