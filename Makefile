@@ -108,7 +108,7 @@ bench: ## measure the main workloads on etcd, kine and keelson (10 minutes)
 
 # A system that fails is a result of the report, not its end.
 .PHONY: bench-all
-bench-all: bench-prepare ## measure everything, and put the tables into bench/README.md (an hour and a quarter)
+bench-all: bench-prepare ## measure everything, and put the tables into bench/README.md (an hour)
 	-$(MAKE) bench-main
 	-$(MAKE) bench-postgres
 	-$(MAKE) bench-edge
