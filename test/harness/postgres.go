@@ -21,6 +21,9 @@ import (
 // enter the directory of the socket may connect.
 const postgresUser = "keelson"
 
+// postgresSocket is its name in its directory.
+const postgresSocket = ".s.PGSQL.5432"
+
 // postgresPatience bounds a start, with recovery, and a stop.
 const postgresPatience = time.Minute
 
@@ -28,7 +31,7 @@ const postgresPatience = time.Minute
 // unix socket, with fsync on. Run by root it is the user postgres or nobody,
 // since it refuses to be root. Its methods are for one goroutine at a time.
 type Postgres struct {
-	Dir string // of the socket .s.PGSQL.5432
+	Dir string // of the socket
 
 	bin      string // of the programs
 	attr     *syscall.SysProcAttr

@@ -27,13 +27,13 @@ type Proxy struct {
 	stalled chan struct{} // nil, or answers wait until it is closed
 }
 
-// StartProxy starts a proxy before p that ends with the test.
-func (p *Postgres) StartProxy(t testing.TB) *Proxy {
+// StartProxy starts a proxy before the PostgreSQL or PgBouncer whose socket is
+// in dir. It ends with the test.
+func StartProxy(t testing.TB, dir string) *Proxy {
 	t.Helper()
-	const socket = ".s.PGSQL.5432"
-	x := &Proxy{Dir: TempDir(t), target: filepath.Join(p.Dir, socket), conns: map[net.Conn]bool{}}
+	x := &Proxy{Dir: TempDir(t), target: filepath.Join(dir, postgresSocket), conns: map[net.Conn]bool{}}
 	var err error
-	if x.listener, err = net.Listen("unix", filepath.Join(x.Dir, socket)); err != nil {
+	if x.listener, err = net.Listen("unix", filepath.Join(x.Dir, postgresSocket)); err != nil {
 		t.Fatal(err)
 	}
 	x.running.Go(x.serve)

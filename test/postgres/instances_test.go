@@ -33,15 +33,19 @@ func TestInstances(t *testing.T) {
 	for _, n := range []int{2, 3} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			t.Parallel()
-			testInstances(t, n, newRandom(t, uint64(time.Now().UnixNano())))
+			testInstances(t, startCluster(t, n), newRandom(t, uint64(time.Now().UnixNano())))
 		})
 	}
 	for _, seed := range failed {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			t.Parallel()
-			testInstances(t, 3, newRandom(t, seed))
+			testInstances(t, startCluster(t, 3), newRandom(t, seed))
 		})
 	}
+	t.Run("PgBouncer", func(t *testing.T) {
+		t.Parallel()
+		testInstances(t, startPooled(t, 2), newRandom(t, uint64(time.Now().UnixNano())))
+	})
 }
 
 // harm is something that goes wrong. It returns when that is over.
@@ -104,11 +108,11 @@ func signal(t *testing.T, victim *instance, s syscall.Signal) {
 	}
 }
 
-// testInstances lets clients race through n instances while things go wrong,
+// testInstances lets clients race through all instances while things go wrong,
 // and checks that their history is linearizable, that each answer fits the log,
 // and that each watch was told what the log says.
-func testInstances(t *testing.T, n int, rnd *rand.Rand) {
-	c := startCluster(t, n)
+func testInstances(t *testing.T, c *cluster, rnd *rand.Rand) {
+	n := len(c.instances)
 	rec := linearizable.New(keys)
 	told := newWatchers(t)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -72,10 +72,26 @@ type instance struct {
 
 func startCluster(t *testing.T, instances int) *cluster {
 	t.Helper()
-	c := &cluster{t: t, db: harness.StartPostgres(t, "max_connections=200")}
+	db := harness.StartPostgres(t)
+	return newCluster(t, db, instances, db.Dir)
+}
+
+// startPooled starts a cluster whose instances reach the database through
+// PgBouncer.
+func startPooled(t *testing.T, instances int) *cluster {
+	t.Helper()
+	db := harness.StartPostgres(t)
+	// The one of Debian 12 keeps no prepared statements.
+	return newCluster(t, db, instances, db.StartPgBouncer(t), "default_query_exec_mode=exec")
+}
+
+// newCluster starts instances that find db, or what is before it, in dir.
+func newCluster(t *testing.T, db *harness.Postgres, instances int, dir string, params ...string) *cluster {
+	t.Helper()
+	c := &cluster{t: t, db: db}
 	for n := range instances {
-		i := &instance{name: string(rune('a' + n)), proxy: c.db.StartProxy(t)}
-		i.Server = startInstance(t, i.name, harness.PostgresURL(i.proxy.Dir, schema))
+		i := &instance{name: string(rune('a' + n)), proxy: harness.StartProxy(t, dir)}
+		i.Server = startInstance(t, i.name, harness.PostgresURL(i.proxy.Dir, schema, params...))
 		c.instances = append(c.instances, i)
 		if n == 0 {
 			keepLog(t, c.db)

@@ -32,10 +32,11 @@ func startPair(t *testing.T) *pair {
 	p := &pair{primary: harness.StartPostgres(t)}
 	p.cluster = &cluster{t: t, db: p.primary}
 	p.standby = p.primary.StartStandby(t)
-	url := harness.PostgresURL(p.primary.Dir+","+p.standby.Dir, schema, "target_session_attrs=read-write")
 	for n := range failoverInstances {
-		name := string(rune('a' + n))
-		p.instances = append(p.instances, &instance{name: name, Server: startInstance(t, name, url)})
+		i := &instance{name: string(rune('a' + n)), proxy: harness.StartProxy(t, p.primary.Dir)}
+		url := harness.PostgresURL(i.proxy.Dir+","+p.standby.Dir, schema, "target_session_attrs=read-write")
+		i.Server = startInstance(t, i.name, url)
+		p.instances = append(p.instances, i)
 	}
 	keepLog(t, p.primary)
 	return p
