@@ -129,7 +129,7 @@ bench-edge: ## measure what an idle cluster writes (10 minutes)
 
 .PHONY: bench-postgres
 bench-postgres: ## measure keelson beside kine on PostgreSQL (10 minutes)
-	cd bench && go run . run $(BENCH_FLAGS) -systems '*-pg*' -workloads '$(BENCH_POSTGRES)' -budget 8m -out results-postgres.json
+	cd bench && go run . run $(BENCH_FLAGS) -systems '*-pg*,floor' -workloads '$(BENCH_POSTGRES)' -budget 9m -out results-postgres.json
 
 .PHONY: bench-report
 bench-report: ## put tables and plots of what was measured into bench/README.md

@@ -19,7 +19,7 @@ func (r *Results) leaves(b *strings.Builder) {
 
 func (r *Results) shares(b *strings.Builder) {
 	for _, w := range r.Workloads {
-		if w.Systems[floor] == nil || w.Clients < 200 || grows(w.Name) {
+		if w.Systems[floor] == nil || w.Systems[Baseline] == nil || w.Clients < 200 || grows(w.Name) {
 			continue
 		}
 		for _, system := range r.Systems {

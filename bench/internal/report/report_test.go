@@ -150,21 +150,21 @@ func TestTableOnPostgres(t *testing.T) {
 	r := postgresExample()
 	expectTable(t, r,
 		"ratios to kine in the same place",
-		"| create200 | keelson-pg | throughput /s to kine-pg | ≥ 5.00× | 9.00× (9.00×–9.00×) |  | reached |",
-		"| create200 | keelson-pg3 | throughput /s to kine-pg3 | ≥ 5.00× | 4.00× (4.00×–4.00×) |  | **missed** |",
+		"| create200 | keelson-pg | throughput /s to kine-pg | ≥ 5.00× | 9.00× (9.00×–9.00×) | 11.0× | reached |",
+		"| create200 | keelson-pg3 | throughput /s to kine-pg3 | ≥ 5.00× | 4.00× (4.00×–4.00×) | 22.0× | **missed** |",
 		"| create200 | keelson-pg3 | 2,000<br>**0.22×** (0.22–0.22) |",
 		"| list | keelson-pg | throughput /s to kine-pg | | | | kine-pg: **gave up after 1s** |",
-		"!1.80×",
+		"!1.80×", "!What the client leaves",
 	)
 }
 
 func postgresExample() *Results {
 	return &Results{
-		Systems: []System{{Name: "kine-pg"}, {Name: "keelson-pg", Base: "kine-pg"}, {Name: "kine-pg3"}, {Name: "keelson-pg3", Base: "kine-pg3"}},
+		Systems: []System{{Name: "kine-pg"}, {Name: "keelson-pg", Base: "kine-pg"}, {Name: "kine-pg3"}, {Name: "keelson-pg3", Base: "kine-pg3"}, {Name: "floor", Base: "etcd"}},
 		Workloads: []*Workload{
 			{Name: "create200", Doc: "create", Systems: map[string]*Series{
 				"kine-pg": {Windows: windows(1000)}, "keelson-pg": {Windows: windows(9000)},
-				"kine-pg3": {Windows: windows(500)}, "keelson-pg3": {Windows: windows(2000)},
+				"kine-pg3": {Windows: windows(500)}, "keelson-pg3": {Windows: windows(2000)}, "floor": {Windows: windows(11000)},
 			}},
 			{Name: "list", Doc: "list", Systems: map[string]*Series{
 				"kine-pg": {GaveUp: "gave up after 1s"}, "keelson-pg": {Windows: windows(9000)},
@@ -188,7 +188,7 @@ func TestGroup(t *testing.T) {
 	if g := groups[0]; len(g.Workloads) != 6 || len(g.Systems) != 4 || g.Command != "main\nedge" || g.Title() != "Beside etcd" {
 		t.Errorf("%+v", g)
 	}
-	if g := groups[1]; len(g.Workloads) != 2 || g.Title() != "On PostgreSQL" {
+	if g := groups[1]; len(g.Workloads) != 2 || len(g.Systems) != 5 || g.Title() != "On PostgreSQL" {
 		t.Errorf("%+v", g)
 	}
 }

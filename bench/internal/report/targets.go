@@ -85,7 +85,7 @@ func (r *Results) Targets(b *strings.Builder) {
 		base := r.baseOf(t.system)
 		what := t.metric.Name + " to " + base
 		if stat, ok := ours.Ratio(w.Systems[base], t.metric); ok {
-			targetRow(b, t, what, stat, times, r.floorCell(w, t.metric))
+			targetRow(b, t, what, stat, times, floorCell(w, base, t.metric))
 		} else if why := w.Systems[base].without(); why != "" && ours.Measured() {
 			fmt.Fprintf(b, "| %s | %s | %s | | | | %s: %s |\n", t.workload, t.system, what, base, why)
 		}
@@ -104,12 +104,12 @@ func (r *Results) baseOf(name string) string {
 	return name
 }
 
-// floorCell is what the server that keeps nothing has of the metric.
-func (r *Results) floorCell(w *Workload, m Metric) string {
+// floorCell is what the server that keeps nothing has of the base's metric.
+func floorCell(w *Workload, base string, m Metric) string {
 	if m.Key != Throughput.Key && m.Key != CPUPerOp.Key {
 		return ""
 	}
-	stat, ok := w.Systems[floor].Ratio(w.Systems[Baseline], m)
+	stat, ok := w.Systems[floor].Ratio(w.Systems[base], m)
 	if !ok {
 		return ""
 	}
