@@ -58,10 +58,12 @@ const (
 // as long as for a database that does not answer.
 const reopenPatience = postgres.DefaultTimeout
 
-// The pauses between the tries to open the data again.
+// The pauses between the tries to open the data again. The first try is made
+// at once, unless the generation before has not lasted for steadyTime.
 const (
 	firstReopenPause = 100 * time.Millisecond
 	lastReopenPause  = 5 * time.Second
+	steadyTime       = time.Minute
 )
 
 // openBackend opens the data; a SQLite database is locked from then on.
@@ -135,8 +137,9 @@ func (b *backend) run(ready func(bool), failed func(error)) {
 // keep replaces generations that have failed until ctx ends. The error is one
 // that opening the data again would not cure.
 func (b *backend) keep(ctx context.Context, ready func(bool)) error {
+	var wait time.Duration // before the next try
 	for {
-		g := b.newest()
+		g, began := b.newest(), time.Now()
 		var cause error
 		select {
 		case cause = <-g.failed:
@@ -147,10 +150,13 @@ func (b *backend) keep(ctx context.Context, ready func(bool)) error {
 			return cause
 		}
 		start := time.Now()
+		if start.Sub(began) > steadyTime {
+			wait = 0
+		}
 		b.enter(reopening, g)
 		ready(false)
 		b.logFailure(cause)
-		next, err := b.reopen(ctx, g)
+		next, err := b.reopen(ctx, g, &wait)
 		if next == nil {
 			b.enter(ended, g)
 			return err
@@ -176,13 +182,20 @@ func (b *backend) logFailure(cause error) {
 	log.Error("the data is opened again; requests wait meanwhile")
 }
 
-// reopen ends g and loads the generation after it, however long that takes. It
-// returns none when ctx has ended, or with an error that will not go away.
-func (b *backend) reopen(ctx context.Context, g *generation) (*generation, error) {
+// reopen ends g and loads the generation after it, however long that takes;
+// *wait is the pause before the next try. It returns none when ctx has ended,
+// or with an error that will not go away.
+func (b *backend) reopen(ctx context.Context, g *generation, wait *time.Duration) (*generation, error) {
 	g.endWatches()
 	_ = g.stop() // why it failed is known
 	said := ""
-	for wait := firstReopenPause; ; wait = min(2*wait, lastReopenPause) {
+	for {
+		select {
+		case <-time.After(*wait):
+		case <-ctx.Done():
+			return nil, nil
+		}
+		*wait = min(max(2**wait, firstReopenPause), lastReopenPause)
 		next, err := b.openAgain(ctx, g)
 		switch {
 		case err == nil:
@@ -193,11 +206,6 @@ func (b *backend) reopen(ctx context.Context, g *generation) (*generation, error
 		if err.Error() != said && ctx.Err() == nil {
 			said = err.Error()
 			b.log.WithError(err).Warn("the data cannot be opened again; trying on, clients get Unavailable")
-		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return nil, nil
 		}
 	}
 }

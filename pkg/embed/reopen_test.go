@@ -349,6 +349,9 @@ func TestPostgresLeaderLost(t *testing.T) {
 	if n := metric(t, a, "etcd_server_has_leader"); n != "0" {
 		t.Errorf("etcd_server_has_leader is %s", n)
 	}
+	if got, err := a.Status(ctx, a.Endpoint()); err != nil || got.Leader != 0 || len(got.Errors) != 1 {
+		t.Errorf("Status: %v, %v, want no leader", got, err)
+	}
 	if resp := <-a.Watch(clientv3.WithRequireLeader(ctx), "k"); !errors.Is(resp.Err(), rpctypes.ErrNoLeader) {
 		t.Errorf("another watch ends with %v, want no leader", resp.Err())
 	}

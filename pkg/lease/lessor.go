@@ -322,8 +322,8 @@ func (l *Lessor) TimeToLive(ctx context.Context, id int64) (Lease, bool, error) 
 		return lease, ok, nil
 	}
 	left, noted, err := l.shared.LeaseLeft(ctx, id)
-	if noted {
-		lease.Remaining = left
+	if noted { // maybe of an older lease with that id
+		lease.Remaining = min(left, lease.Remaining)
 	}
 	return lease, true, err
 }

@@ -34,6 +34,10 @@ func (s *maintenanceServer) Status(context.Context, *pb.StatusRequest) (*pb.Stat
 		StorageVersion:   storageVersion,
 		DowngradeInfo:    &pb.DowngradeInfo{},
 	}
+	if _, ok := s.cfg.Leader(); !ok {
+		resp.Leader = 0
+		resp.Errors = append(resp.Errors, rpctypes.ErrNoLeader.Error())
+	}
 	for _, alarm := range s.store.Alarms() {
 		resp.Errors = append(resp.Errors, alarm.String())
 	}

@@ -31,12 +31,18 @@ const (
 		WHERE h.id = 1 AND k.id = 1
 		ORDER BY r.seq`
 
-	// selectValues gives records in order, and no more once they have $2 bytes.
-	selectValues = `SELECT seq, header, key, value FROM (
+	// selectValues gives records in order, and no more once they have $2 bytes;
+	// each with what tells whether the log is still the same: the epoch, and the
+	// id of batch $3 as far as it is left.
+	selectValues = `SELECT r.seq, r.header, r.key, r.value, h.epoch,
+			(SELECT batch FROM keelson.log WHERE position = $3 AND batch IS NOT NULL)
+		FROM (
 			SELECT seq, header, key, value,
 				sum(coalesce(octet_length(value), 0)) OVER (ORDER BY seq) - coalesce(octet_length(value), 0) AS before
 			FROM keelson.log WHERE seq = ANY($1)
-		) r WHERE before < $2 ORDER BY seq`
+		) r CROSS JOIN keelson.head h
+		WHERE r.before < $2 AND h.id = 1
+		ORDER BY r.seq`
 
 	selectMissing = `SELECT k.floor, h.seq, (SELECT count(*) FROM keelson.log WHERE seq = ANY($1))
 		FROM keelson.head h CROSS JOIN keelson.kept k WHERE h.id = 1 AND k.id = 1`
@@ -184,12 +190,14 @@ type tail struct {
 // check looks at the state of the log that p was read from.
 func (t *tail) check(p *page) error {
 	t.newest = p.newest
-	switch {
-	case t.epoch != 0 && p.epoch != t.epoch:
-		return &lostError{errEpoch}
-	case t.after == t.given.position && t.after > 0 && len(p.previous) > 0 && !bytes.HasPrefix(p.previous, t.given.id[:]):
-		return &lostError{fmt.Errorf("position %d has another batch", t.after)}
-	case t.next == 0 && t.after >= p.head:
+	previous := p.previous
+	if t.after != t.given.position {
+		previous = nil
+	}
+	if cause := otherPast(t.given, previous, t.epoch, p.epoch); cause != nil {
+		return &lostError{cause}
+	}
+	if t.next == 0 && t.after >= p.head {
 		t.complete = true
 		return nil
 	}
@@ -283,14 +291,19 @@ func (l *Log) Values(ctx context.Context, seqs []int64) ([][]byte, error) {
 // them: all, or fewer if they are large.
 func (l *Log) fetch(ctx context.Context, seqs []int64, values map[int64][]byte) (int, error) {
 	n, size := 0, 0
+	l.mu.Lock()
+	given, known := l.given, l.epoch
+	l.mu.Unlock()
+	var epoch int64
+	var previous []byte
 	err := l.try(ctx, func(ctx context.Context, c *pgx.Conn) error {
 		n, size = 0, 0
-		rows, err := c.Query(ctx, l.sql.values, seqs, int64(readBytes))
+		rows, err := c.Query(ctx, l.sql.values, seqs, int64(readBytes), int64(given.position))
 		if err != nil {
 			return err
 		}
 		var row pageRow
-		_, err = pgx.ForEachRow(rows, []any{&row.seq, &row.header, &row.key, &row.value}, func() error {
+		_, err = pgx.ForEachRow(rows, []any{&row.seq, &row.header, &row.key, &row.value, &epoch, &previous}, func() error {
 			if n == len(seqs) || row.seq != seqs[n] {
 				return errGap
 			}
@@ -314,7 +327,26 @@ func (l *Log) fetch(ctx context.Context, seqs []int64, values map[int64][]byte) 
 		}
 		return err
 	})
+	if epoch != 0 { // else there were no rows
+		// In another past a record may be another key's.
+		if cause := otherPast(given, previous, known, epoch); cause != nil {
+			return 0, l.lost(cause)
+		}
+	}
 	return n, err
+}
+
+// otherPast returns what is wrong with a log of that epoch whose batch at the
+// place given has the id previous, which is nil if the batch is deleted. known
+// is 0 before Load.
+func otherPast(given place, previous []byte, known, epoch int64) error {
+	switch {
+	case known != 0 && epoch != known:
+		return errEpoch
+	case given.position > 0 && len(previous) > 0 && !bytes.HasPrefix(previous, given.id[:]):
+		return fmt.Errorf("position %d has another batch", given.position)
+	}
+	return nil
 }
 
 // errGap: a record that was asked for is not there.

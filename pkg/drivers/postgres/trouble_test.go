@@ -329,6 +329,19 @@ func TestLost(t *testing.T) {
 			return err
 		})
 	})
+	t.Run("overwritten, by Values", func(t *testing.T) {
+		testLost(t, func(log *postgres.Log) error {
+			other, head := opened(t, t.Name()), eventlog.Head{Position: 3, Seq: 3, Revision: 3}
+			for range 3 {
+				appendPut(t, other, &head, "other")
+			}
+			values, err := log.Values(context.Background(), []int64{5, 1})
+			if err == nil {
+				t.Errorf("Values of another past: %q", values)
+			}
+			return err
+		})
+	})
 	t.Run("overwritten in place", func(t *testing.T) {
 		testLost(t, func(log *postgres.Log) error {
 			other, head := opened(t, t.Name()), eventlog.Head{Position: 3, Seq: 3, Revision: 3}
