@@ -88,6 +88,11 @@ test-crash: ## kill -9, pauses, full and damaged disks under load, and lineariza
 test-postgres: ## these suites with keelson on PostgreSQL, and several instances there
 	$(MAKE) -C test on-postgres postgres
 
+.PHONY: soak-postgres
+soak-postgres: ## lessors that die or sleep, and what an hour of updates leaves behind
+	KEELSON_POSTGRES=all go test -count=1 -v -run Lessor ./pkg/cmd
+	KEELSON_BLOAT=1h go test -count=1 -timeout 2h -v -run TestBloat ./pkg/drivers/postgres
+
 .PHONY: soak-crash
 soak-crash: export KEELSON_CRASH_ROUNDS ?= 300
 soak-crash: ## hundreds of them, and every fault of the disk and power cut (an hour)
