@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,9 +38,10 @@ func (s *Store) trim() {
 // compactor deletes records from the log behind the committer's back. What is
 // left over when it stops is found again at the next start.
 //
-// It waits until the index is trimmed: keys are overwritten in any order, and
-// what a slice frees lies scattered in the log. All of it together is in few
-// long runs, of which the log deletes whole pages.
+// Keys are overwritten in any order, and what a slice of the index frees lies
+// scattered in the log. Much of it together is in few long runs, of which the
+// log deletes whole pages: so it waits until the index is trimmed, or there is
+// so much that the older half of it will hardly become denser.
 type compactor struct {
 	log    eventlog.Log
 	logger *logrus.Entry
@@ -47,6 +49,7 @@ type compactor struct {
 
 	mu      sync.Mutex
 	pending [stages][]int64 // seqs to delete, an earlier stage before a later one
+	partial bool            // more comes of what is pending
 	through int64           // compact revision that all of pending belongs to, once it is empty
 	reached int64           // compact revision whose records are all deleted
 	changed chan struct{}   // closed when reached changes or the compactor stops
@@ -66,7 +69,9 @@ func (c *compactor) add(seqs []int64, of stage, through int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.pending[of] = append(c.pending[of], seqs...)
-	if through < 0 || len(seqs) == 0 && through <= c.through {
+	was := c.partial
+	c.partial = through < 0
+	if c.partial && len(c.pending[stageSuperseded]) < enoughPending || !was && len(seqs) == 0 && through <= c.through {
 		return
 	}
 	c.through = max(c.through, through)
@@ -76,18 +81,39 @@ func (c *compactor) add(seqs []int64, of stage, through int64) {
 	}
 }
 
-// take returns all seqs of the stage that is next, or none and the compact
-// revision that they belonged to.
+// enoughPending records are deleted, half of them, before all are known.
+const enoughPending = 100_000
+
+// take returns seqs to delete next, ascending. If there are none, all that the
+// compaction at revision through freed is deleted; -1 is none.
 func (c *compactor) take() (seqs []int64, through int64) {
+	seqs, through, partial := c.takeStage()
+	slices.Sort(seqs)
+	if partial {
+		half := len(seqs) / 2
+		c.mu.Lock()
+		c.pending[stageSuperseded] = append(c.pending[stageSuperseded], seqs[half:]...)
+		c.mu.Unlock()
+		seqs = seqs[:half]
+	}
+	return seqs, through
+}
+
+// takeStage takes what is pending of the stage that is next, and reports
+// whether more of it comes.
+func (c *compactor) takeStage() (seqs []int64, through int64, partial bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.partial && len(c.pending[stageSuperseded]) < enoughPending {
+		return nil, -1, false
+	}
 	for i := range c.pending {
 		if seqs := c.pending[i]; len(seqs) > 0 {
 			c.pending[i] = nil
-			return seqs, -1
+			return seqs, -1, c.partial
 		}
 	}
-	return nil, c.through
+	return nil, c.through, false
 }
 
 // finish records that all of a compaction's records are deleted.
@@ -127,7 +153,9 @@ func (c *compactor) run(ctx context.Context) error {
 			if more = len(seqs) > 0; more {
 				continue
 			}
-			c.finish(through, false)
+			if through >= 0 {
+				c.finish(through, false)
+			}
 			if through > logged && deleted > 0 {
 				c.logger.WithFields(logrus.Fields{
 					"compacted": through, "records": deleted, "took": time.Since(start).Round(time.Millisecond).String(),

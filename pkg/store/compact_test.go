@@ -39,6 +39,10 @@ func TestCompactorStages(t *testing.T) {
 	c.add([]int64{9, 6}, stageRetired, 7)
 	// Another compaction frees more before the first is deleted.
 	c.add([]int64{8}, stageSuperseded, -1)
+	if seqs, through := c.take(); len(seqs) > 0 || through >= 0 {
+		t.Fatalf("took %v through %d while more comes", seqs, through)
+	}
+	c.add(nil, 0, 8)
 	go func() { stopped <- c.run(ctx) }()
 	if err := c.wait(ctx, 7); err != nil {
 		t.Fatal(err)
@@ -46,16 +50,40 @@ func TestCompactorStages(t *testing.T) {
 	if want := [][]int64{{1, 2, 3, 5, 8}, {4}, {6, 9}}; !reflect.DeepEqual(log.calls, want) {
 		t.Fatalf("deleted %v, want %v", log.calls, want)
 	}
-	c.add([]int64{10}, stageTombstones, 8)
-	if err := c.wait(ctx, 8); err != nil {
+	c.add([]int64{10}, stageTombstones, 9)
+	if err := c.wait(ctx, 9); err != nil {
 		t.Fatal(err)
 	}
-	c.add(nil, 0, 9) // frees nothing
-	if err := c.wait(ctx, 9); err != nil {
+	c.add(nil, 0, 10) // frees nothing
+	if err := c.wait(ctx, 10); err != nil {
 		t.Fatal(err)
 	}
 	cancel()
 	if err := <-stopped; err != nil || len(log.calls) != 4 {
 		t.Fatalf("%v, deleted %v", err, log.calls)
+	}
+}
+
+// TestCompactorStartsEarly: of much that is pending the older half is deleted
+// before all is known.
+func TestCompactorStartsEarly(t *testing.T) {
+	c := newCompactor(&compactLog{}, quiet())
+	for seq := int64(enoughPending); seq > 0; seq-- {
+		c.add([]int64{seq}, stageSuperseded, -1)
+	}
+	<-c.wake
+	seqs, through := c.take()
+	if len(seqs) != enoughPending/2 || seqs[0] != 1 || seqs[len(seqs)-1] != enoughPending/2 || through >= 0 {
+		t.Fatalf("took %d records through %d", len(seqs), through)
+	}
+	if seqs, through = c.take(); len(seqs) > 0 || through >= 0 {
+		t.Fatalf("took %d records through %d while little is pending", len(seqs), through)
+	}
+	c.add([]int64{enoughPending + 1}, stageSuperseded, 5)
+	if seqs, through = c.take(); len(seqs) != enoughPending/2+1 || through >= 0 {
+		t.Fatalf("took %d records through %d", len(seqs), through)
+	}
+	if seqs, through = c.take(); len(seqs) > 0 || through != 5 {
+		t.Fatalf("took %d records through %d once nothing is left", len(seqs), through)
 	}
 }

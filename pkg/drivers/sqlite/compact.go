@@ -17,12 +17,12 @@ const (
 	chunkRows = 64
 
 	// While batches come, Compact makes no transactions of its own, whose fsync
-	// an Append would wait for: each batch takes some deleting along, for a
-	// third of the time that it takes itself. Compact goes on by itself after a
+	// an Append would wait for: each batch takes some deleting along, for
+	// half of the time that it takes itself. Compact goes on by itself after a
 	// pause of quietTime, in transactions whose deleting takes about as long as
 	// a batch, so that one that comes meanwhile does not wait for much, or
 	// maxPace once no batch came for idleTime.
-	alongShare = 3
+	alongShare = 2
 	quietTime  = 10 * time.Millisecond
 	idleTime   = time.Second
 	minPace    = 100 * time.Microsecond
