@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -104,5 +105,39 @@ func BenchmarkCompactHotKey(b *testing.B) {
 			rev = f.put("hot", "v")
 		}
 		f.compact(rev - 10_000)
+	}
+}
+
+// BenchmarkValueCache has 20,000 values that are overwritten or read in any
+// order, and read in that of their seqs.
+func BenchmarkValueCache(b *testing.B) {
+	const n = 20_000
+	value := make([]byte, 1024)
+	b.Run("overwrite", func(b *testing.B) {
+		c := newValueCache(DefaultCacheBytes)
+		seqs := make([]int64, n)
+		for i := int64(1); b.Loop(); i++ {
+			key := rand.IntN(n)
+			c.put(i, value)
+			c.drop(seqs[key])
+			seqs[key] = i
+		}
+	})
+	for _, order := range []string{"random", "seq"} {
+		b.Run("list/"+order, func(b *testing.B) {
+			c := newValueCache(DefaultCacheBytes)
+			seqs := make([]int64, n)
+			for i := range seqs {
+				seqs[i] = int64(i)
+				c.put(seqs[i], value)
+			}
+			if order == "random" {
+				rand.Shuffle(n, func(i, j int) { seqs[i], seqs[j] = seqs[j], seqs[i] })
+			}
+			values := make([][]byte, n)
+			for b.Loop() {
+				c.getAll(seqs, values)
+			}
+		})
 	}
 }
