@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -402,5 +403,37 @@ func TestPostgresReadOnly(t *testing.T) {
 	waitLog(ctx, t, a, "the database answers again")
 	if _, err := a.Put(ctx, "k", ""); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestPostgresRestore: a backup that is restored under a running instance is a
+// loss that it notices.
+func TestPostgresRestore(t *testing.T) {
+	t.Parallel()
+	db := startPostgres(t)
+	a := startInstance(t, db, "a")
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	watch := a.Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(1))
+	if _, err := a.Put(ctx, "before", ""); err != nil {
+		t.Fatal(err)
+	}
+	dump := filepath.Join(db.Dir(), "dump")
+	run := func(program string, args ...string) {
+		if out, err := db.Command(db.Program(program), args...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", program, err, out)
+		}
+	}
+	run("pg_dump", "--format=custom", "--schema=keelson", "--file="+dump, db.URL("postgres"))
+	after, err := a.Put(ctx, "after", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run("pg_restore", "--clean", "--single-transaction", "--dbname="+db.URL("postgres"), dump)
+	waitLog(ctx, t, a, logOpenAgain)
+	checkCompacted(t, "a", watch, after.Header.Revision, "before", "after")
+	got, err := a.Get(ctx, "", clientv3.WithPrefix())
+	if err != nil || len(got.Kvs) != 1 || got.Header.Revision < after.Header.Revision+1000 {
+		t.Errorf("Get: %v, %v, want what was there before", got, err)
 	}
 }

@@ -87,8 +87,8 @@ func TestTLS(t *testing.T) {
 	at := func(host, params string) string {
 		return fmt.Sprintf("postgres://%s@%s:%s/postgres?%s", pgtest.User, host, port, params)
 	}
-	open := func(url string) error {
-		log, err := postgres.Open(context.Background(), postgres.Options{URL: url, Timeout: time.Second, Logger: quiet()})
+	open := func(url string, timeout time.Duration) error {
+		log, err := postgres.Open(context.Background(), postgres.Options{URL: url, Timeout: timeout, Logger: quiet()})
 		if err == nil {
 			err = log.Close()
 		}
@@ -97,7 +97,7 @@ func TestTLS(t *testing.T) {
 	// The server's certificate may take a moment to be loaded.
 	good := at("127.0.0.1", "sslmode=verify-full&sslrootcert="+file("ca.crt"))
 	for deadline := time.Now().Add(10 * time.Second); ; {
-		err := open(good)
+		err := open(good, time.Second)
 		if err == nil {
 			break
 		}
@@ -105,7 +105,7 @@ func TestTLS(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := open("postgres:///?service=keelson"); err != nil {
+	if err := open("postgres:///?service=keelson", 5*time.Second); err != nil {
 		t.Errorf("by the service file: %v", err)
 	}
 	for name, tt := range map[string]struct{ url, want string }{
@@ -114,7 +114,7 @@ func TestTLS(t *testing.T) {
 		"no authority":      {at("127.0.0.1", "sslmode=verify-full&sslrootcert="+file("none.crt")), "none.crt"},
 		"wrong password":    {strings.Replace(good, "@", ":secret@", 1), "password authentication failed"},
 	} {
-		if err := open(tt.url); err == nil || !strings.Contains(err.Error(), tt.want) ||
+		if err := open(tt.url, 300*time.Millisecond); err == nil || !strings.Contains(err.Error(), tt.want) ||
 			strings.Contains(err.Error(), pgtest.Password) || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s: %v, want %s, and no password", name, err, tt.want)
 		}

@@ -142,7 +142,7 @@ func (s *Server) dropRoot() error {
 func (s *Server) data() string { return filepath.Join(s.dir, "data") }
 
 func (s *Server) command(program string, args ...string) *exec.Cmd {
-	return s.Command(filepath.Join(s.bin, program), args...)
+	return s.Command(s.Program(program), args...)
 }
 
 // URL returns the URL of a database, with params ("name=value").
@@ -214,6 +214,9 @@ func (s *Server) Command(path string, args ...string) *exec.Cmd {
 	cmd.SysProcAttr = s.attr
 	return cmd
 }
+
+// Program returns the path of a program of PostgreSQL, such as pg_dump.
+func (s *Server) Program(name string) string { return filepath.Join(s.bin, name) }
 
 // Own gives a directory to the server's user.
 func (s *Server) Own(dir string) error {
