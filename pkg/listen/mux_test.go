@@ -9,8 +9,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -266,6 +268,42 @@ func BenchmarkPeeked(b *testing.B) {
 		_, _ = c.Read(p)
 	}
 }
+
+// TestWriteYields: goroutines that are ready to run go before a write of some
+// size, which they may add to, but not before a small or a large one.
+func TestWriteYields(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	for _, tt := range []struct {
+		bytes int
+		want  bool
+	}{{fewBytes - 1, false}, {fewBytes, true}, {manyBytes, true}, {manyBytes + 1, false}} {
+		const tries = 100
+		yields := 0
+		for range tries { // the scheduler is not bound to an order
+			var ran atomic.Bool
+			conn := &lookingConn{look: func() {
+				if ran.Load() {
+					yields++
+				}
+			}}
+			done := make(chan struct{})
+			go func() { ran.Store(true); close(done) }()
+			_, _ = (&placed{peeked: peeked{Conn: conn}}).Write(make([]byte, tt.bytes))
+			<-done
+		}
+		if got := yields > tries/2; got != tt.want {
+			t.Errorf("%d bytes: others went first %d times of %d", tt.bytes, yields, tries)
+		}
+	}
+}
+
+// lookingConn calls look when it is written to.
+type lookingConn struct {
+	net.Conn
+	look func()
+}
+
+func (c *lookingConn) Write(p []byte) (int, error) { c.look(); return len(p), nil }
 
 type nullConn struct{ net.Conn }
 
