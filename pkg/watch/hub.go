@@ -266,7 +266,7 @@ func (h *Hub) push(w *watcher, r *run) {
 	if r.empty() {
 		return
 	}
-	if !(w.prevKV && r.partial) && w.stream.offer(w, r) {
+	if (!w.prevKV || !r.partial) && w.stream.offer(w, r) {
 		h.pushed += uint64(len(r.changes))
 		h.mark(w.stream)
 		return
