@@ -18,11 +18,13 @@ const (
 
 	// While batches come, Compact makes no transactions of its own, whose fsync
 	// an Append would wait for: each batch takes some deleting along, for
-	// half of the time that it takes itself. Compact goes on by itself after a
+	// half of the time that it takes itself, of which alongCost goes into the
+	// pages that any deleting changes. Compact goes on by itself after a
 	// pause of quietTime, in transactions whose deleting takes about as long as
 	// a batch, so that one that comes meanwhile does not wait for much, or
 	// maxPace once no batch came for idleTime.
 	alongShare = 2
+	alongCost  = 50 * time.Microsecond
 	quietTime  = 10 * time.Millisecond
 	idleTime   = time.Second
 	minPace    = 100 * time.Microsecond
@@ -154,7 +156,7 @@ func (l *Log) takeAlong() (some bool, err error) {
 	}
 	l.along.Add(1)
 	start := time.Now()
-	err = work(func() bool { return time.Since(start) < l.pace/alongShare })
+	err = work(func() bool { return time.Since(start) < l.pace/alongShare-alongCost })
 	l.worked = time.Since(start)
 	if errors.Is(err, errStuck) {
 		l.spare, err = nil, nil // vacuum will find that too
