@@ -152,8 +152,8 @@ func New(source Source, opt Options) *Hub {
 // streams, with what is still queued in them, and returns nil. It is called
 // once.
 func (h *Hub) Run(ctx context.Context) error {
-	defer close(h.done)
 	defer h.closeStreams()
+	defer close(h.done)
 	g, ctx := errgroup.WithContext(ctx)
 	for range h.opt.Workers {
 		g.Go(func() error { h.worker(ctx); return nil })

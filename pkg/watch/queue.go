@@ -174,6 +174,7 @@ func (s *Stream) end() {
 	s.events, s.bytes, s.sending, s.controls = 0, 0, 0, 0
 	s.reckon()
 	signal(s.room)
+	signal(s.wake)
 }
 
 // admits says whether the client may send another request.

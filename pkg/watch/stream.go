@@ -319,5 +319,9 @@ func (s *Stream) Admit(ctx context.Context) error {
 // Done is closed when the hub has stopped: nothing will come any more.
 func (s *Stream) Done() <-chan struct{} { return s.hub.done }
 
-// Wake is signalled when there may be something to pop.
+// Rouse signals Wake: there is something else to do than to pop.
+func (s *Stream) Rouse() { signal(s.wake) }
+
+// Wake is signalled when there may be something to pop, by Rouse, and at the
+// end of the stream.
 func (s *Stream) Wake() <-chan struct{} { return s.wake }
