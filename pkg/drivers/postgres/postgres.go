@@ -208,6 +208,7 @@ func (l *Log) try(ctx context.Context, fn func(context.Context, *pgx.Conn) error
 func (l *Log) tryFor(parent context.Context, timeout time.Duration, fn func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(parent, timeout)
 	defer cancel()
+	var cause error // of the last try that the timeout has not cut off
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		if err := errors.Join(l.check(), parent.Err()); err != nil {
 			return err
@@ -215,6 +216,9 @@ func (l *Log) tryFor(parent context.Context, timeout time.Duration, fn func(cont
 		err := fn(ctx)
 		if err == nil || !isTransient(err) {
 			return classify(err)
+		}
+		if ctx.Err() == nil || cause == nil {
+			cause = err
 		}
 		if isOutdated(err) {
 			l.pool.Reset()
@@ -225,7 +229,7 @@ func (l *Log) tryFor(parent context.Context, timeout time.Duration, fn func(cont
 			if parent.Err() != nil {
 				return parent.Err()
 			}
-			return unavailable(err)
+			return unavailable(cause)
 		}
 	}
 }
