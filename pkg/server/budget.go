@@ -29,7 +29,7 @@ const (
 	pageBytes = 16 << 20
 
 	// pairBytes is about what a key-value pair takes in memory beside key and
-	// value until it is sent.
+	// value until it is sent, as a message; one of a range takes a fifth of it.
 	pairBytes = 256
 
 	// holdLimit ends what a client that does not read holds: others are not
