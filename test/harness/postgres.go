@@ -24,7 +24,7 @@ const postgresUser = "keelson"
 // postgresSocket is its name in its directory.
 const postgresSocket = ".s.PGSQL.5432"
 
-// postgresPatience bounds a start, with recovery, and a stop.
+// postgresPatience bounds a start, with recovery.
 const postgresPatience = time.Minute
 
 // Postgres is a PostgreSQL server of its own, in a temporary directory, on a
@@ -36,7 +36,7 @@ type Postgres struct {
 	bin      string // of the programs
 	attr     *syscall.SysProcAttr
 	settings []string // "name=value"
-	process  *Process // nil: stopped
+	process  *Process // nil: killed
 }
 
 // StartPostgres starts a server that ends with the test. It fails where
@@ -146,7 +146,7 @@ func (p *Postgres) close() error {
 	return errors.Join(p.Kill(), os.RemoveAll(p.Dir))
 }
 
-// Start starts a server that was stopped and returns when it answers.
+// Start starts a server that was killed and returns when it answers.
 func (p *Postgres) Start() error {
 	args := []string{"-D", "data", "-k", p.Dir, "-c", "listen_addresses="}
 	for _, setting := range p.settings {
@@ -172,23 +172,6 @@ func (p *Postgres) Start() error {
 			return fmt.Errorf("PostgreSQL does not start:\n%s", process.LogTail(20))
 		}
 	}
-}
-
-// Stop ends the server, cutting its connections off; all commits are kept.
-func (p *Postgres) Stop() error {
-	if p.process == nil {
-		return nil
-	}
-	if err := p.process.cmd.Process.Signal(syscall.SIGINT); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return err
-	}
-	select {
-	case <-p.process.Done():
-	case <-time.After(postgresPatience):
-		return errors.New("PostgreSQL does not end")
-	}
-	p.process = nil
-	return nil
 }
 
 // Kill is kill -9 of all its processes: the next start recovers.
