@@ -141,6 +141,20 @@ func AppendBatch(dst []byte, b *Batch) []byte {
 	return dst
 }
 
+// PeekBatchID returns the id of a batch that AppendBatch made. It verifies
+// nothing else.
+func PeekBatchID(src []byte) (BatchID, error) {
+	var id BatchID
+	if len(src) < 1+len(id) {
+		return id, fmt.Errorf("%w: batch has %d bytes", ErrCorrupt, len(src))
+	}
+	if src[0] != formatVersion {
+		return id, fmt.Errorf("batch has format %d; this keelson reads format %d: use a newer keelson", src[0], formatVersion)
+	}
+	copy(id[:], src[1:])
+	return id, nil
+}
+
 // DecodeBatch decodes what AppendBatch made, verifying every checksum and
 // that seqs and positions are the batch's. Keys and values alias src.
 func DecodeBatch(src []byte) (*Batch, error) {
