@@ -1,0 +1,134 @@
+package raftlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+// mark is a place in the Raft log from which it may be read after a restart,
+// once the database has position.
+type mark struct {
+	index, term uint64
+	position    eventlog.Position
+	conf        *raftpb.ConfState
+	members     Members
+}
+
+// marks says when it is time for one. It belongs to the apply goroutine.
+type marks struct {
+	entries, bytes uint64 // since the newest of due
+	due            []mark // in order; the database may not be so far yet
+}
+
+// markBytes is how much of the Raft log a restart reads at most, together with
+// what the database has not made durable, and half of what memory holds of it
+// for followers that are behind.
+const markBytes = 16 << 20
+
+// applyEntries brings committed entries to the database, in order.
+func (l *Log) applyEntries(ctx context.Context, entries []*raftpb.Entry) error {
+	for _, e := range entries {
+		if err := l.applyEntry(ctx, e); err != nil {
+			return fmt.Errorf("apply entry %d of the raft log: %w", e.GetIndex(), err)
+		}
+	}
+	return nil
+}
+
+func (l *Log) applyEntry(ctx context.Context, e *raftpb.Entry) (err error) {
+	l.applying.Lock()
+	defer l.applying.Unlock()
+	switch {
+	case e.GetType() == raftpb.EntryConfChange:
+		err = l.applyChange(ctx, e)
+	case e.GetType() != raftpb.EntryNormal:
+		err = fmt.Errorf("it is a %v, which this keelson does not know: use a newer keelson", e.GetType())
+	case len(e.Data) > 0: // a new leader's first entry is empty
+		err = l.applyBatch(e)
+	}
+	if err != nil {
+		return err
+	}
+	l.term = e.GetTerm()
+	l.proposals.lost(e.GetTerm())
+	l.applied.advance(e.GetIndex())
+	return l.noteMark(e)
+}
+
+// applyBatch applies one batch, whose fate is final with that.
+func (l *Log) applyBatch(e *raftpb.Entry) error {
+	id, err := eventlog.PeekBatchID(e.Data)
+	if err != nil {
+		return err
+	}
+	batch := l.proposals.begin(id)
+	if batch == nil {
+		if batch, err = eventlog.DecodeBatch(e.Data); err != nil {
+			return err
+		}
+	}
+	err = l.local.Append(context.Background(), batch)
+	if err != nil && !errors.Is(err, eventlog.ErrStale) {
+		return err
+	}
+	l.proposals.settle(id, err)
+	return nil
+}
+
+// noteMark makes a mark when it is time for one and the database is so far.
+func (l *Log) noteMark(e *raftpb.Entry) error {
+	m := &l.marks
+	m.entries++
+	m.bytes += uint64(len(e.Data))
+	if m.entries >= l.snapshotCount || m.bytes >= markBytes {
+		position, err := l.local.Head(context.Background())
+		if err != nil {
+			return err
+		}
+		m.due = append(m.due, mark{index: e.GetIndex(), term: e.GetTerm(), position: position, conf: l.conf, members: l.Members()})
+		m.entries, m.bytes = 0, 0
+	}
+	for len(m.due) > 0 && l.local.Stats().Checkpointed >= m.due[0].position {
+		done, err := l.node.disk.mark(m.due[0])
+		if err != nil {
+			return fmt.Errorf("%w: mark entry %d in the raft log: %w", eventlog.ErrFailed, m.due[0].index, err)
+		}
+		if !done {
+			return nil
+		}
+		m.due = m.due[1:]
+	}
+	return nil
+}
+
+// progress is a number that does not fall, and whose setting can be waited for.
+type progress struct {
+	mu   sync.Mutex
+	at   uint64        // mu
+	next chan struct{} // mu; closed when at is set
+}
+
+// newProgress returns one that is at at.
+func newProgress(at uint64) *progress { return &progress{at: at, next: make(chan struct{})} }
+
+// advance sets the number, which is not smaller than before.
+func (p *progress) advance(to uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.at = to
+	close(p.next)
+	p.next = make(chan struct{})
+}
+
+// now returns the number, and what is closed when it is set again.
+func (p *progress) now() (uint64, <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.at, p.next
+}

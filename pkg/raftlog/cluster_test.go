@@ -1,0 +1,246 @@
+package raftlog_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/storage/wal"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/raftlog"
+)
+
+// batchOn returns a batch with one put that continues head.
+func batchOn(head eventlog.Head, key string) *eventlog.Batch {
+	b := &eventlog.Batch{ID: eventlog.NewBatchID(), Base: head.Position}
+	b.Records = []eventlog.Record{{
+		Seq: head.Seq + 1, Position: b.Position(), Kind: eventlog.KindPut,
+		Revision: eventlog.Revision{Main: head.Revision + 1}, Key: []byte(key), Value: []byte("value of " + key),
+		CreateRevision: head.Revision + 1, Version: 1,
+	}}
+	return b
+}
+
+// after is the head once b is appended.
+func after(b *eventlog.Batch) eventlog.Head {
+	last := b.Records[len(b.Records)-1]
+	return eventlog.Head{Position: b.Position(), Seq: last.Seq, Revision: last.Revision.Main}
+}
+
+// nodesOf opens and loads a cluster whose nodes elect their leader themselves.
+func nodesOf(t *testing.T, net *network, dir string, size int) []*raftlog.Log {
+	t.Helper()
+	var nodes []*raftlog.Log
+	for id := range uint64(size) {
+		n := openNode(t, net, dir, id+1, size, 300*time.Millisecond)
+		nodes = append(nodes, n)
+		net.set(id+1, n)
+		t.Cleanup(func() { _ = n.Close() }) // closed by the test already, or in a test that failed
+	}
+	for _, n := range nodes {
+		if _, err := n.Load(t.Context(), func(*eventlog.Record) error { return nil }); err != nil {
+			t.Fatalf("Load: %v", err)
+		}
+	}
+	return nodes
+}
+
+// leaderOf waits for a leader among nodes that all of them know.
+func leaderOf(t *testing.T, nodes ...*raftlog.Log) *raftlog.Log {
+	t.Helper()
+	var leader *raftlog.Log
+	await(t, "a leader that all know", func() bool {
+		leader = nil
+		for _, n := range nodes {
+			if n.Status().Leads {
+				leader = n
+			}
+		}
+		for _, n := range nodes {
+			if leader == nil || n.Status().Leader != leader.Status().ID {
+				return false
+			}
+		}
+		return true
+	})
+	return leader
+}
+
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within 30 s", what)
+		}
+	}
+}
+
+// others returns nodes without n.
+func others(nodes []*raftlog.Log, n *raftlog.Log) []*raftlog.Log {
+	var out []*raftlog.Log
+	for _, other := range nodes {
+		if other != n {
+			out = append(out, other)
+		}
+	}
+	return out
+}
+
+// appendTo appends key through leader, or through whoever leads after it.
+func appendTo(t *testing.T, leader *raftlog.Log, head eventlog.Head, key string) eventlog.Head {
+	t.Helper()
+	b := batchOn(head, key)
+	if err := leader.Append(t.Context(), b); err != nil {
+		t.Fatalf("Append of %s: %v", key, err)
+	}
+	return after(b)
+}
+
+// TestFollowers: what the leader acknowledged, a follower has after a fence;
+// a follower does not append.
+func TestFollowers(t *testing.T) {
+	nodes := nodesOf(t, newNetwork(), t.TempDir(), 3)
+	leader := leaderOf(t, nodes...)
+	var head eventlog.Head
+	for i := range 20 {
+		head = appendTo(t, leader, head, fmt.Sprint("key", i))
+		for _, n := range nodes {
+			if at, err := n.Head(t.Context()); err != nil || at != head.Position {
+				t.Fatalf("Head of node %d: %d, %v, want %d", n.Status().ID, at, err, head.Position)
+			}
+			got, err := n.Tail(t.Context(), head.Position-1, 1)
+			if err != nil || len(got) != 1 || string(got[0].Records[0].Key) != fmt.Sprint("key", i) {
+				t.Fatalf("Tail of node %d: %v, %v", n.Status().ID, got, err)
+			}
+		}
+	}
+	follower := others(nodes, leader)[0]
+	if err := follower.Append(t.Context(), batchOn(head, "other")); !errors.Is(err, raftlog.ErrNotLeader) {
+		t.Errorf("Append to a follower: %v, want ErrNotLeader", err)
+	}
+}
+
+// TestCutOffLeader: a leader without a majority acknowledges nothing and
+// answers no fence; what it had proposed is gone when it hears of the new one,
+// and it says so.
+func TestCutOffLeader(t *testing.T) {
+	net := newNetwork()
+	nodes := nodesOf(t, net, t.TempDir(), 3)
+	old := leaderOf(t, nodes...)
+	head := appendTo(t, old, eventlog.Head{}, "before")
+
+	net.isolate(old.Status().ID, true)
+	outcome := make(chan error, 1)
+	go func() { outcome <- old.Append(context.Background(), batchOn(head, "lost")) }()
+	rest := others(nodes, old)
+	leader := leaderOf(t, rest...)
+	if _, err := leader.Head(t.Context()); err != nil {
+		t.Fatalf("Head of the new leader: %v", err)
+	}
+	head = appendTo(t, leader, head, "after")
+	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if at, err := old.Head(short); err == nil {
+		t.Errorf("a node that is cut off answers a fence: %d", at)
+	}
+	net.isolate(old.Status().ID, false)
+	// The same if it knew already that it does not lead any more.
+	if err := <-outcome; !errors.Is(err, raftlog.ErrNotLeader) {
+		t.Errorf("Append that was lost: %v, want ErrNotLeader", err)
+	}
+	await(t, "the old leader's fence", func() bool {
+		at, err := old.Head(t.Context())
+		return err == nil && at == head.Position
+	})
+	for _, n := range nodes {
+		got, err := n.Tail(t.Context(), 0, 100)
+		if err != nil || len(got) != 2 || string(got[1].Records[0].Key) != "after" {
+			t.Errorf("node %d has %v, %v", n.Status().ID, got, err)
+		}
+	}
+}
+
+// TestReplay: the database may have lost what it had not made durable; all of
+// it comes again from the WAL, once.
+func TestReplay(t *testing.T) {
+	dir := t.TempDir()
+	database := filepath.Join(dir, "node1", "keelson.db")
+	var head eventlog.Head
+	var old []byte
+	for round := range 4 {
+		n := leaderOf(t, nodesOf(t, newNetwork(), dir, 1)...)
+		if at, err := n.Head(t.Context()); err != nil || at != head.Position {
+			t.Fatalf("round %d: Head is %d, %v, want %d", round, at, err, head.Position)
+		}
+		got, err := n.Tail(t.Context(), 0, 1000)
+		if err != nil || len(got) != int(head.Position) {
+			t.Fatalf("round %d: %d batches, %v, want %d", round, len(got), err, head.Position)
+		}
+		for i := range 60 { // fewer than a checkpoint takes
+			head = appendTo(t, n, head, fmt.Sprintf("key %d.%d", round, i))
+		}
+		if err := n.Close(); err != nil {
+			t.Fatalf("Close: %v", err)
+		}
+		switch round {
+		case 0:
+			if old, err = os.ReadFile(database); err != nil {
+				t.Fatal(err)
+			}
+		default: // closed in order, so that nothing is in SQLite's own WAL
+			if err := os.WriteFile(database, old, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestMarks: what the database has made durable is not kept in the WAL, nor
+// read at a restart.
+func TestMarks(t *testing.T) {
+	defer func(size int64) { wal.SegmentSizeBytes = size }(wal.SegmentSizeBytes)
+	wal.SegmentSizeBytes = 1 << 20
+	dir := t.TempDir()
+	value := make([]byte, 200<<10)
+	var head eventlog.Head
+	for round := range 2 {
+		n := leaderOf(t, nodesOf(t, newNetwork(), dir, 1)...)
+		if at, err := n.Head(t.Context()); err != nil || at != head.Position {
+			t.Fatalf("round %d: Head is %d, %v, want %d", round, at, err, head.Position)
+		}
+		for range 400 { // 80 MB: checkpoints every 16 MiB or so
+			b := batchOn(head, "key")
+			b.Records[0].Value = value
+			if err := n.Append(t.Context(), b); err != nil {
+				t.Fatalf("Append: %v", err)
+			}
+			head = after(b)
+		}
+		if err := n.Close(); err != nil {
+			t.Fatalf("Close: %v", err)
+		}
+		files, err := filepath.Glob(filepath.Join(dir, "node1", "raft", "wal", "*.wal"))
+		if err != nil || len(files) == 0 || len(files) > 60 {
+			t.Errorf("round %d: %d files in the WAL, %v; want at most 60 of 1 MiB after 80 MB", round, len(files), err)
+		}
+	}
+}
+
+// TestForeign: the Raft log of another node is refused.
+func TestForeign(t *testing.T) {
+	dir := t.TempDir()
+	n := openNode(t, newNetwork(), dir, 1, 1, time.Second)
+	if err := n.Close(); err != nil {
+		t.Fatalf("Close: %v", err)
+	}
+	_, err := raftlog.Open(t.Context(), raftlog.Options{Dir: filepath.Join(dir, "node1"), Cluster: 8, ID: 1, Members: membersOf(1), Transport: newNetwork()})
+	if err == nil || !strings.Contains(err.Error(), "belongs to node 1 of cluster 7") {
+		t.Errorf("Open with the WAL of another cluster: %v", err)
+	}
+}

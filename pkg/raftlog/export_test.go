@@ -1,0 +1,35 @@
+package raftlog
+
+import (
+	"context"
+	"errors"
+
+	"go.etcd.io/raft/v3"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+// LoadAgain is Load for a log that runs already, between two batches.
+func (l *Log) LoadAgain(ctx context.Context, fn func(*eventlog.Record) error) (eventlog.Head, error) {
+	if err := l.check(); err != nil {
+		return eventlog.Head{}, err
+	}
+	return l.local.Load(ctx, fn)
+}
+
+// FailAppend makes the next Append lose its answer if persisted, and fail
+// before anything was proposed if not.
+func (l *Log) FailAppend(persisted bool) {
+	l.onAppend = func(commit func() error) error {
+		l.onAppend = nil
+		if !persisted {
+			return errors.New("injected fault")
+		}
+		return errors.Join(commit(), eventlog.ErrUnknown)
+	}
+}
+
+// Campaign makes the node try to become the leader now.
+func (l *Log) Campaign() {
+	l.node.inputs.put(func(raw *raft.RawNode) { _ = raw.Campaign() })
+}

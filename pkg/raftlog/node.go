@@ -1,0 +1,236 @@
+package raftlog
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+const (
+	// maxWaiting is how many messages of peers may wait for the loop; more are
+	// dropped, which Raft takes for a bad network.
+	maxWaiting = 4096
+
+	maxMessageBytes   = 1 << 20  // of entries in one message; one entry may be larger
+	maxInflight       = 512      // messages on their way to a follower
+	maxInflightBytes  = 64 << 20 // and the bytes in them
+	maxApplyingBytes  = 16 << 20 // entries handed to apply at once
+	maxUncommitBytes  = 256 << 20
+	electionTimeouts  = 1 // heartbeats between which a leader is heard: one
+	readContextLength = 8
+)
+
+// node runs raft: one goroutine has the state machine, one writes the WAL and
+// one applies, beside each other, so that the leader's fsync and those of its
+// followers take place at the same time.
+type node struct {
+	raw       *raft.RawNode
+	disk      *disk
+	transport Transport
+	tick      time.Duration
+
+	inputs  *mailbox[func(*raft.RawNode)]
+	appends *mailbox[*raftpb.Message]
+	applies *mailbox[*raftpb.Message]
+
+	apply  func(context.Context, []*raftpb.Entry) error // by the apply goroutine
+	onRead func(request, index uint64)                  // by the loop; does not block
+
+	logger *logrus.Entry
+	halted error // belongs to the loop, which ends with it
+
+	status  atomic.Pointer[Status]
+	changes *progress // of the status
+}
+
+// newNode makes the node of id over what d holds.
+func newNode(d *disk, opt Options) (*node, error) {
+	mark, err := d.mem.Snapshot()
+	if err != nil {
+		return nil, err
+	}
+	n := &node{
+		disk:      d,
+		transport: opt.Transport,
+		tick:      opt.HeartbeatInterval,
+		inputs:    newMailbox[func(*raft.RawNode)](),
+		appends:   newMailbox[*raftpb.Message](),
+		applies:   newMailbox[*raftpb.Message](),
+		changes:   newProgress(0),
+		logger:    opt.Logger,
+	}
+	n.raw, err = raft.NewRawNode(&raft.Config{
+		ID:                        opt.ID,
+		ElectionTick:              int(opt.ElectionTimeout / opt.HeartbeatInterval),
+		HeartbeatTick:             electionTimeouts,
+		Storage:                   d.mem,
+		Applied:                   mark.GetMetadata().GetIndex(),
+		AsyncStorageWrites:        true,
+		MaxSizePerMsg:             maxMessageBytes,
+		MaxCommittedSizePerReady:  maxApplyingBytes,
+		MaxUncommittedEntriesSize: maxUncommitBytes,
+		MaxInflightMsgs:           maxInflight,
+		MaxInflightBytes:          maxInflightBytes,
+		CheckQuorum:               true,
+		PreVote:                   true,
+		DisableProposalForwarding: true, // a batch is evaluated on the leader's state
+		StepDownOnRemoval:         true,
+		Logger:                    quiet{opt.Logger},
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.publish()
+	return n, nil
+}
+
+// run runs until ctx ends (nil) or the WAL or the database fails.
+func (n *node) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.loop(ctx) })
+	g.Go(func() error { return n.serve(ctx, n.appends, n.save) })
+	g.Go(func() error {
+		return n.serve(ctx, n.applies, func(m *raftpb.Message) error { return n.apply(ctx, m.Entries) })
+	})
+	return g.Wait()
+}
+
+// loop has the state machine: nothing else touches raw.
+func (n *node) loop(ctx context.Context) error {
+	if voters := n.raw.Status().Config.Voters.IDs(); len(voters) == 1 {
+		if _, alone := voters[n.raw.BasicStatus().ID]; alone {
+			if err := n.raw.Campaign(); err != nil { // nobody else could win
+				return err
+			}
+		}
+	}
+	ticker := time.NewTicker(n.tick)
+	defer ticker.Stop()
+	for {
+		for n.raw.HasReady() {
+			n.dispatch(n.raw.Ready())
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			n.raw.Tick()
+		case <-n.inputs.wake:
+			for _, input := range n.inputs.take() {
+				if input(n.raw); n.halted != nil {
+					return n.halted
+				}
+			}
+		}
+	}
+}
+
+// dispatch hands out what raft wants done. Messages may leave at once: those
+// that promise durability come as the responses of a write.
+func (n *node) dispatch(rd raft.Ready) {
+	if rd.SoftState != nil || rd.HardState != nil {
+		n.publish()
+	}
+	for _, read := range rd.ReadStates {
+		if len(read.RequestCtx) == readContextLength {
+			n.onRead(binary.BigEndian.Uint64(read.RequestCtx), read.Index)
+		}
+	}
+	n.send(rd.Messages)
+}
+
+// send delivers messages to where they belong.
+func (n *node) send(messages []*raftpb.Message) {
+	var away []*raftpb.Message
+	for _, m := range messages {
+		switch m.GetTo() {
+		case raft.LocalAppendThread:
+			n.appends.put(m)
+		case raft.LocalApplyThread:
+			n.applies.put(m)
+		case n.status.Load().ID:
+			n.inputs.put(func(raw *raft.RawNode) { _ = raw.Step(m) }) // a message of raft to itself: it fails for none
+		default:
+			away = append(away, m)
+		}
+	}
+	if len(away) > 0 {
+		n.transport.Send(away)
+	}
+}
+
+// step takes a message of a peer.
+func (n *node) step(m *raftpb.Message) error {
+	if raft.IsLocalMsgTarget(m.GetFrom()) || raft.IsLocalMsg(m.GetType()) || m.GetTo() != n.status.Load().ID {
+		return fmt.Errorf("a peer sent a %v from %x to %x, which only this node may", m.GetType(), m.GetFrom(), m.GetTo())
+	}
+	if n.inputs.len() >= maxWaiting {
+		return nil
+	}
+	n.inputs.put(func(raw *raft.RawNode) { _ = raw.Step(m) }) // an answer of a node that is no member is dropped
+	return nil
+}
+
+// serve does the writes that raft asks for, in order, and sends the messages
+// that wait for them.
+func (n *node) serve(ctx context.Context, box *mailbox[*raftpb.Message], do func(*raftpb.Message) error) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-box.wake:
+		}
+		for _, m := range box.take() {
+			if err := do(m); err != nil {
+				return err
+			}
+			n.send(m.Responses)
+		}
+	}
+}
+
+// save is the write of the WAL.
+func (n *node) save(m *raftpb.Message) error {
+	if err := n.disk.save(m); err != nil {
+		return fmt.Errorf("%w: write the raft log: %w", eventlog.ErrFailed, err)
+	}
+	return nil
+}
+
+// quiet logs what raft has for information as details: the node says itself
+// what an operator needs to know.
+type quiet struct{ *logrus.Entry }
+
+func (q quiet) Info(args ...any)                 { q.Debug(args...) }
+func (q quiet) Infof(format string, args ...any) { q.Debugf(format, args...) }
+
+// publish makes the node's status known.
+func (n *node) publish() {
+	s := n.raw.BasicStatus()
+	now := &Status{ID: s.ID, Leader: s.Lead, Term: s.GetTerm(), Leads: s.RaftState == raft.StateLeader}
+	old := n.status.Swap(now)
+	if old == nil || *old != *now {
+		n.changes.advance(0)
+	}
+	if old == nil || old.Leader == now.Leader {
+		return
+	}
+	logger := n.logger.WithFields(logrus.Fields{"leader": formatID(now.Leader), "term": now.Term})
+	switch {
+	case now.Leader == 0:
+		logger.Warn("there is no leader: nothing can be written until one is elected")
+	case now.Leads:
+		logger.Info("this node leads")
+	default:
+		logger.Info("another node leads")
+	}
+}

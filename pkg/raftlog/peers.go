@@ -1,0 +1,546 @@
+package raftlog
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// Peers is the Transport of real nodes. To each of them two gRPC streams lead,
+// for entries and for everything else, so that no heartbeat waits behind a
+// large batch; Raft does not mind the order. A message that cannot be sent is
+// dropped, and Raft hears that the node is not reachable.
+type Peers struct {
+	opt PeersOptions
+
+	log atomic.Pointer[Log] // set by Serve
+
+	mu    sync.Mutex
+	peers map[uint64]*peer // mu
+}
+
+// PeersOptions are those of NewPeers.
+type PeersOptions struct {
+	// Cluster and ID are this node's; a node of another cluster, or one that
+	// takes this one for another, is refused.
+	Cluster, ID uint64
+
+	// Credentials are how connections to other nodes are secured; plain if nil.
+	Credentials credentials.TransportCredentials
+
+	Logger *logrus.Entry
+}
+
+const (
+	serviceName    = "keelson.raft.v1.Peers"
+	messagesMethod = "/" + serviceName + "/Messages"
+	snapshotMethod = "/" + serviceName + "/Snapshot"
+	clusterMethod  = "/" + serviceName + "/Cluster"
+	publishMethod  = "/" + serviceName + "/Publish"
+
+	snapshotPiece = 1 << 20 // bytes of a snapshot in one message
+
+	// queued is how many messages wait for a stream before they are dropped;
+	// Raft has no more than maxInflight on their way.
+	queued = maxInflight
+
+	// connections that do not get rid of what they have to send, for so long,
+	// are closed: after a partition TCP would be slow to try again.
+	sendTimeout = 2 * time.Second
+
+	// removedCode answers the messages of a node that was removed.
+	removedCode = codes.FailedPrecondition
+
+	headerCluster, headerFrom, headerTo = "keelson-cluster", "keelson-from", "keelson-to"
+)
+
+var stream = &grpc.StreamDesc{ClientStreams: true}
+
+// NewPeers returns a Transport that knows no other nodes yet.
+func NewPeers(opt PeersOptions) *Peers {
+	if opt.Credentials == nil {
+		opt.Credentials = insecure.NewCredentials()
+	}
+	return &Peers{opt: opt, peers: make(map[uint64]*peer)}
+}
+
+// Set says where node id is reached: target is a name of gRPC's. One that was
+// known under another target is reached there no more.
+func (ps *Peers) Set(id uint64, target string) error {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	old := ps.peers[id]
+	if old != nil && old.target == target {
+		return nil
+	}
+	p, err := ps.dial(id, target)
+	if err != nil {
+		return fmt.Errorf("node %x at %s: %w", id, target, err)
+	}
+	ps.peers[id] = p
+	if old != nil {
+		return old.close()
+	}
+	return nil
+}
+
+// Remove forgets node id.
+func (ps *Peers) Remove(id uint64) error {
+	ps.mu.Lock()
+	p := ps.peers[id]
+	delete(ps.peers, id)
+	ps.mu.Unlock()
+	if p == nil {
+		return nil
+	}
+	return p.close()
+}
+
+// Close ends all connections.
+func (ps *Peers) Close() error {
+	ps.mu.Lock()
+	peers := ps.peers
+	ps.peers = make(map[uint64]*peer)
+	ps.mu.Unlock()
+	var errs []error
+	for _, p := range peers {
+		errs = append(errs, p.close())
+	}
+	return errors.Join(errs...)
+}
+
+// Send implements Transport.
+func (ps *Peers) Send(messages []*raftpb.Message) {
+	for _, m := range messages {
+		if !ps.put(m) {
+			ps.lost(m.GetTo())
+		}
+	}
+}
+
+// put leaves m to be sent and reports whether it may get there.
+func (ps *Peers) put(m *raftpb.Message) bool {
+	ps.mu.Lock() // held, so that p is not closed
+	defer ps.mu.Unlock()
+	p := ps.peers[m.GetTo()]
+	if p == nil {
+		return false
+	}
+	if m.GetType() == raftpb.MsgSnap {
+		p.done.Go(func() { ps.sendSnapshot(p) })
+		return true
+	}
+	return p.put(m)
+}
+
+// lost tells raft that a message to node id was dropped.
+func (ps *Peers) lost(id uint64) {
+	if log := ps.log.Load(); log != nil {
+		log.Unreachable(id)
+	}
+}
+
+// peer is the way to another node.
+type peer struct {
+	id      uint64
+	target  string
+	conn    *grpc.ClientConn
+	entries chan *raftpb.Message
+	others  chan *raftpb.Message
+	ctx     context.Context // of all streams; ends with close
+	cancel  context.CancelFunc
+	done    sync.WaitGroup
+}
+
+func (ps *Peers) dial(id uint64, target string) (*peer, error) {
+	conn, err := grpc.NewClient(target,
+		grpc.WithTransportCredentials(ps.opt.Credentials),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.5, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: sendTimeout,
+		}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: sendTimeout}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(math.MaxInt32)),
+	)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ps.outgoing(context.Background(), id))
+	p := &peer{
+		id: id, target: target, conn: conn, ctx: ctx, cancel: cancel,
+		entries: make(chan *raftpb.Message, queued),
+		others:  make(chan *raftpb.Message, queued),
+	}
+	for _, queue := range []chan *raftpb.Message{p.entries, p.others} {
+		p.done.Go(func() { ps.pump(p, queue) })
+	}
+	return p, nil
+}
+
+// put leaves m to be sent and reports whether there was room.
+func (p *peer) put(m *raftpb.Message) bool {
+	queue := p.others
+	if len(m.Entries) > 0 {
+		queue = p.entries
+	}
+	select {
+	case queue <- m:
+		return true
+	default:
+		return false
+	}
+}
+
+func (p *peer) close() error {
+	p.cancel()
+	p.done.Wait()
+	return p.conn.Close()
+}
+
+// pump sends what is in queue, over one stream after the other, until p closes.
+func (ps *Peers) pump(p *peer, queue chan *raftpb.Message) {
+	logger := ps.opt.Logger.WithFields(logrus.Fields{"node": formatID(p.id), "target": p.target})
+	for lost := false; ; {
+		err := p.stream(queue, func() {
+			if lost {
+				logger.Info("the node is reached again")
+			}
+			lost = false
+		})
+		if p.ctx.Err() != nil {
+			return
+		}
+		if log := ps.log.Load(); status.Code(err) == removedCode && log != nil {
+			log.stop(ErrRemoved) // it may never hear of it from the leader, which does not talk to it any more
+			return
+		}
+		if !lost {
+			logger.WithError(err).Warn("the node is not reached; trying again")
+			lost = true
+		}
+		ps.lost(p.id)
+		// What waited is late. gRPC has the pause between two connections;
+		// this one is for a node that refuses the stream.
+		for drained := false; !drained; {
+			select {
+			case <-queue:
+			default:
+				drained = true
+			}
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-p.ctx.Done():
+			return
+		}
+	}
+}
+
+// stream sends what is in queue until that fails; sent is called after the
+// first message.
+func (p *peer) stream(queue chan *raftpb.Message, sent func()) error {
+	ctx, cancel := context.WithCancel(p.ctx)
+	defer cancel()
+	s, err := p.conn.NewStream(ctx, stream, messagesMethod)
+	if err != nil {
+		return err
+	}
+	for {
+		select {
+		case m := <-queue:
+			err = s.SendMsg(m)
+		case <-s.Context().Done():
+			err = io.EOF
+		}
+		if errors.Is(err, io.EOF) { // the other side has said why
+			return s.RecvMsg(new(raftpb.Message))
+		}
+		if err != nil {
+			return err
+		}
+		sent()
+	}
+}
+
+// sendSnapshot sends the log to p and tells raft how that ended.
+func (ps *Peers) sendSnapshot(p *peer) {
+	log := ps.log.Load()
+	if log == nil {
+		return
+	}
+	logger := ps.opt.Logger.WithField("node", formatID(p.id))
+	logger.Info("sending a snapshot")
+	start := time.Now()
+	err := p.writeSnapshot(log)
+	log.ReportSnapshot(p.id, err == nil)
+	if err != nil {
+		logger.WithError(err).Warn("a snapshot was not sent; raft will ask for it again")
+		return
+	}
+	logger.WithField("took", time.Since(start).Round(time.Millisecond).String()).Info("sent a snapshot")
+}
+
+func (p *peer) writeSnapshot(log *Log) error {
+	ctx, cancel := context.WithCancel(p.ctx)
+	defer cancel()
+	s, err := p.conn.NewStream(ctx, stream, snapshotMethod)
+	if err != nil {
+		return err
+	}
+	pieces := bufio.NewWriterSize(pieceWriter{s}, snapshotPiece)
+	err = log.WriteSnapshot(ctx, pieces)
+	if err == nil {
+		err = pieces.Flush()
+	}
+	if err == nil {
+		err = s.CloseSend()
+	}
+	if err != nil && !errors.Is(err, io.EOF) { // EOF: the other side says why
+		return err
+	}
+	return s.RecvMsg(new(wrapperspb.BytesValue))
+}
+
+// pieceWriter sends what is written as messages.
+type pieceWriter struct{ grpc.ClientStream }
+
+func (w pieceWriter) Write(p []byte) (int, error) {
+	for rest := p; len(rest) > 0; {
+		piece := rest[:min(len(rest), snapshotPiece)]
+		if err := w.SendMsg(wrapperspb.Bytes(piece)); err != nil {
+			return 0, err
+		}
+		rest = rest[len(piece):]
+	}
+	return len(p), nil
+}
+
+// pieceReader reads what a pieceWriter sends.
+type pieceReader struct {
+	grpc.ServerStream
+	rest []byte
+}
+
+func (r *pieceReader) Read(p []byte) (int, error) {
+	for len(r.rest) == 0 {
+		m := new(wrapperspb.BytesValue)
+		if err := r.RecvMsg(m); err != nil {
+			return 0, err
+		}
+		r.rest = m.Value
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+// Serve makes s take what other nodes send to log, whose Transport ps is. A
+// log that is opened in place of another is served by the same s with Use.
+func (ps *Peers) Serve(s grpc.ServiceRegistrar, log *Log) {
+	ps.Use(log)
+	s.RegisterService(&grpc.ServiceDesc{
+		ServiceName: serviceName,
+		HandlerType: (*any)(nil),
+		Methods: []grpc.MethodDesc{
+			{MethodName: "Cluster", Handler: unary(ps.answerCluster)},
+			{MethodName: "Publish", Handler: unary(ps.answerPublish)},
+		},
+		Streams: []grpc.StreamDesc{
+			{StreamName: "Messages", ClientStreams: true, Handler: func(_ any, s grpc.ServerStream) error { return ps.receive(s) }},
+			{StreamName: "Snapshot", ClientStreams: true, Handler: func(_ any, s grpc.ServerStream) error { return ps.receiveSnapshot(s) }},
+		},
+	}, ps)
+}
+
+// unary is the handler of a method that counts itself among nobody's requests.
+func unary(answer func(context.Context, func(any) error) (any, error)) func(any, context.Context, func(any) error, grpc.UnaryServerInterceptor) (any, error) {
+	return func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+		return answer(ctx, decode)
+	}
+}
+
+// Use makes log the one that other nodes reach.
+func (ps *Peers) Use(log *Log) { ps.log.Store(log) }
+
+// Conn returns the connection to node id, for calls of other services there,
+// or nil if the node is not known.
+func (ps *Peers) Conn(id uint64) *grpc.ClientConn {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if p := ps.peers[id]; p != nil {
+		return p.conn
+	}
+	return nil
+}
+
+// clusterInfo is what a node says of its cluster to one that wants to join.
+type clusterInfo struct {
+	Cluster uint64   `json:"cluster"`
+	Members []Member `json:"members"`
+}
+
+// AskCluster asks the node at target for its cluster and the members.
+func AskCluster(ctx context.Context, target string, creds credentials.TransportCredentials) (cluster uint64, members []Member, err error) {
+	if creds == nil {
+		creds = insecure.NewCredentials()
+	}
+	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(creds))
+	if err != nil {
+		return 0, nil, err
+	}
+	defer conn.Close()
+	answer := new(wrapperspb.BytesValue)
+	if err := conn.Invoke(ctx, clusterMethod, new(wrapperspb.BytesValue), answer); err != nil {
+		return 0, nil, err
+	}
+	var info clusterInfo
+	if err := json.Unmarshal(answer.Value, &info); err != nil {
+		return 0, nil, fmt.Errorf("the answer of %s cannot be decoded: %w", target, err)
+	}
+	return info.Cluster, info.Members, nil
+}
+
+// answerCluster is the other side of AskCluster. Nodes that are behind may not
+// know the newest member, so it answers only what a majority has.
+func (ps *Peers) answerCluster(ctx context.Context, decode func(any) error) (any, error) {
+	if err := decode(new(wrapperspb.BytesValue)); err != nil {
+		return nil, err
+	}
+	log := ps.log.Load()
+	if _, err := log.Head(ctx); err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	data, err := json.Marshal(clusterInfo{Cluster: ps.opt.Cluster, Members: log.Members().Members})
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return wrapperspb.Bytes(data), nil
+}
+
+// Publish makes m, this node's own name and URLs, known to the cluster.
+func (ps *Peers) Publish(ctx context.Context, m Member) error {
+	log := ps.log.Load()
+	s := log.Status()
+	if s.Leads {
+		return log.UpdateMember(ctx, m)
+	}
+	conn := ps.Conn(s.Leader)
+	if conn == nil {
+		return ErrNotLeader
+	}
+	data, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return conn.Invoke(ps.outgoing(ctx, s.Leader), publishMethod, wrapperspb.Bytes(data), new(wrapperspb.BytesValue))
+}
+
+// answerPublish is the other side of Publish.
+func (ps *Peers) answerPublish(ctx context.Context, decode func(any) error) (any, error) {
+	from, err := ps.check(ctx)
+	if err != nil {
+		return nil, status.Error(codes.PermissionDenied, err.Error())
+	}
+	request := new(wrapperspb.BytesValue)
+	if err := decode(request); err != nil {
+		return nil, err
+	}
+	var m Member
+	if err := json.Unmarshal(request.Value, &m); err != nil || m.ID != from {
+		return nil, status.Errorf(codes.InvalidArgument, "node %x sent what is not about itself: %v", from, err)
+	}
+	if err := ps.log.Load().UpdateMember(ctx, m); err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	return new(wrapperspb.BytesValue), nil
+}
+
+// outgoing is ctx with what says who asks whom.
+func (ps *Peers) outgoing(ctx context.Context, to uint64) context.Context {
+	return metadata.AppendToOutgoingContext(ctx,
+		headerCluster, formatID(ps.opt.Cluster), headerFrom, formatID(ps.opt.ID), headerTo, formatID(to))
+}
+
+// receiveSnapshot takes a snapshot.
+func (ps *Peers) receiveSnapshot(s grpc.ServerStream) error {
+	from, err := ps.check(s.Context())
+	if err != nil {
+		return status.Error(codes.PermissionDenied, err.Error())
+	}
+	ps.opt.Logger.WithField("node", formatID(from)).Info("receiving a snapshot")
+	if err := ps.log.Load().ReadSnapshot(s.Context(), &pieceReader{ServerStream: s}); err != nil {
+		ps.opt.Logger.WithError(err).Warn("a snapshot was not received")
+		return status.Error(codes.Aborted, err.Error())
+	}
+	return s.SendMsg(new(wrapperspb.BytesValue))
+}
+
+// receive takes the messages of one stream.
+func (ps *Peers) receive(s grpc.ServerStream) error {
+	from, err := ps.check(s.Context())
+	if err != nil {
+		return status.Error(codes.PermissionDenied, err.Error())
+	}
+	for {
+		m := new(raftpb.Message)
+		if err := s.RecvMsg(m); errors.Is(err, io.EOF) {
+			return s.SendMsg(new(raftpb.Message))
+		} else if err != nil {
+			return err
+		}
+		if slices.Contains(ps.log.Load().Members().Removed, from) {
+			return status.Error(removedCode, ErrRemoved.Error())
+		}
+		if m.GetFrom() != from {
+			return status.Errorf(codes.InvalidArgument, "node %x sent a message of node %x", from, m.GetFrom())
+		}
+		if err := ps.log.Load().Step(m); err != nil {
+			return status.Error(codes.Unavailable, err.Error())
+		}
+	}
+}
+
+// check returns who has opened a stream, if it is for this node.
+func (ps *Peers) check(ctx context.Context) (from uint64, err error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	var cluster, to uint64
+	for name, id := range map[string]*uint64{headerCluster: &cluster, headerFrom: &from, headerTo: &to} {
+		values := md.Get(name)
+		if len(values) != 1 {
+			return 0, fmt.Errorf("a node has to say %s", name)
+		}
+		if *id, err = strconv.ParseUint(values[0], 16, 64); err != nil {
+			return 0, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	switch {
+	case cluster != ps.opt.Cluster:
+		return 0, fmt.Errorf("this node belongs to cluster %x, not to %x", ps.opt.Cluster, cluster)
+	case to != ps.opt.ID:
+		return 0, fmt.Errorf("this is node %x, not %x", ps.opt.ID, to)
+	}
+	return from, nil
+}
+
+func formatID(id uint64) string { return strconv.FormatUint(id, 16) }

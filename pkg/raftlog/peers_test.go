@@ -1,0 +1,140 @@
+package raftlog_test
+
+import (
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"github.com/sirupsen/logrus/hooks/test"
+	"google.golang.org/grpc"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/raftlog"
+)
+
+// remote is a node that others reach through gRPC.
+type remote struct {
+	log    *raftlog.Log
+	peers  *raftlog.Peers
+	server *grpc.Server
+	hook   *test.Hook
+}
+
+// startRemote starts node id of three in dir, which serves on a unix socket.
+func startRemote(t *testing.T, dir string, cluster, id uint64) *remote {
+	t.Helper()
+	logger, hook := test.NewNullLogger()
+	r := &remote{hook: hook, server: grpc.NewServer(grpc.MaxRecvMsgSize(1<<30), grpc.WaitForHandlers(true))}
+	r.peers = raftlog.NewPeers(raftlog.PeersOptions{Cluster: cluster, ID: id, Logger: logrus.NewEntry(logger)})
+	log, err := raftlog.Open(t.Context(), raftlog.Options{
+		Dir: filepath.Join(dir, fmt.Sprint("node", id)), Cluster: cluster, ID: id, Members: membersOf(3),
+		Transport: r.peers, HeartbeatInterval: 20 * time.Millisecond, ElectionTimeout: 400 * time.Millisecond,
+		Logger: logrus.NewEntry(logger),
+	})
+	if err != nil {
+		t.Fatalf("Open: %v", err)
+	}
+	r.log = log
+	r.peers.Serve(r.server, log)
+	listener, err := net.Listen("unix", filepath.Join(dir, fmt.Sprint(id)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = r.server.Serve(listener) }() // ends with the server
+	for other := uint64(1); other <= 3; other++ {
+		if other == id {
+			continue
+		}
+		if err := r.peers.Set(other, "unix://"+filepath.Join(dir, fmt.Sprint(other))); err != nil {
+			t.Fatalf("Set: %v", err)
+		}
+	}
+	if _, err := log.Load(t.Context(), func(*eventlog.Record) error { return nil }); err != nil {
+		t.Fatalf("Load: %v", err)
+	}
+	return r
+}
+
+func (r *remote) stop(t *testing.T) {
+	t.Helper()
+	r.server.Stop()
+	if err := r.peers.Close(); err != nil {
+		t.Errorf("Close of the peers: %v", err)
+	}
+	if err := r.log.Close(); err != nil {
+		t.Errorf("Close: %v", err)
+	}
+}
+
+// TestPeers: three nodes over gRPC go on without one, and bring it up to date
+// when it is back, with entries larger than gRPC's usual limit.
+func TestPeers(t *testing.T) {
+	dir := t.TempDir()
+	var all []*remote
+	var logs []*raftlog.Log
+	for id := uint64(1); id <= 3; id++ {
+		all = append(all, startRemote(t, dir, 7, id))
+		logs = append(logs, all[id-1].log)
+	}
+	defer func() {
+		for _, r := range all {
+			r.stop(t)
+		}
+	}()
+	leader := leaderOf(t, logs...)
+	head := appendTo(t, leader, eventlog.Head{}, "first")
+
+	down := leader.Status().ID%3 + 1
+	all[down-1].stop(t)
+	large := batchOn(head, "large")
+	large.Records[0].Value = []byte(strings.Repeat("x", 6<<20))
+	if err := leader.Append(t.Context(), large); err != nil {
+		t.Fatalf("Append without node %d: %v", down, err)
+	}
+	head = after(large)
+	for i := range 20 {
+		head = appendTo(t, leader, head, fmt.Sprint("key", i))
+	}
+
+	all[down-1] = startRemote(t, dir, 7, down)
+	back := all[down-1].log
+	if at, err := back.Head(t.Context()); err != nil || at != head.Position {
+		t.Fatalf("Head of the node that is back: %d, %v, want %d", at, err, head.Position)
+	}
+	sameBatches(t, leader, back)
+
+	all[down-1].stop(t)
+	head = fill(t, leader, head, 400) // more than memory holds
+	all[down-1] = startRemote(t, dir, 7, down)
+	select {
+	case <-all[down-1].log.Failed():
+	case <-time.After(time.Minute):
+		t.Fatal("no snapshot within a minute")
+	}
+	all[down-1].stop(t)
+	all[down-1] = startRemote(t, dir, 7, down)
+	if at, err := all[down-1].log.Head(t.Context()); err != nil || at != head.Position {
+		t.Fatalf("Head after a snapshot: %d, %v, want %d", at, err, head.Position)
+	}
+	sameBatches(t, leader, all[down-1].log)
+}
+
+// TestWrongCluster: a node of another cluster gets an answer that says so.
+func TestWrongCluster(t *testing.T) {
+	dir := t.TempDir()
+	first, second := startRemote(t, dir, 7, 1), startRemote(t, dir, 8, 2)
+	defer first.stop(t)
+	defer second.stop(t)
+	await(t, "the refusal", func() bool {
+		for _, e := range second.hook.AllEntries() {
+			if err, _ := e.Data["error"].(error); err != nil && strings.Contains(err.Error(), "belongs to cluster 7, not to 8") {
+				return true
+			}
+		}
+		return false
+	})
+}

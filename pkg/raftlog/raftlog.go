@@ -1,0 +1,533 @@
+package raftlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
+
+	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+// ErrNotLeader: this node cannot append; nothing of the batch is there.
+var ErrNotLeader = errors.New("raft: this node is not the leader")
+
+var errNoAnswer = errors.New("raft: no leader has answered: this node is cut off from the majority of the nodes, or they are electing one")
+
+// The defaults of Options, which are etcd's.
+const (
+	DefaultHeartbeatInterval = 100 * time.Millisecond
+	DefaultElectionTimeout   = time.Second
+	DefaultSnapshotCount     = 10_000
+)
+
+// Transport carries messages between nodes.
+type Transport interface {
+	// Send sends each message to the node that it names (To). It does not
+	// block; a message may be lost, late or repeated, but not changed. Instead
+	// of a MsgSnap it sends what WriteSnapshot writes to that node's
+	// ReadSnapshot, and calls ReportSnapshot.
+	Send(messages []*raftpb.Message)
+}
+
+// Options are those of Open.
+type Options struct {
+	// Dir is the data directory: the database, and the Raft log in "raft".
+	Dir string
+
+	// Cluster and ID name the cluster and this node in it; neither is 0.
+	Cluster, ID uint64
+
+	// Members are those of a new cluster, the same on each of them, in order
+	// of their ids. They count for nothing once there is a Raft log.
+	Members []Member
+
+	// OnMembers hears of the members at Open, and of every change of them,
+	// before any node may count on it. It does not block.
+	OnMembers func(Members)
+
+	// Transport reaches the other nodes.
+	Transport Transport
+
+	// HeartbeatInterval is how often the leader is heard. After
+	// ElectionTimeout without, the others elect a new one.
+	HeartbeatInterval, ElectionTimeout time.Duration
+
+	// SnapshotCount is after how many entries, at most, a mark is made.
+	SnapshotCount uint64
+
+	// Logger is logrus's standard logger unless set.
+	Logger *logrus.Entry
+}
+
+// Status is what a node knows of its cluster.
+type Status struct {
+	ID      uint64 // the node
+	Leader  uint64 // 0 if it knows of none
+	Leads   bool   // it is the leader
+	Term    uint64
+	Applied uint64 // index of the newest entry that is in the database
+}
+
+// Log is a node's copy of the log.
+type Log struct {
+	local   *sqlite.Log
+	node    *node
+	logger  *logrus.Entry
+	id      uint64
+	cluster uint64
+
+	applying  sync.Mutex        // held while an entry is applied
+	conf      *raftpb.ConfState // applying; as of the newest entry applied
+	term      uint64            // applying; of that entry
+	receiving sync.Mutex        // held by the one snapshot that is received
+	members   atomic.Pointer[Members]
+	onMembers func(Members)
+	changes   changes
+
+	proposals  proposals
+	applied    *progress
+	marks      marks
+	reads      reads
+	readWanted chan struct{} // buffered
+
+	snapshotCount          uint64
+	readTimeout, readRetry time.Duration
+
+	appending chan struct{}                   // holds the token of the one Append
+	onAppend  func(commit func() error) error // for tests; nil otherwise
+
+	cancel  context.CancelFunc
+	stopped sync.WaitGroup
+	ended   chan struct{} // closed after failed is set, or by Close
+	endOnce sync.Once
+	failed  atomic.Pointer[error]
+	closed  atomic.Bool
+}
+
+var _ eventlog.Log = (*Log)(nil)
+
+// Open opens a node's data. The node takes part in its cluster after Load.
+func Open(ctx context.Context, opt Options) (*Log, error) {
+	if err := opt.complete(); err != nil {
+		return nil, err
+	}
+	if err := installSnapshot(opt.Dir, Identity{Cluster: opt.Cluster, Node: opt.ID}); err != nil {
+		return nil, err
+	}
+	local, err := sqlite.Open(ctx, sqlite.Options{
+		Dir:         opt.Dir,
+		Synchronous: sqlite.UnsafeLosesAcknowledgedWritesOnPowerCut, // the WAL has them
+		Logger:      opt.Logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	d, err := openDisk(filepath.Join(opt.Dir, raftDir), Identity{Cluster: opt.Cluster, Node: opt.ID}, Members{Members: opt.Members})
+	if err != nil {
+		return nil, errors.Join(err, local.Close())
+	}
+	l, err := newLog(local, d, opt)
+	if err != nil {
+		return nil, errors.Join(err, d.close(), local.Close())
+	}
+	return l, nil
+}
+
+func (opt *Options) complete() error {
+	if opt.Logger == nil {
+		opt.Logger = logrus.NewEntry(logrus.StandardLogger())
+	}
+	if opt.HeartbeatInterval == 0 {
+		opt.HeartbeatInterval = DefaultHeartbeatInterval
+	}
+	if opt.ElectionTimeout == 0 {
+		opt.ElectionTimeout = DefaultElectionTimeout
+	}
+	if opt.OnMembers == nil {
+		opt.OnMembers = func(Members) {}
+	}
+	if opt.SnapshotCount == 0 {
+		opt.SnapshotCount = DefaultSnapshotCount
+	}
+	switch {
+	case opt.Cluster == 0 || opt.ID == 0 || raft.IsLocalMsgTarget(opt.ID):
+		return fmt.Errorf("raft: %x cannot be the id of a node of cluster %x", opt.ID, opt.Cluster)
+	case !slices.IsSortedFunc(opt.Members, func(a, b Member) int { return compareIDs(a.ID, b.ID) }):
+		return errors.New("raft: the members are not in order of their ids")
+	case opt.HeartbeatInterval < 0 || opt.ElectionTimeout < 5*opt.HeartbeatInterval:
+		return fmt.Errorf("raft: the election timeout %v must be at least five times the heartbeat interval %v", opt.ElectionTimeout, opt.HeartbeatInterval)
+	}
+	return nil
+}
+
+func newLog(local *sqlite.Log, d *disk, opt Options) (*Log, error) {
+	snapshot, err := d.mem.Snapshot()
+	if err != nil {
+		return nil, err
+	}
+	n, err := newNode(d, opt)
+	if err != nil {
+		return nil, err
+	}
+	l := &Log{
+		local:         local,
+		node:          n,
+		logger:        opt.Logger,
+		id:            opt.ID,
+		cluster:       opt.Cluster,
+		term:          snapshot.GetMetadata().GetTerm(),
+		conf:          snapshot.GetMetadata().GetConfState(),
+		onMembers:     opt.OnMembers,
+		applied:       newProgress(snapshot.GetMetadata().GetIndex()),
+		readWanted:    make(chan struct{}, 1),
+		snapshotCount: opt.SnapshotCount,
+		readTimeout:   opt.ElectionTimeout + 5*time.Second, // as etcd's requests
+		readRetry:     min(500*time.Millisecond, opt.ElectionTimeout/2),
+		appending:     make(chan struct{}, 1),
+		ended:         make(chan struct{}),
+	}
+	l.appending <- struct{}{}
+	l.members.Store(&d.members)
+	l.onMembers(d.members)
+	n.apply, n.onRead = l.applyEntries, l.confirmRead
+	return l, nil
+}
+
+// Load implements eventlog.Log. The node begins to take part in its cluster.
+func (l *Log) Load(ctx context.Context, fn func(*eventlog.Record) error) (eventlog.Head, error) {
+	if err := l.check(); err != nil {
+		return eventlog.Head{}, err
+	}
+	head, err := l.local.Load(ctx, fn)
+	if err != nil {
+		return head, err
+	}
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	l.cancel = cancel
+	l.stopped.Go(func() { l.answerReads(run) })
+	l.stopped.Go(func() {
+		if err := l.node.run(run); err != nil {
+			l.stop(err)
+		}
+	})
+	l.stopped.Go(func() {
+		select { // a checkpoint may fail while nobody waits
+		case <-l.local.Failed():
+			l.stop(l.local.Err())
+		case <-run.Done():
+		}
+	})
+	return head, nil
+}
+
+// Step takes a message that another node's Transport has sent.
+func (l *Log) Step(m *raftpb.Message) error {
+	if err := l.check(); err != nil {
+		return err
+	}
+	return l.node.step(m)
+}
+
+// Unreachable says that a message to node id was lost.
+func (l *Log) Unreachable(id uint64) {
+	if l.check() == nil {
+		l.node.inputs.put(func(raw *raft.RawNode) { raw.ReportUnreachable(id) })
+	}
+}
+
+// ReportSnapshot says whether node id has received a snapshot that its leader's
+// Transport was to send (MsgSnap): WriteSnapshot's.
+func (l *Log) ReportSnapshot(id uint64, received bool) {
+	outcome := raft.SnapshotFinish
+	if !received {
+		outcome = raft.SnapshotFailure
+	}
+	if l.check() == nil {
+		l.node.inputs.put(func(raw *raft.RawNode) { raw.ReportSnapshot(id, outcome) })
+	}
+}
+
+// Status returns what the node knows of its cluster.
+func (l *Log) Status() Status {
+	s := *l.node.status.Load()
+	s.Applied, _ = l.applied.now()
+	return s
+}
+
+// Leadership returns the status, and what is closed when the leader or the
+// term may have changed since.
+func (l *Log) Leadership() (Status, <-chan struct{}) {
+	_, changed := l.node.changes.now()
+	return l.Status(), changed
+}
+
+// MoveLeader hands the leadership over to node id and returns when it has it,
+// or this node does not lead any more.
+func (l *Log) MoveLeader(ctx context.Context, id uint64) error {
+	if err := l.check(); err != nil {
+		return err
+	}
+	asked := make(chan error, 1)
+	l.node.inputs.put(func(raw *raft.RawNode) {
+		if raw.BasicStatus().RaftState != raft.StateLeader {
+			asked <- ErrNotLeader
+			return
+		}
+		raw.TransferLeader(id)
+		asked <- nil
+	})
+	for {
+		s, changed := l.Leadership()
+		if !s.Leads && s.Leader == id {
+			return nil
+		}
+		select {
+		case err := <-asked:
+			if err != nil {
+				return err
+			}
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-l.ended:
+			return l.check()
+		}
+	}
+}
+
+// HandOver hands the leadership, if this node has it, over to the node that is
+// furthest of those that vote and answer, if there is one.
+func (l *Log) HandOver(ctx context.Context) error {
+	if err := l.check(); err != nil {
+		return err
+	}
+	found := make(chan uint64, 1)
+	l.node.inputs.put(func(raw *raft.RawNode) {
+		var best, match uint64
+		self := raw.BasicStatus()
+		if self.RaftState == raft.StateLeader {
+			raw.WithProgress(func(id uint64, typ raft.ProgressType, p tracker.Progress) {
+				if id != self.ID && typ == raft.ProgressTypePeer && p.RecentActive && (best == 0 || p.Match > match) {
+					best, match = id, p.Match
+				}
+			})
+		}
+		found <- best
+	})
+	select {
+	case id := <-found:
+		if id == 0 {
+			return nil
+		}
+		return l.MoveLeader(ctx, id)
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-l.ended:
+		return l.check()
+	}
+}
+
+// Append implements eventlog.Log, on the leader: ErrNotLeader elsewhere. The
+// batch is durable on a majority of the nodes, and in this one's database,
+// when it returns nil. While no majority answers it waits.
+func (l *Log) Append(ctx context.Context, batch *eventlog.Batch) error {
+	if err := errors.Join(l.check(), ctx.Err()); err != nil {
+		return err
+	}
+	select {
+	case <-l.appending:
+		defer func() { l.appending <- struct{}{} }()
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-l.ended:
+		return l.check()
+	}
+	head, err := l.local.Head(ctx)
+	if err != nil {
+		return err
+	}
+	if head != batch.Base {
+		return fmt.Errorf("%w: it is at %d, the batch is based on %d", eventlog.ErrStale, head, batch.Base)
+	}
+	if hook := l.onAppend; hook != nil {
+		return hook(func() error { return l.commit(ctx, batch) })
+	}
+	return l.commit(ctx, batch)
+}
+
+// commit proposes batch and waits for its fate.
+func (l *Log) commit(ctx context.Context, batch *eventlog.Batch) error {
+	p, err := l.propose(batch)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-p.done:
+		return p.outcome
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-l.ended:
+		err = l.check()
+	}
+	if !l.proposals.abandon(p) {
+		select {
+		case <-p.done:
+			return p.outcome
+		case <-l.ended:
+			l.stopped.Wait() // whoever applies it has stopped
+			err = l.check()
+		}
+	}
+	return fmt.Errorf("%w: %w", eventlog.ErrUnknown, err)
+}
+
+// propose hands batch to raft, or says why nothing of it will ever be there.
+func (l *Log) propose(batch *eventlog.Batch) (*proposal, error) {
+	data := eventlog.AppendBatch(nil, batch)
+	type answer struct {
+		p   *proposal
+		err error
+	}
+	answers := make(chan answer, 1)
+	l.node.inputs.put(func(raw *raft.RawNode) {
+		s := raw.BasicStatus()
+		if s.RaftState != raft.StateLeader {
+			answers <- answer{err: ErrNotLeader}
+			return
+		}
+		p := l.proposals.add(batch, s.GetTerm())
+		if err := raw.Propose(data); err != nil {
+			l.proposals.settle(p.id, err)
+			answers <- answer{err: fmt.Errorf("%w: %w", ErrNotLeader, err)}
+			return
+		}
+		answers <- answer{p: p}
+	})
+	// The loop answers at once; without it there is no loop any more.
+	select {
+	case a := <-answers:
+		return a.p, a.err
+	case <-l.ended:
+		return nil, fmt.Errorf("%w: %w", eventlog.ErrUnknown, l.check())
+	}
+}
+
+// Tail implements eventlog.Log. After an Append with ErrUnknown it waits until
+// the batch is there or never will be.
+func (l *Log) Tail(ctx context.Context, after eventlog.Position, limit int) ([]eventlog.Batch, error) {
+	if err := errors.Join(l.check(), ctx.Err()); err != nil {
+		return nil, err
+	}
+	if err := l.proposals.settled(ctx, l.ended); err != nil {
+		return nil, err
+	}
+	if err := l.check(); err != nil {
+		return nil, err
+	}
+	return l.local.Tail(ctx, after, limit)
+}
+
+// Follow calls notify with the position of the database whenever it may have
+// grown, until ctx ends.
+func (l *Log) Follow(ctx context.Context, notify func(eventlog.Position)) error {
+	for ctx.Err() == nil {
+		_, grown := l.applied.now()
+		head, err := l.local.Head(context.WithoutCancel(ctx))
+		if err != nil {
+			return err
+		}
+		notify(head)
+		select {
+		case <-grown:
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+// Values implements eventlog.Log.
+func (l *Log) Values(ctx context.Context, seqs []int64) ([][]byte, error) {
+	if err := l.check(); err != nil {
+		return nil, err
+	}
+	return l.local.Values(ctx, seqs)
+}
+
+// Compact implements eventlog.Log. Every node deletes for itself.
+func (l *Log) Compact(ctx context.Context, seqs []int64) error {
+	if err := l.check(); err != nil {
+		return err
+	}
+	return l.local.Compact(ctx, seqs)
+}
+
+// Size implements eventlog.Log: that of the database.
+func (l *Log) Size() eventlog.Size { return l.local.Size() }
+
+// Defragment implements eventlog.Log, on this node.
+func (l *Log) Defragment(ctx context.Context) error {
+	if err := l.check(); err != nil {
+		return err
+	}
+	return l.local.Defragment(ctx)
+}
+
+// check returns why nothing more can be asked of the log, or nil.
+func (l *Log) check() error {
+	if l.closed.Load() {
+		return eventlog.ErrClosed
+	}
+	return l.Err()
+}
+
+// stop makes every later call return err as ErrFailed.
+func (l *Log) stop(err error) {
+	final := err
+	if !errors.Is(err, eventlog.ErrFailed) {
+		final = fmt.Errorf("%w: %w", eventlog.ErrFailed, err)
+	}
+	if l.failed.CompareAndSwap(nil, &final) {
+		if !errors.Is(err, ErrReplaced) {
+			l.logger.WithError(err).Error("the log has failed and takes no more calls")
+		}
+		l.end()
+	}
+}
+
+func (l *Log) end() { l.endOnce.Do(func() { close(l.ended) }) }
+
+// Failed is closed when the log has failed, which Err then explains, or when
+// it was closed.
+func (l *Log) Failed() <-chan struct{} { return l.ended }
+
+// Err is why the log has failed, an ErrFailed, or nil.
+func (l *Log) Err() error {
+	if err := l.failed.Load(); err != nil {
+		return *err
+	}
+	return l.local.Err()
+}
+
+// Close implements eventlog.Log.
+func (l *Log) Close() error {
+	if !l.closed.CompareAndSwap(false, true) {
+		return eventlog.ErrClosed
+	}
+	if l.cancel != nil {
+		l.cancel()
+	}
+	l.end()
+	l.stopped.Wait()
+	return errors.Join(l.node.disk.close(), l.local.Close())
+}

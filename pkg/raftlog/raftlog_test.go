@@ -1,0 +1,192 @@
+package raftlog_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/eventlog/logtest"
+	"github.com/keelson-io/keelson/pkg/raftlog"
+)
+
+// network connects nodes of one process. A message goes through its encoding,
+// so that nodes share no memory.
+type network struct {
+	mu    sync.Mutex
+	nodes map[uint64]*raftlog.Log // mu
+	cut   map[[2]uint64]bool      // mu; from, to
+}
+
+func newNetwork() *network {
+	return &network{nodes: make(map[uint64]*raftlog.Log), cut: make(map[[2]uint64]bool)}
+}
+
+func (n *network) Send(messages []*raftpb.Message) {
+	for _, m := range messages {
+		n.mu.Lock()
+		to := n.nodes[m.GetTo()]
+		if n.cut[[2]uint64{m.GetFrom(), m.GetTo()}] {
+			to = nil
+		}
+		n.mu.Unlock()
+		if to == nil {
+			continue
+		}
+		if m.GetType() == raftpb.MsgSnap {
+			go n.sendSnapshot(m.GetFrom(), m.GetTo())
+			continue
+		}
+		raw, err := proto.Marshal(m)
+		if err != nil {
+			panic(err)
+		}
+		received := new(raftpb.Message)
+		if err := proto.Unmarshal(raw, received); err != nil {
+			panic(err)
+		}
+		if err := to.Step(received); err != nil && !errors.Is(err, eventlog.ErrClosed) && !errors.Is(err, eventlog.ErrFailed) {
+			panic(err)
+		}
+	}
+}
+
+// sendSnapshot brings a snapshot from one node to another.
+func (n *network) sendSnapshot(from, to uint64) {
+	n.mu.Lock()
+	source, sink := n.nodes[from], n.nodes[to]
+	n.mu.Unlock()
+	r, w := io.Pipe()
+	go func() { w.CloseWithError(source.WriteSnapshot(context.Background(), w)) }()
+	err := sink.ReadSnapshot(context.Background(), r)
+	source.ReportSnapshot(to, err == nil)
+	r.CloseWithError(err)
+}
+
+func (n *network) set(id uint64, log *raftlog.Log) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.nodes[id] = log
+}
+
+// isolate cuts node id off from the others, or connects it again.
+func (n *network) isolate(id uint64, cut bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for other := uint64(1); other <= 5; other++ {
+		n.cut[[2]uint64{id, other}], n.cut[[2]uint64{other, id}] = cut, cut
+	}
+}
+
+// membersOf are the members of a new cluster of size nodes.
+func membersOf(size int) []raftlog.Member {
+	var members []raftlog.Member
+	for i := range size {
+		members = append(members, raftlog.Member{ID: uint64(i + 1), PeerURLs: []string{fmt.Sprint("http://node", i+1)}})
+	}
+	return members
+}
+
+// openNode opens node id of a cluster of size nodes kept in dir.
+func openNode(t testing.TB, net *network, dir string, id uint64, size int, election time.Duration) *raftlog.Log {
+	t.Helper()
+	return openMember(t, net, dir, id, membersOf(size), election)
+}
+
+// openMember opens node id of a cluster of members, if it is new.
+func openMember(t testing.TB, net *network, dir string, id uint64, members []raftlog.Member, election time.Duration) *raftlog.Log {
+	t.Helper()
+	logger := logrus.New()
+	logger.SetLevel(logrus.ErrorLevel)
+	opt := raftlog.Options{
+		Dir: filepath.Join(dir, fmt.Sprint("node", id)), Cluster: 7, ID: id, Transport: net,
+		HeartbeatInterval: 10 * time.Millisecond, ElectionTimeout: election, SnapshotCount: 50,
+		Logger: logrus.NewEntry(logger),
+	}
+	opt.Members = members
+	log, err := raftlog.Open(t.Context(), opt)
+	if err != nil {
+		t.Fatalf("Open: %v", err)
+	}
+	return log
+}
+
+// cluster is a log of several nodes that looks like one: what is asked of it,
+// the leader is asked.
+type cluster struct {
+	eventlog.Log // the leader's, after Load
+	t            testing.TB
+	net          *network
+	nodes        []*raftlog.Log
+}
+
+func openCluster(t testing.TB, dir string, size int) *cluster {
+	t.Helper()
+	c := &cluster{t: t, net: newNetwork()}
+	for id := range uint64(size) {
+		c.nodes = append(c.nodes, openNode(t, c.net, dir, id+1, size, time.Minute))
+		c.net.set(id+1, c.nodes[id])
+	}
+	c.Log = c.nodes[0]
+	return c
+}
+
+// Load loads every node and returns what the leader has once it knows that it
+// has everything.
+func (c *cluster) Load(ctx context.Context, fn func(*eventlog.Record) error) (eventlog.Head, error) {
+	for _, n := range c.nodes {
+		if _, err := n.Load(ctx, func(*eventlog.Record) error { return nil }); err != nil {
+			return eventlog.Head{}, err
+		}
+	}
+	c.nodes[0].Campaign()
+	c.Log = c.leader()
+	if _, err := c.Head(ctx); err != nil {
+		return eventlog.Head{}, err
+	}
+	return c.Log.(*raftlog.Log).LoadAgain(ctx, fn)
+}
+
+// leader waits for one.
+func (c *cluster) leader() *raftlog.Log {
+	c.t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		for _, n := range c.nodes {
+			if n.Status().Leads {
+				return n
+			}
+		}
+	}
+	c.t.Fatal("no node became the leader within 30 s")
+	return nil
+}
+
+func (c *cluster) Close() error {
+	var errs []error
+	for _, n := range c.nodes {
+		errs = append(errs, n.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func TestLog(t *testing.T) {
+	for _, size := range []int{1, 3} {
+		t.Run(fmt.Sprint(size, " nodes"), func(t *testing.T) {
+			logtest.Run(t, logtest.Harness{
+				Open: func(t testing.TB, dir string) eventlog.Log { return openCluster(t, dir, size) },
+				FailAppend: func(_ testing.TB, log eventlog.Log, persisted bool) {
+					log.(*cluster).Log.(*raftlog.Log).FailAppend(persisted)
+				},
+			})
+		})
+	}
+}
