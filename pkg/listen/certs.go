@@ -147,6 +147,20 @@ func (c *Certs) newest() *tls.Config {
 	return c.current
 }
 
+// Client is the configuration for a connection to others that have
+// certificates of the same kind: it shows this one's, and asks for one of the
+// trusted CA, or of the system's if there is none.
+func (c *Certs) Client() *tls.Config {
+	newest := c.newest()
+	return &tls.Config{
+		Certificates: newest.Certificates,
+		RootCAs:      newest.ClientCAs,
+		MinVersion:   newest.MinVersion,
+		MaxVersion:   newest.MaxVersion,
+		CipherSuites: newest.CipherSuites,
+	}
+}
+
 // config is for one handshake; hello sees what the client offers.
 func (c *Certs) config(hello func(*tls.ClientHelloInfo)) *tls.Config {
 	return &tls.Config{

@@ -10,6 +10,7 @@ import (
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/lease"
+	"github.com/keelson-io/keelson/pkg/raftlog"
 	"github.com/keelson-io/keelson/pkg/store"
 	"github.com/keelson-io/keelson/pkg/watch"
 )
@@ -36,6 +37,15 @@ var statuses = []struct {
 	{store.ErrNoSpace, rpctypes.ErrGRPCNoSpace},
 	{store.ErrCorruptAlarm, rpctypes.ErrGRPCCorrupt},
 	{store.ErrUnavailable, rpctypes.ErrGRPCNoLeader},
+	{raftlog.ErrMemberExists, rpctypes.ErrGRPCMemberExist},
+	{raftlog.ErrMemberNotFound, rpctypes.ErrGRPCMemberNotFound},
+	{raftlog.ErrMemberRemoved, rpctypes.ErrGRPCMemberNotFound},
+	{raftlog.ErrPeerURLExists, rpctypes.ErrGRPCPeerURLExist},
+	{raftlog.ErrNotLearner, rpctypes.ErrGRPCMemberNotLearner},
+	{raftlog.ErrTooManyLearners, rpctypes.ErrGRPCTooManyLearners},
+	{raftlog.ErrLearnerNotReady, rpctypes.ErrGRPCLearnerNotReady},
+	{raftlog.ErrNotEnoughNodes, rpctypes.ErrGRPCMemberNotEnoughStarted},
+	{raftlog.ErrNotLeader, rpctypes.ErrGRPCNoLeader},
 	{store.ErrStopped, rpctypes.ErrGRPCStopped},
 	{lease.ErrNotFound, rpctypes.ErrGRPCLeaseNotFound},
 	{lease.ErrNotPrimary, rpctypes.ErrGRPCNoLeader},

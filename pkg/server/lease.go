@@ -58,6 +58,8 @@ func (s *leaseServer) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error
 
 func (s *leaseServer) keepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 	ctx := stream.Context()
+	renewals := &renewals{server: s.Server}
+	defer renewals.end()
 	for {
 		r, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -69,7 +71,7 @@ func (s *leaseServer) keepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 		// The revision is taken before the renewal: a client must not see a
 		// success at a revision at which the lease is already revoked.
 		resp := &pb.LeaseKeepAliveResponse{Header: s.currentHeader(), ID: r.ID}
-		resp.TTL, err = s.cfg.Lessor.Renew(ctx, r.ID)
+		resp.TTL, err = renewals.renew(ctx, r.ID)
 		if errors.Is(err, lease.ErrNotFound) {
 			resp.TTL = 0
 		} else if err != nil {

@@ -34,6 +34,12 @@ func (s *maintenanceServer) Status(context.Context, *pb.StatusRequest) (*pb.Stat
 		StorageVersion:   storageVersion,
 		DowngradeInfo:    &pb.DowngradeInfo{},
 	}
+	if c := s.cfg.Cluster; c != nil {
+		leader, _ := c.Leader()
+		resp.Leader = leader.ID
+		resp.RaftIndex, resp.RaftAppliedIndex = c.Index(), c.Index()
+		resp.IsLearner = c.Learner()
+	}
 	if _, ok := s.cfg.Leader(); !ok {
 		resp.Leader = 0
 		resp.Errors = append(resp.Errors, rpctypes.ErrNoLeader.Error())
@@ -100,8 +106,26 @@ func (s *maintenanceServer) Snapshot(*pb.SnapshotRequest, pb.Maintenance_Snapsho
 	return unimplemented("etcd snapshots are not supported by this server; back up the database with its own tools")
 }
 
-// MoveLeader succeeds when this member, the leader, is to be it.
-func (s *maintenanceServer) MoveLeader(_ context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
+// MoveLeader is for the leader alone. Without other nodes it succeeds when this
+// one is to be it.
+func (s *maintenanceServer) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
+	if c := s.cfg.Cluster; c != nil {
+		if leader, _ := c.Leader(); !leader.Here {
+			return nil, rpctypes.ErrGRPCNotLeader
+		}
+		for _, m := range c.Members() {
+			if m.ID != r.TargetID || m.IsLearner {
+				continue
+			}
+			bounded, cancel := s.bound(ctx)
+			defer cancel()
+			if err := c.MoveLeader(bounded, r.TargetID); err != nil {
+				return nil, toStatus(ctx, err)
+			}
+			return &pb.MoveLeaderResponse{}, nil
+		}
+		return nil, rpctypes.ErrGRPCBadLeaderTransferee
+	}
 	if r.TargetID != s.cfg.MemberID {
 		return nil, rpctypes.ErrGRPCBadLeaderTransferee
 	}

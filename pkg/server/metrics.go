@@ -162,7 +162,7 @@ func (s *Server) interceptUnary(ctx context.Context, req any, info *grpc.UnarySe
 	r := s.rpcs.method(info.FullMethod)
 	r.started.Add(1)
 	r.received.Add(1)
-	resp, err := s.admit(ctx, req, handler)
+	resp, err := s.admit(ctx, req, s.throughLeader(info.FullMethod, handler))
 	if err == nil {
 		r.sent.Add(1)
 	}
@@ -187,7 +187,10 @@ func (s *Server) interceptStream(srv any, stream grpc.ServerStream, info *grpc.S
 	start := time.Now()
 	r := s.rpcs.method(info.FullMethod)
 	r.started.Add(1)
-	err := handler(srv, countingStream{stream, r})
+	err := s.forLearner(info.FullMethod, nil)
+	if err == nil {
+		err = handler(srv, countingStream{stream, r})
+	}
 	r.done(err, time.Since(start))
 	return err
 }

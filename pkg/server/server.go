@@ -147,6 +147,9 @@ type Config struct {
 	// leader are turned away or cut off by it. Nil: there always is one.
 	Leader func() (lost <-chan struct{}, ok bool)
 
+	// Cluster is where this is a node of one; nil is a single member.
+	Cluster Cluster
+
 	// Term is the consensus term in headers; nil where there are no peers.
 	Term func() uint64
 

@@ -52,7 +52,7 @@ func (s *Store) commitUntil(ctx context.Context) (err error) {
 		case stopping:
 			return nil
 		default:
-			if err := s.followHead(background); err != nil {
+			if err := s.follow(background); err != nil {
 				return err
 			}
 		}
@@ -377,12 +377,9 @@ func (s *Store) install(st state) {
 	close(old.next)
 }
 
-// followHead catches up if another instance has written.
-func (s *Store) followHead(ctx context.Context) error {
-	head, err := s.log.Head(ctx)
-	if err == nil && head > s.now().position {
-		err = s.catchUp(ctx)
-	}
+// follow catches up if another instance has written.
+func (s *Store) follow(ctx context.Context) error {
+	err := s.catchUp(ctx)
 	if err == nil || isFinal(err) {
 		return err
 	}

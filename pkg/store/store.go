@@ -216,6 +216,24 @@ func (s *Store) Fence(ctx context.Context) error {
 	}
 }
 
+// Reach returns once reads of this store show revision.
+func (s *Store) Reach(ctx context.Context, revision int64) error {
+	for {
+		p := s.published.Load()
+		if p.revision >= revision {
+			return nil
+		}
+		s.queue.wakeUp()
+		select {
+		case <-p.next:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.queue.stopped:
+			return ErrStopped
+		}
+	}
+}
+
 // Range answers a range request; it is linearizable unless it says that
 // serializable is enough.
 func (s *Store) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {

@@ -1,0 +1,261 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/keelson-io/keelson/pkg/lease"
+)
+
+// Cluster is what the services need of the nodes of a cluster. Errors are
+// package raftlog's.
+type Cluster interface {
+	// Members are as of what this node has applied.
+	Members() []*pb.Member
+	AddMember(ctx context.Context, peerURLs []string, learner bool) (*pb.Member, error)
+	RemoveMember(ctx context.Context, id uint64) error
+	UpdateMember(ctx context.Context, id uint64, peerURLs []string) error
+	PromoteMember(ctx context.Context, id uint64) error
+	MoveLeader(ctx context.Context, id uint64) error
+
+	// Leader returns who leads, and a channel that is closed when that may have
+	// changed.
+	Leader() (Leader, <-chan struct{})
+
+	// Index is that of the newest entry applied, Learner whether this node is one.
+	Index() uint64
+	Learner() bool
+
+	// Reach returns once local reads show revision.
+	Reach(ctx context.Context, revision int64) error
+}
+
+// Leader is the leader of a cluster as a node knows it.
+type Leader struct {
+	ID   uint64           // 0: there is none
+	Here bool             // it is this node
+	Conn *grpc.ClientConn // to it; nil if there is none
+}
+
+// onLeader are the methods that the leader answers, with what makes their
+// responses. Others are answered by every node for itself.
+var onLeader = map[string]func() any{
+	pb.KV_Put_FullMethodName:                func() any { return new(pb.PutResponse) },
+	pb.KV_DeleteRange_FullMethodName:        func() any { return new(pb.DeleteRangeResponse) },
+	pb.KV_Txn_FullMethodName:                func() any { return new(pb.TxnResponse) },
+	pb.KV_Compact_FullMethodName:            func() any { return new(pb.CompactionResponse) },
+	pb.Lease_LeaseGrant_FullMethodName:      func() any { return new(pb.LeaseGrantResponse) },
+	pb.Lease_LeaseRevoke_FullMethodName:     func() any { return new(pb.LeaseRevokeResponse) },
+	pb.Lease_LeaseTimeToLive_FullMethodName: func() any { return new(pb.LeaseTimeToLiveResponse) },
+	pb.Maintenance_Alarm_FullMethodName:     func() any { return new(pb.AlarmResponse) },
+	pb.Cluster_MemberAdd_FullMethodName:     func() any { return new(pb.MemberAddResponse) },
+	pb.Cluster_MemberRemove_FullMethodName:  func() any { return new(pb.MemberRemoveResponse) },
+	pb.Cluster_MemberUpdate_FullMethodName:  func() any { return new(pb.MemberUpdateResponse) },
+	pb.Cluster_MemberPromote_FullMethodName: func() any { return new(pb.MemberPromoteResponse) },
+	"/v3lockpb.Lock/Lock":                   func() any { return new(v3lockpb.LockResponse) },
+	"/v3lockpb.Lock/Unlock":                 func() any { return new(v3lockpb.UnlockResponse) },
+	"/v3electionpb.Election/Campaign":       func() any { return new(v3electionpb.CampaignResponse) },
+	"/v3electionpb.Election/Proclaim":       func() any { return new(v3electionpb.ProclaimResponse) },
+	"/v3electionpb.Election/Resign":         func() any { return new(v3electionpb.ResignResponse) },
+}
+
+// forwardedKey marks a request that a node passes on: it is not passed on
+// again, by a node that does not lead any more.
+const forwardedKey = "keelson-forwarded"
+
+// leaderPause is after how long a request that found no leader tries again,
+// if it hears of no other one before.
+const leaderPause = 100 * time.Millisecond
+
+// throughLeader is handler, but on another node than the leader it passes the
+// requests on that only the leader answers. While there is no leader, or it is changing,
+// requests wait; what was refused for that was not done.
+func (s *Server) throughLeader(method string, handler grpc.UnaryHandler) grpc.UnaryHandler {
+	response := onLeader[method]
+	if s.cfg.Cluster == nil {
+		return handler
+	}
+	return func(ctx context.Context, req any) (any, error) {
+		if err := s.forLearner(method, req); err != nil {
+			return nil, err
+		}
+		if response == nil {
+			return handler(ctx, req)
+		}
+		if txn, ok := req.(*pb.TxnRequest); ok {
+			if _, only := onlyReads(txn); only {
+				return handler(ctx, req)
+			}
+		}
+		limit := time.NewTimer(s.cfg.RequestTimeout)
+		defer limit.Stop()
+		for {
+			leader, changed := s.cfg.Cluster.Leader()
+			resp, err := any(nil), rpctypes.ErrGRPCNoLeader
+			switch {
+			case leader.Here:
+				resp, err = handler(ctx, req)
+			case isForwarded(ctx):
+				return nil, err
+			case leader.Conn != nil:
+				resp, err = s.forward(ctx, leader.Conn, method, req, response())
+			}
+			if !errors.Is(err, rpctypes.ErrGRPCNoLeader) || isForwarded(ctx) {
+				return resp, err
+			}
+			select {
+			case <-changed:
+			case <-time.After(leaderPause):
+			case <-ctx.Done():
+				return nil, toStatus(ctx, ctx.Err())
+			case <-limit.C:
+				return nil, err
+			case <-s.stopping:
+				return nil, rpctypes.ErrGRPCStopped
+			}
+		}
+	}
+}
+
+func isForwarded(ctx context.Context) bool {
+	md, _ := metadata.FromIncomingContext(ctx)
+	return len(md.Get(forwardedKey)) > 0
+}
+
+// forward lets the leader answer req, and waits until this node shows what it
+// did: its clients read their own writes, as serializable as they like.
+func (s *Server) forward(ctx context.Context, conn *grpc.ClientConn, method string, req, resp any) (any, error) {
+	if conn.GetState() != connectivity.Ready {
+		conn.Connect()
+		return nil, rpctypes.ErrGRPCNoLeader // nothing was sent
+	}
+	out := metadata.AppendToOutgoingContext(ctx, forwardedKey, "")
+	if err := conn.Invoke(out, method, req, resp); err != nil {
+		if ctx.Err() != nil {
+			return nil, toStatus(ctx, ctx.Err())
+		}
+		var known rpctypes.EtcdError
+		if errors.As(rpctypes.Error(err), &known) || codeOf(err) != codes.Unavailable {
+			return nil, err
+		}
+		return nil, rpctypes.ErrGRPCTimeoutDueToLeaderFail // the connection broke: nobody knows what was done
+	}
+	h := resp.(interface{ GetHeader() *pb.ResponseHeader }).GetHeader()
+	if h == nil {
+		return resp, nil
+	}
+	bounded, cancel := s.bound(ctx)
+	defer cancel()
+	if err := s.cfg.Cluster.Reach(bounded, h.Revision); err != nil {
+		return nil, toStatus(ctx, err)
+	}
+	s.fill(h)
+	return resp, nil
+}
+
+// renewals renews leases for one client, through the leader where that is
+// another node.
+type renewals struct {
+	server *Server
+	leader uint64 // that stream leads to
+	stream pb.Lease_LeaseKeepAliveClient
+	cancel context.CancelFunc
+}
+
+// renew is Lessor.Renew, wherever the lessor is that counts.
+func (r *renewals) renew(ctx context.Context, id int64) (int64, error) {
+	s := r.server
+	if s.cfg.Cluster == nil {
+		return s.cfg.Lessor.Renew(ctx, id)
+	}
+	limit := time.NewTimer(s.cfg.RequestTimeout)
+	defer limit.Stop()
+	for {
+		leader, changed := s.cfg.Cluster.Leader()
+		ttl, err := int64(0), lease.ErrNotPrimary
+		switch {
+		case leader.Here:
+			ttl, err = s.cfg.Lessor.Renew(ctx, id)
+		case isForwarded(ctx):
+			return 0, err
+		case leader.Conn != nil:
+			ttl, err = r.forward(ctx, leader, id)
+		}
+		if err == nil || errors.Is(err, lease.ErrNotFound) || leader.Here && !errors.Is(err, lease.ErrNotPrimary) {
+			return ttl, err
+		}
+		select { // to renew twice does no harm
+		case <-changed:
+		case <-time.After(leaderPause):
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-limit.C:
+			return 0, lease.ErrNotPrimary
+		}
+	}
+}
+
+// forward lets the leader renew.
+func (r *renewals) forward(ctx context.Context, leader Leader, id int64) (int64, error) {
+	if r.stream == nil || r.leader != leader.ID {
+		r.end()
+		ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, forwardedKey, ""))
+		stream, err := pb.NewLeaseClient(leader.Conn).LeaseKeepAlive(ctx)
+		if err != nil {
+			cancel()
+			return 0, err
+		}
+		r.leader, r.stream, r.cancel = leader.ID, stream, cancel
+	}
+	err := r.stream.Send(&pb.LeaseKeepAliveRequest{ID: id})
+	if err == nil || errors.Is(err, io.EOF) {
+		var resp *pb.LeaseKeepAliveResponse
+		if resp, err = r.stream.Recv(); err == nil {
+			if resp.TTL <= 0 {
+				return 0, lease.ErrNotFound
+			}
+			return resp.TTL, nil
+		}
+	}
+	r.end()
+	return 0, err
+}
+
+func (r *renewals) end() {
+	if r.stream != nil {
+		r.cancel()
+		r.stream = nil
+	}
+}
+
+// forLearner refuses what a learner does not answer, as etcd does: it may be
+// far behind.
+func (s *Server) forLearner(method string, req any) error {
+	if s.cfg.Cluster == nil || !s.cfg.Cluster.Learner() || !strings.HasPrefix(method, "/etcdserverpb.") && !strings.HasPrefix(method, "/v3") {
+		return nil
+	}
+	switch r := req.(type) {
+	case *pb.StatusRequest:
+		return nil
+	case *pb.RangeRequest:
+		if r.Serializable {
+			return nil
+		}
+	}
+	if method == pb.Maintenance_Snapshot_FullMethodName {
+		return nil
+	}
+	return rpctypes.ErrGRPCNotSupportedForLearner
+}
