@@ -178,7 +178,12 @@ func TestUsageErrors(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"--initial-cluster=a=b"}, "keelson: keelson has no --initial-cluster: "},
+		{[]string{"--initial-cluster=a=b"}, `keelson: --initial-cluster: "a=b" is not name=URL`},
+		{[]string{"--initial-cluster=a=http://127.0.0.1:1"}, `--initial-cluster does not have this node, "default": add default=peer-URL`},
+		{[]string{"--listen-peer-urls=http://127.0.0.1:1"}, "add --initial-cluster"},
+		{[]string{"--name=a", "--initial-cluster=a=https://127.0.0.1:1"}, "needs --peer-cert-file and --peer-key-file"},
+		{[]string{"--name=a", "--initial-cluster=a=http://127.0.0.1:1", "--election-timeout=200"}, "at least five times"},
+		{[]string{"--pre-vote=false"}, "keelson: keelson has no --pre-vote: "},
 		{[]string{"--data-directory=x"}, "keelson: unknown flag --data-directory; did you mean --data-dir?"},
 		{[]string{"serve"}, `keelson: unexpected argument "serve": keelson --help`},
 		{[]string{"--client-cert-auth", "true"}, "--client-cert-auth=true"},
@@ -454,9 +459,9 @@ func TestEtcdsVariables(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 	cmd := command(dir)
-	cmd.Env = append(cmd.Env, append(unit, "ETCD_INITIAL_CLUSTER=infra0=http://10.0.0.5:2380", "ETCD_SNAPSHOT_COUNT=5")...)
+	cmd.Env = append(cmd.Env, append(unit, "ETCD_DISCOVERY=http://10.0.0.5:2380", "ETCD_MAX_WALS=5")...)
 	out, err := cmd.CombinedOutput()
-	for _, want := range []string{"ETCD_INITIAL_CLUSTER: keelson has no --initial-cluster: ", "ETCD_SNAPSHOT_COUNT: keelson has no --snapshot-count: "} {
+	for _, want := range []string{"ETCD_DISCOVERY: keelson has no --discovery: ", "ETCD_MAX_WALS: keelson has no --max-wals: "} {
 		if cmd.ProcessState.ExitCode() != exitUsage || !strings.Contains(string(out), want) {
 			t.Errorf("%v, %s; want it to say %q", err, out, want)
 		}

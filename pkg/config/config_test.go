@@ -80,7 +80,7 @@ listen-client-urls:
 
 // Every flag can be set by its variable and by the file.
 func TestEverySettingHasAllThreeForms(t *testing.T) {
-	values := map[string]string{"string": "x", "list": "x,y", "int64": "7", "uint": "7", "uint32": "7", "duration": "7s", "bool": "true", "mode": "0640", "metrics": "extensive"}
+	values := map[string]string{"string": "x", "list": "x,y", "int64": "7", "uint": "7", "uint32": "7", "uint64": "7", "ms": "7", "duration": "7s", "bool": "true", "mode": "0640", "metrics": "extensive"}
 	all := pflag.NewFlagSet("", pflag.ContinueOnError)
 	New().AddFlags(all)
 	all.VisitAll(func(f *pflag.Flag) {
@@ -126,14 +126,14 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		{"bad number", []string{"--max-txn-ops=many"}, nil, []string{`--max-txn-ops="many": not a whole number`}},
 		{"bad duration", nil, []string{"KEELSON_WATCH_PROGRESS_NOTIFY_INTERVAL=600"}, []string{`KEELSON_WATCH_PROGRESS_NOTIFY_INTERVAL="600": not a duration: write it with a unit`}},
 		{"bad mode", []string{"--unix-socket-mode=999"}, nil, []string{"octal, such as 0660"}},
-		{"etcd flag", []string{"--initial-cluster=a=http://127.0.0.1:2380"}, nil, []string{"keelson has no --initial-cluster: this keelson is a single node"}},
-		{"all at once", []string{"--name=x", "--snapshot-count=1", "--peer-key-file", "k", "--experimental-max-learners=2"}, nil, []string{"--snapshot-count", "--peer-key-file", "--experimental-max-learners"}},
+		{"etcd flag", []string{"--pre-vote=true"}, nil, []string{"keelson has no --pre-vote: it always asks before"}},
+		{"all at once", []string{"--name=x", "--max-wals=1", "--peer-crl-file", "k", "--experimental-max-learners=2"}, nil, []string{"--max-wals", "--peer-crl-file", "--experimental-max-learners"}},
 		{"grown up", []string{"--experimental-watch-progress-notify-interval=5s"}, nil, []string{"use --watch-progress-notify-interval"}},
 		{"etcd variable", nil, []string{"KEELSON_WAL_DIR=/wal"}, []string{"KEELSON_WAL_DIR: keelson has no --wal-dir", "--data-dir"}},
 		{"HTTP alone", []string{"--listen-client-http-urls=http://127.0.0.1:1"}, nil, []string{"--listen-client-http-urls: every client URL serves HTTP as well", "use --listen-metrics-urls"}},
 		{"file: typing error", file("name: x\nlisten-client-url: http://127.0.0.1:1\n"), nil, []string{`line 2: unknown key "listen-client-url"; did you mean "listen-client-urls"?`}},
 		{"file: section", file("client-transport-security:\n  cert-file: x\n"), nil, []string{"top level"}},
-		{"file: etcd", file("snapshot-count: 1\n"), nil, []string{"line 1: keelson has no snapshot-count"}},
+		{"file: etcd", file("max-wals: 1\n"), nil, []string{"line 1: keelson has no max-wals"}},
 		{"file: twice", file("name: x\nname: y\n"), nil, []string{"line 2: name is there twice, first in line 1"}},
 		{"file: no value", file("name:\n"), nil, []string{"name has no value"}},
 		{"file: list", file("name: [a, b]\n"), nil, []string{"one value, not a list"}},

@@ -59,7 +59,7 @@ func TestEtcdVariables(t *testing.T) {
 // What a flag of etcd's would be told, its variable is told, too: all at once.
 func TestEtcdVariablesOfWhatIsNotThere(t *testing.T) {
 	_, err := parse(nil, []string{
-		"ETCD_WAL_DIR=/wal", "ETCD_INITIAL_CLUSTER_STATE=new", "KEELSON_LOGGER=zap", "ETCD_EXPERIMENTAL_WATCH_PROGRESS_NOTIFY_INTERVAL=1s",
+		"ETCD_WAL_DIR=/wal", "ETCD_MAX_LEARNERS=2", "KEELSON_LOGGER=zap", "ETCD_EXPERIMENTAL_WATCH_PROGRESS_NOTIFY_INTERVAL=1s",
 		"ETCD_LISTEN_CLIENT_HTTP_URLS=http://127.0.0.1:1", "ETCD_SOCKET_REUSE_PORT=true",
 	})
 	if !errors.Is(err, ErrUsage) {
@@ -67,8 +67,8 @@ func TestEtcdVariablesOfWhatIsNotThere(t *testing.T) {
 	}
 	want := []string{
 		"ETCD_EXPERIMENTAL_WATCH_PROGRESS_NOTIFY_INTERVAL: keelson has no --experimental-watch-progress-notify-interval: it is not experimental any more: use --watch-progress-notify-interval",
-		"ETCD_INITIAL_CLUSTER_STATE: keelson has no --initial-cluster-state: ",
 		"ETCD_LISTEN_CLIENT_HTTP_URLS: keelson has no --listen-client-http-urls: ",
+		"ETCD_MAX_LEARNERS: keelson has no --max-learners: ",
 		"ETCD_SOCKET_REUSE_PORT: keelson has no --socket-reuse-port: ",
 		"ETCD_WAL_DIR: keelson has no --wal-dir: ",
 		"KEELSON_LOGGER: keelson has no --logger: ",
@@ -95,7 +95,7 @@ func TestEveryFlagIsEtcdsOrOwn(t *testing.T) {
 		if fs.Lookup(name) == nil || name == "config-file" {
 			continue
 		}
-		value := map[string]string{"string": "x", "list": "x,y", "int64": "7", "uint": "7", "uint32": "7", "duration": "7s", "bool": "true", "metrics": "extensive"}[fs.Lookup(name).Value.Type()]
+		value := map[string]string{"string": "x", "list": "x,y", "int64": "7", "uint": "7", "uint32": "7", "uint64": "7", "ms": "7", "duration": "7s", "bool": "true", "metrics": "extensive"}[fs.Lookup(name).Value.Type()]
 		c := New()
 		own := pflag.NewFlagSet("", pflag.ContinueOnError)
 		c.AddFlags(own)

@@ -4,10 +4,10 @@ import "strings"
 
 // Why an etcd flag is not there, in groups that share their advice.
 const (
-	oneNode     = "this keelson is a single node without peers: remove it"
-	raftInside  = "there is no Raft log to tune on a single node: remove it"
+	raftInside  = "it chooses this by itself: remove it"
+	oneKind     = "nodes are recognized by one certificate each and its CA: use --peer-cert-file, --peer-key-file and --peer-trusted-ca-file"
 	noAuth      = "it has no users and roles: protect it with --client-cert-auth and --trusted-ca-file, or serve only a unix socket"
-	noDiscovery = "a single node has no cluster to discover: remove it"
+	noDiscovery = "it discovers no clusters: name the nodes with --initial-cluster"
 	noTracing   = "it does not export traces: remove it and use /metrics"
 	ownDisk     = "SQLite lays its file out by itself: remove it"
 	ownChecks   = "every record has a checksum that is verified when it is read: remove it"
@@ -20,21 +20,13 @@ const (
 // instead; some of older etcds too.
 var advice = map[string]string{
 	"wal-dir":                       "the write-ahead log is beside the database: put --data-dir on the fast disk",
-	"snapshot-count":                raftInside,
 	"snapshot-catchup-entries":      raftInside,
-	"heartbeat-interval":            oneNode,
-	"election-timeout":              oneNode,
-	"initial-election-tick-advance": oneNode,
-	"pre-vote":                      oneNode,
-	"strict-reconfig-check":         oneNode,
-	"max-learners":                  oneNode,
-	"raft-read-timeout":             oneNode,
-	"raft-write-timeout":            oneNode,
-	"listen-peer-urls":              oneNode,
-	"initial-advertise-peer-urls":   oneNode,
-	"initial-cluster":               oneNode,
-	"initial-cluster-state":         oneNode,
-	"initial-cluster-token":         oneNode,
+	"initial-election-tick-advance": raftInside,
+	"pre-vote":                      "it always asks before it calls an election: remove it",
+	"strict-reconfig-check":         "it always refuses changes that would cost the majority: remove it",
+	"max-learners":                  "there may be one learner at a time, as in etcd by default: remove it",
+	"raft-read-timeout":             raftInside,
+	"raft-write-timeout":            raftInside,
 	"force-new-cluster":             "a single node needs no recovery of a cluster: start it on its --data-dir",
 
 	"listen-client-http-urls": "every client URL serves HTTP as well at no cost for gRPC: remove it, or use --listen-metrics-urls for /metrics and health only",
@@ -55,7 +47,7 @@ var advice = map[string]string{
 	"compaction-sleep-interval":            "compaction works in small steps by a time budget: remove it",
 	"corrupt-check-time":                   ownChecks,
 	"compact-hash-check-time":              ownChecks,
-	"downgrade-check-time":                 oneNode,
+	"downgrade-check-time":                 raftInside,
 	"unsafe-no-fsync":                      "every acknowledged write is on disk: remove it; writes that wait together share one fsync",
 
 	"client-cert-file":          "it opens no connections as a client: remove it",
@@ -78,12 +70,16 @@ var advice = map[string]string{
 	"warning-apply-duration":            "use --warning-unary-request-duration, which is about the whole request",
 	"enable-distributed-tracing":        noTracing,
 	"proxy":                             "it is no proxy: point clients at it directly",
-	"peer-skip-client-san-verification": oneNode,
+	"peer-skip-client-san-verification": "a node's certificate must be of --peer-trusted-ca-file, whatever address it comes from: remove it",
+	"peer-client-cert-file":             oneKind,
+	"peer-client-key-file":              oneKind,
+	"peer-cert-allowed-cn":              "use --peer-cert-allowed-hostname",
+	"peer-auto-tls":                     "it makes no certificates: give it some with --peer-cert-file, --peer-key-file and --peer-trusted-ca-file",
+	"peer-crl-file":                     "it reads no revocation lists: issue short-lived certificates, or replace --peer-trusted-ca-file, which is read again when it changes",
 }
 
 // prefixes are the families of flags that share their advice.
 var prefixes = []struct{ prefix, advice string }{
-	{"peer-", oneNode},
 	{"discovery", noDiscovery},
 	{"distributed-tracing-", noTracing},
 	{"proxy-", "it is no proxy: point clients at it directly"},

@@ -98,7 +98,7 @@ func unknownKey(name string, fs *pflag.FlagSet) error {
 	case "client-transport-security":
 		return fmt.Errorf("keelson has no sections: write cert-file, key-file, trusted-ca-file and client-cert-auth at the top level instead of %s", name)
 	case "peer-transport-security":
-		return fmt.Errorf("keelson has no %s: one node has no peers: remove it", name)
+		return fmt.Errorf("keelson has no sections: write peer-cert-file, peer-key-file and peer-trusted-ca-file at the top level instead of %s", name)
 	}
 	if advice, ok := Advice(name); ok {
 		return fmt.Errorf("keelson has no %s: %s", name, advice)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -18,6 +19,7 @@ func (c *Config) defineFlags() {
 	c.storageFlags(c.group("Storage"))
 	c.clientFlags(c.group("Clients"))
 	c.tlsFlags(c.group("TLS"))
+	c.clusterFlags(c.group("Cluster"))
 	c.limitFlags(c.group("Limits"))
 	c.compactionFlags(c.group("Compaction"))
 	c.diagnosticFlags(c.group("Logging and diagnostics"))
@@ -64,6 +66,26 @@ func (c *Config) tlsFlags(f *pflag.FlagSet) {
 	f.StringVar(&t.MinVersion, "tls-min-version", t.MinVersion, "oldest TLS `version`: TLS1.2 or TLS1.3")
 	f.StringVar(&t.MaxVersion, "tls-max-version", "", "newest TLS `version`: TLS1.2 or TLS1.3 (default the newest)")
 	listVar(f, &t.CipherSuites, "cipher-suites", "TLS 1.2 cipher suites by their IANA `names` (default Go's)")
+}
+
+// clusterFlags are those of a node that replicates its data. Their defaults
+// are etcd's, but that there is no cluster unless they ask for one.
+func (c *Config) clusterFlags(f *pflag.FlagSet) {
+	s := &c.Server.Cluster
+	f.StringVar(&s.InitialCluster, "initial-cluster", "", "all `nodes` of the cluster when this one joins it, name=peer-URL with commas; makes this a node of a cluster")
+	f.StringVar(&s.InitialClusterState, "initial-cluster-state", s.InitialClusterState, "`state` of the cluster when this node joins: new, or existing after etcdctl member add")
+	f.StringVar(&s.InitialClusterToken, "initial-cluster-token", s.InitialClusterToken, "`name` that tells the cluster from others with the same peer URLs")
+	listVar(f, &s.InitialAdvertisePeerURLs, "initial-advertise-peer-urls", "`URLs` at which the other nodes reach this one (default: its own in --initial-cluster)")
+	listVar(f, &s.ListenPeerURLs, "listen-peer-urls", "`URLs` to listen on for the other nodes (default: the advertised ones)")
+	f.Var((*millisecondsValue)(&s.HeartbeatInterval), "heartbeat-interval", "`milliseconds` between the leader's heartbeats")
+	f.Var((*millisecondsValue)(&s.ElectionTimeout), "election-timeout", "`milliseconds` without a heartbeat after which a new leader is elected")
+	f.Uint64Var(&s.SnapshotCount, "snapshot-count", s.SnapshotCount, "largest `number` of entries in the Raft log before what is in the database is taken out of it")
+	t := &s.PeerTLS
+	f.StringVar(&t.CertFile, "peer-cert-file", "", "certificate `file` of this node, for https peer URLs; shown to other nodes both as server and as client")
+	f.StringVar(&t.KeyFile, "peer-key-file", "", "`file` of that certificate's key")
+	f.StringVar(&t.TrustedCAFile, "peer-trusted-ca-file", "", "`file` of the CA that the nodes' certificates are of")
+	f.BoolVar(&t.ClientCertAuth, "peer-client-cert-auth", false, "nodes must show a certificate; needs --peer-trusted-ca-file, which implies it")
+	listVar(f, &t.AllowedHostnames, "peer-cert-allowed-hostname", "`names` one of which a node's certificate must be for")
 }
 
 func (c *Config) limitFlags(f *pflag.FlagSet) {
@@ -117,6 +139,24 @@ func (l *listValue) Set(text string) error {
 
 func (l *listValue) Type() string   { return listType }
 func (l *listValue) String() string { return strings.Join(*l, ",") }
+
+// millisecondsValue is a duration that is written as a number of milliseconds.
+type millisecondsValue time.Duration
+
+func (m *millisecondsValue) Set(text string) error {
+	n, err := strconv.ParseUint(text, 10, 31)
+	if err != nil || n == 0 {
+		return errors.New("write a number of milliseconds, such as 100")
+	}
+	*m = millisecondsValue(time.Duration(n) * time.Millisecond)
+	return nil
+}
+
+func (m *millisecondsValue) Type() string { return "ms" }
+
+func (m *millisecondsValue) String() string {
+	return strconv.FormatInt(time.Duration(*m).Milliseconds(), 10)
+}
 
 // modeValue is permissions in octal.
 type modeValue fs.FileMode

@@ -13,6 +13,7 @@ import (
 	"github.com/keelson-io/keelson/pkg/compactor"
 	"github.com/keelson-io/keelson/pkg/drivers/postgres"
 	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/raftlog"
 	"github.com/keelson-io/keelson/pkg/server"
 	"github.com/keelson-io/keelson/pkg/store"
 )
@@ -28,6 +29,8 @@ type backend struct {
 	set      *settings
 	log      *logrus.Entry
 	memberID uint64
+
+	cluster *cluster // nil: a single node
 
 	commits   *commitMetrics
 	responses *server.ResponseBudget
@@ -72,8 +75,18 @@ func openBackend(ctx context.Context, set *settings) (*backend, error) {
 		set: set, log: set.Logger, memberID: identity("member", set.Name),
 		commits: newCommitMetrics(), responses: server.NewResponseBudget(set.ResponseBytes),
 	}
+	if set.cluster != nil {
+		var err error
+		if b.cluster, err = openCluster(ctx, b); err != nil {
+			return nil, err
+		}
+		b.memberID = b.cluster.id.Node
+	}
 	g, err := b.openData(ctx)
 	if err != nil {
+		if b.cluster != nil {
+			err = errors.Join(err, b.cluster.close())
+		}
 		return nil, err
 	}
 	b.now.Store(&moment{phase: serving, generation: g, next: make(chan struct{})})
@@ -146,7 +159,7 @@ func (b *backend) keep(ctx context.Context, ready func(bool)) error {
 		case <-ctx.Done():
 			return nil
 		}
-		if g.shared == nil || errors.Is(cause, eventlog.ErrCorrupt) {
+		if !g.reopens(cause) {
 			return cause
 		}
 		start := time.Now()
@@ -172,9 +185,21 @@ func (b *backend) keep(ctx context.Context, ready func(bool)) error {
 	}
 }
 
+// reopens reports whether the data can be opened again after cause.
+func (g *generation) reopens(cause error) bool {
+	if g.raft != nil {
+		return errors.Is(cause, raftlog.ErrReplaced)
+	}
+	return g.shared != nil && !errors.Is(cause, eventlog.ErrCorrupt)
+}
+
 // logFailure says what has happened and what there is to do.
 func (b *backend) logFailure(cause error) {
 	log := b.log.WithError(cause)
+	if errors.Is(cause, raftlog.ErrReplaced) {
+		log.Info("the data is opened again; requests wait meanwhile")
+		return
+	}
 	if errors.Is(cause, postgres.ErrLost) {
 		log.Error("the database has lost acknowledged writes, as after a failover to a standby that was behind: clients will list anew; compare with other sources what must not be lost, and use a synchronous standby to rule that out")
 		return
@@ -211,12 +236,17 @@ func (b *backend) reopen(ctx context.Context, g *generation, wait *time.Duration
 }
 
 // openAgain opens and loads the data that g had.
-func (b *backend) openAgain(ctx context.Context, g *generation) (*generation, error) {
-	data, err := g.shared.Reopen(ctx)
+func (b *backend) openAgain(ctx context.Context, g *generation) (next *generation, err error) {
+	if g.raft != nil {
+		next, err = b.openLocal(ctx)
+	} else if data, reopenErr := g.shared.Reopen(ctx); reopenErr == nil {
+		next = b.newGeneration(data, data)
+	} else {
+		err = reopenErr
+	}
 	if err != nil {
 		return nil, err
 	}
-	next := b.newGeneration(data, data)
 	if err := next.load(ctx); err != nil {
 		return nil, errors.Join(err, next.stop())
 	}
@@ -231,6 +261,9 @@ func (b *backend) compactTarget() compactor.Target {
 			return current
 		},
 		Compact: func(ctx context.Context, revision int64) error {
+			if g := b.newest(); g.raft != nil && !g.raft.Status().Leads {
+				return nil // the leader does
+			}
 			_, err := s.Compact(ctx, &pb.CompactionRequest{Revision: revision})
 			if errors.Is(err, store.ErrCompacted) {
 				return nil // a client was faster
@@ -258,8 +291,25 @@ func (b *backend) stop() error {
 		b.endWorkers()
 		err = b.workers.Wait()
 	}
-	if b.now.Load().phase == ended { // the generation was stopped, and why is known
-		return err
+	if b.now.Load().phase != ended { // else the generation was stopped, and why is known
+		b.handOver()
+		err = errors.Join(err, b.newest().stop())
 	}
-	return errors.Join(err, b.newest().stop())
+	if b.cluster != nil {
+		err = errors.Join(err, b.cluster.close())
+	}
+	return err
+}
+
+// handOver lets another node lead, so that nobody has to wait for an election.
+func (b *backend) handOver() {
+	g := b.newest()
+	if g.raft == nil || !g.raft.Status().Leads {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), b.set.cluster.ElectionTimeout)
+	defer cancel()
+	if err := g.raft.HandOver(ctx); err != nil {
+		b.log.WithError(err).Warn("the leadership was not handed over: the others elect a leader once they miss this one")
+	}
 }

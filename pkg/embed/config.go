@@ -17,6 +17,7 @@ import (
 	"github.com/keelson-io/keelson/pkg/compactor"
 	"github.com/keelson-io/keelson/pkg/drivers/postgres"
 	"github.com/keelson-io/keelson/pkg/listen"
+	"github.com/keelson-io/keelson/pkg/raftlog"
 	"github.com/keelson-io/keelson/pkg/server"
 	"github.com/keelson-io/keelson/pkg/store"
 )
@@ -39,6 +40,13 @@ const (
 	DefaultResponseBytes        = server.DefaultResponseBytes
 	DefaultSlowRequest          = 300 * time.Millisecond
 	DefaultDrainTimeout         = 10 * time.Second
+	DefaultClusterToken         = "etcd-cluster"
+)
+
+// The values of ClusterConfig.InitialClusterState.
+const (
+	ClusterStateNew      = "new"
+	ClusterStateExisting = "existing"
 )
 
 // ErrConfig: the configuration cannot work; the message says what to change.
@@ -62,6 +70,9 @@ type Config struct {
 	SocketGroup string      // --unix-socket-group: name or number
 
 	TLS TLS
+
+	// Cluster makes the server a node of a cluster; see there.
+	Cluster ClusterConfig
 
 	AutoCompactionMode      string // --auto-compaction-mode: periodic or revision
 	AutoCompactionRetention string // --auto-compaction-retention: "0" is off
@@ -109,6 +120,25 @@ type TLS struct {
 	CipherSuites     []string // --cipher-suites: names as in crypto/tls
 }
 
+// ClusterConfig says how a node takes part in a cluster: if InitialCluster is
+// set, or the data directory is a node's of one already. What begins with
+// Initial counts only the first time.
+type ClusterConfig struct {
+	InitialCluster           string   // --initial-cluster: name=peer-URL,…
+	InitialClusterState      string   // --initial-cluster-state: new or existing
+	InitialClusterToken      string   // --initial-cluster-token
+	InitialAdvertisePeerURLs []string // --initial-advertise-peer-urls: this node's in InitialCluster if empty
+	ListenPeerURLs           []string // --listen-peer-urls: as advertised if empty
+
+	HeartbeatInterval time.Duration // --heartbeat-interval
+	ElectionTimeout   time.Duration // --election-timeout
+	SnapshotCount     uint64        // --snapshot-count
+
+	// PeerTLS secures https peer URLs (--peer-cert-file and so on); its
+	// AllowedHostnames are --peer-cert-allowed-hostname.
+	PeerTLS TLS
+}
+
 // settings is a Config that was understood.
 type settings struct {
 	Config
@@ -119,6 +149,7 @@ type settings struct {
 	advertise []string // empty: what the client listeners turn out to be
 	tls       listen.TLSFiles
 	policy    compactor.Policy
+	cluster   *clusterSettings // nil: a single node
 }
 
 func orDefault[T comparable](v *T, def T) {
@@ -153,6 +184,11 @@ func (c *Config) setDefaults() {
 	orDefault(&c.WarningUnaryRequestDuration, DefaultSlowRequest)
 	orDefault(&c.DrainTimeout, DefaultDrainTimeout)
 	orDefault(&c.TLS.MinVersion, "TLS1.2")
+	orDefault(&c.Cluster.InitialClusterState, ClusterStateNew)
+	orDefault(&c.Cluster.InitialClusterToken, DefaultClusterToken)
+	orDefault(&c.Cluster.HeartbeatInterval, raftlog.DefaultHeartbeatInterval)
+	orDefault(&c.Cluster.ElectionTimeout, raftlog.DefaultElectionTimeout)
+	orDefault(&c.Cluster.SnapshotCount, raftlog.DefaultSnapshotCount)
 }
 
 // Validate reports what cannot work, as ErrConfig. Start does it too.
@@ -169,7 +205,7 @@ func (c Config) resolve() (*settings, error) {
 	if s.Logger == nil {
 		s.Logger = logrus.NewEntry(logrus.StandardLogger())
 	}
-	for _, step := range []func() error{s.resolveData, s.resolveURLs, s.resolveTLS, s.resolveLimits} {
+	for _, step := range []func() error{s.resolveData, s.resolveURLs, s.resolveTLS, s.resolveLimits, s.resolveCluster} {
 		if err := step(); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrConfig, err)
 		}

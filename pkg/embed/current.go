@@ -153,6 +153,8 @@ func (b *backend) leader() (lost <-chan struct{}, ok bool) {
 	switch m := b.now.Load(); {
 	case m.phase != serving:
 		return nil, false
+	case m.generation.raft != nil:
+		return b.cluster.leader()
 	case m.generation.shared == nil:
 		return nil, true
 	default: // the streams of a generation end with it

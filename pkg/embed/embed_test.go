@@ -21,6 +21,7 @@ import (
 
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/listen"
+	"github.com/keelson-io/keelson/pkg/raftlog"
 )
 
 // shortDir is t.TempDir with a path short enough for a unix socket in it.
@@ -51,7 +52,7 @@ func start(t *testing.T, cfg Config) (*Server, *test.Hook) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
+		if err := s.Close(); err != nil && !errors.Is(err, raftlog.ErrRemoved) {
 			t.Errorf("close: %v", err)
 		}
 	})

@@ -14,6 +14,7 @@ import (
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/lease"
+	"github.com/keelson-io/keelson/pkg/raftlog"
 	"github.com/keelson-io/keelson/pkg/server"
 	"github.com/keelson-io/keelson/pkg/store"
 	"github.com/keelson-io/keelson/pkg/watch"
@@ -27,6 +28,7 @@ type generation struct {
 
 	data   datastore
 	shared *postgres.Log // data, if other instances have it, too; else nil
+	raft   *raftlog.Log  // data, if this is a node of a cluster; else nil
 	store  *store.Store
 	lessor *lease.Lessor
 	hub    atomic.Pointer[watch.Hub] // nil until the store has loaded
@@ -59,10 +61,25 @@ func (b *backend) openData(ctx context.Context) (*generation, error) {
 		}
 		return b.newGeneration(data, data), nil
 	}
-	data, err := sqlite.Open(ctx, sqlite.Options{Dir: b.set.sqliteDir, Logger: b.log})
+	g, err := b.openLocal(ctx)
 	if errors.Is(err, sqlite.ErrLocked) {
 		return nil, fmt.Errorf("%w: stop that process or choose another --data-dir", err)
 	}
+	return g, err
+}
+
+// openLocal opens SQLite, replicated or not.
+func (b *backend) openLocal(ctx context.Context) (*generation, error) {
+	if b.cluster != nil {
+		data, err := b.cluster.openLog(ctx)
+		if err != nil {
+			return nil, err
+		}
+		g := b.newGeneration(data, nil)
+		g.raft = data
+		return g, nil
+	}
+	data, err := sqlite.Open(ctx, sqlite.Options{Dir: b.set.sqliteDir, Logger: b.log})
 	if err != nil {
 		return nil, err
 	}
@@ -184,6 +201,15 @@ func (g *generation) run() {
 		return nil
 	})
 	g.hubDone.Go(func() error { return g.hub.Load().Run(hubCtx) })
+	if g.raft != nil {
+		g.workersDone.Go(func() error { return g.leadLeases(workers) })
+		g.workersDone.Go(func() error {
+			err := g.raft.Follow(workers, g.store.Notify)
+			g.fail(err)
+			return err
+		})
+		return
+	}
 	if g.shared == nil {
 		g.workersDone.Go(func() error { return g.lessor.Run(workers) })
 		return

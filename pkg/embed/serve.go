@@ -51,7 +51,7 @@ func clientConns(maxFiles int) int {
 // build makes the servers; nothing is served yet.
 func (s *Server) build() error {
 	set := s.set
-	api, err := server.New(server.Config{
+	cfg := server.Config{
 		Store:                currentStore{s.backend},
 		Hub:                  currentHub{s.backend},
 		Lessor:               currentLessor{s.backend},
@@ -73,7 +73,11 @@ func (s *Server) build() error {
 		ExtensiveMetrics:     set.ExtensiveMetrics,
 		Registry:             newRegistry(s.backend),
 		Logger:               s.log,
-	})
+	}
+	if c := s.backend.cluster; c != nil {
+		cfg.ClusterID, cfg.Cluster, cfg.Term = c.id.Cluster, nodes{c}, nodes{c}.term
+	}
+	api, err := server.New(cfg)
 	if err != nil {
 		return err
 	}
@@ -141,6 +145,9 @@ func (s *Server) serve() {
 			mux = s.metricsMux
 		}
 		s.serving.Go(func() { s.fail(mux.Serve(l, l.certs)) })
+	}
+	if c := s.backend.cluster; c != nil {
+		c.serve(s.api, s.advertise, s.fail)
 	}
 	s.api.SetReady(true)
 	s.backend.run(s.api.SetReady, s.fail)

@@ -1,0 +1,427 @@
+package embed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/keelson-io/keelson/pkg/listen"
+	"github.com/keelson-io/keelson/pkg/raftlog"
+	"github.com/keelson-io/keelson/pkg/server"
+)
+
+const (
+	// joinTimeout is how long a node that joins asks one of the others.
+	joinTimeout = 5 * time.Second
+
+	// noLeaderElections is how many election timeouts there may be no leader
+	// before streams that want one end, as in etcd.
+	noLeaderElections = 3
+
+	publishPause = time.Second // between the tries to make this node's URLs known
+)
+
+// cluster is this node's part in a cluster, whatever generation its data is in.
+type cluster struct {
+	set     *clusterSettings
+	log     *logrus.Entry
+	backend *backend
+
+	id     raftlog.Identity
+	self   raftlog.Member
+	joined []raftlog.Member // the members, for a node that has no data yet
+	peers  *raftlog.Peers
+
+	certs     *listen.Certs // nil without TLS
+	listeners []net.Listener
+	mux       *listen.Mux
+	grpc      *grpc.Server
+
+	mu   sync.Mutex
+	lost chan struct{} // mu; closed while there is no leader
+
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+}
+
+// openCluster finds out who this node is, and listens for the others.
+func openCluster(ctx context.Context, b *backend) (_ *cluster, err error) {
+	c := &cluster{set: b.set.cluster, log: b.log, backend: b, self: b.set.cluster.self, lost: make(chan struct{})}
+	if c.set.secure {
+		if c.certs, err = listen.LoadCerts(c.set.tls, b.log); err != nil {
+			return nil, fmt.Errorf("%w: peers: %w", ErrConfig, err)
+		}
+	}
+	if err := c.identify(ctx); err != nil {
+		return nil, err
+	}
+	c.self.ID = c.id.Node
+	c.peers = raftlog.NewPeers(raftlog.PeersOptions{Cluster: c.id.Cluster, ID: c.id.Node, Credentials: c.credentials(), Logger: b.log})
+	for _, u := range c.set.listen {
+		l, err := listen.Listen(ctx, u, listen.SocketOptions{})
+		if err != nil {
+			return nil, errors.Join(err, c.closeListeners())
+		}
+		c.listeners = append(c.listeners, l)
+	}
+	return c, nil
+}
+
+// identify sets the ids of the cluster and of this node.
+func (c *cluster) identify(ctx context.Context) error {
+	if c.set.known {
+		c.id = c.set.identity
+		return nil
+	}
+	if c.set.InitialClusterState == ClusterStateNew {
+		c.id.Cluster, c.set.members = raftlog.NewMembers(c.set.InitialClusterToken, c.set.members)
+		for _, m := range c.set.members {
+			if m.Name == c.self.Name {
+				c.id.Node = m.ID
+			}
+		}
+		return nil
+	}
+	return c.join(ctx)
+}
+
+// join asks the other nodes which ids the cluster has given, and where its
+// nodes are.
+func (c *cluster) join(ctx context.Context) error {
+	if len(c.set.members) == 0 {
+		return fmt.Errorf("%w: this node has not got the cluster's data yet: start it with the same --initial-cluster as before", ErrConfig)
+	}
+	var errs []error
+	for _, m := range c.set.members {
+		if m.Name == c.self.Name {
+			continue
+		}
+		for _, u := range m.PeerURLs {
+			asking, cancel := context.WithTimeout(ctx, joinTimeout)
+			id, members, err := raftlog.AskCluster(asking, target(u), c.credentials())
+			cancel()
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", u, err))
+				continue
+			}
+			for _, known := range members {
+				if slices.ContainsFunc(known.PeerURLs, func(u string) bool { return slices.Contains(c.self.PeerURLs, u) }) {
+					c.id, c.joined = raftlog.Identity{Cluster: id, Node: known.ID}, members
+					return nil
+				}
+			}
+			return fmt.Errorf("%w: the cluster has no member with the peer URLs %v: add it first, with etcdctl member add", ErrConfig, c.self.PeerURLs)
+		}
+	}
+	return fmt.Errorf("no node of the cluster that --initial-cluster names could be asked: %w", errors.Join(errs...))
+}
+
+// target is how gRPC names a peer URL.
+func target(peerURL string) string {
+	u, err := listen.ParseURL(peerURL)
+	if err != nil || u.Network() == "unix" {
+		return "unix:" + u.Address
+	}
+	return "dns:///" + u.Address
+}
+
+// credentials are those of connections to other nodes; nil without TLS.
+func (c *cluster) credentials() credentials.TransportCredentials {
+	if c.certs == nil {
+		return nil
+	}
+	return &freshCredentials{TransportCredentials: credentials.NewTLS(c.certs.Client()), certs: c.certs}
+}
+
+// freshCredentials read the files of the certificates again when they change.
+type freshCredentials struct {
+	credentials.TransportCredentials
+	certs *listen.Certs
+}
+
+func (f *freshCredentials) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return credentials.NewTLS(f.certs.Client()).ClientHandshake(ctx, authority, raw)
+}
+
+func (f *freshCredentials) Clone() credentials.TransportCredentials {
+	return &freshCredentials{TransportCredentials: f.TransportCredentials.Clone(), certs: f.certs}
+}
+
+// openLog opens the node's data.
+func (c *cluster) openLog(ctx context.Context) (*raftlog.Log, error) {
+	members := c.set.members
+	if c.joined != nil {
+		members = nil // they come with the data
+	}
+	log, err := raftlog.Open(ctx, raftlog.Options{
+		Dir:               c.backend.set.sqliteDir,
+		Cluster:           c.id.Cluster,
+		ID:                c.id.Node,
+		Members:           members,
+		OnMembers:         c.connect,
+		Transport:         c.peers,
+		HeartbeatInterval: c.set.HeartbeatInterval,
+		ElectionTimeout:   c.set.ElectionTimeout,
+		SnapshotCount:     c.set.SnapshotCount,
+		Logger:            c.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(log.Members().Members) == 0 {
+		if c.joined == nil {
+			if err := c.join(ctx); err != nil {
+				return nil, errors.Join(err, log.Close())
+			}
+		}
+		c.connect(raftlog.Members{Members: c.joined})
+	}
+	c.peers.Use(log)
+	return log, nil
+}
+
+// connect makes the way to the members, and to nobody else.
+func (c *cluster) connect(ms raftlog.Members) {
+	for _, m := range ms.Members {
+		if m.ID == c.id.Node {
+			continue
+		}
+		if err := c.peers.Set(m.ID, target(m.PeerURLs[0])); err != nil {
+			c.log.WithError(err).Error("a node cannot be reached")
+		}
+	}
+	for _, id := range ms.Removed {
+		if err := c.peers.Remove(id); err != nil {
+			c.log.WithError(err).Warn("closing the connection to a removed node")
+		}
+	}
+}
+
+// serve takes what other nodes send: messages of raft, and requests that are
+// passed on to the leader, which are api's.
+func (c *cluster) serve(api *server.Server, clientURLs []string, fail func(error)) {
+	c.self.ClientURLs = clientURLs
+	c.grpc = grpc.NewServer(append(api.GRPCOptions(), grpc.MaxRecvMsgSize(math.MaxInt32), grpc.WaitForHandlers(true))...)
+	api.Register(c.grpc)
+	c.peers.Serve(c.grpc, c.newest())
+	c.mux = listen.NewMux(c.log, 0, 0)
+	c.running.Go(func() { fail(ignoreClosed(c.grpc.Serve(c.mux.GRPC()))) })
+	for _, l := range c.listeners {
+		c.running.Go(func() { fail(c.mux.Serve(l, c.certs)) })
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	c.cancel = cancel
+	c.running.Go(func() { c.watchLeader(ctx) })
+	c.running.Go(func() { c.publish(ctx) })
+}
+
+// newest is the log of the newest generation.
+func (c *cluster) newest() *raftlog.Log { return c.backend.newest().raft }
+
+// watchLeader keeps lost.
+func (c *cluster) watchLeader(ctx context.Context) {
+	for {
+		status, changed := c.newest().Leadership()
+		wait := c.set.ElectionTimeout // a generation may have taken another's place
+		if status.Leader == 0 {
+			wait = noLeaderElections * c.set.ElectionTimeout
+		} else {
+			c.setLeader(true)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-time.After(wait):
+			if now := c.newest().Status(); now.Leader == 0 {
+				c.setLeader(false)
+			}
+		}
+	}
+}
+
+func (c *cluster) setLeader(there bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.lost:
+		if there {
+			c.lost = make(chan struct{})
+		}
+	default:
+		if !there {
+			close(c.lost)
+		}
+	}
+}
+
+// leader is server.Config.Leader.
+func (c *cluster) leader() (<-chan struct{}, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lost, c.newest().Status().Leader != 0
+}
+
+// publish makes this node's name and URLs known, once it is a member.
+func (c *cluster) publish(ctx context.Context) {
+	said := ""
+	for try := 0; ; try++ {
+		m, member := c.newest().Members().Member(c.id.Node)
+		self := c.self
+		self.Learner = m.Learner
+		self.PeerURLs = m.PeerURLs // member update changes these
+		if member {
+			if m.Name == self.Name && slices.Equal(m.ClientURLs, self.ClientURLs) {
+				return
+			}
+			trying, cancel := context.WithTimeout(ctx, joinTimeout)
+			err := c.peers.Publish(trying, self)
+			cancel()
+			if err != nil && ctx.Err() == nil && try > 0 && err.Error() != said { // the first may come before an election
+				said = err.Error()
+				c.log.WithError(err).Info("this node's URLs are not known to the cluster yet; trying again")
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(publishPause):
+		}
+	}
+}
+
+// close ends everything but the data.
+func (c *cluster) close() error {
+	if c.cancel != nil {
+		c.cancel()
+	}
+	errs := []error{c.closeListeners()}
+	if c.grpc != nil {
+		c.grpc.Stop()
+		_ = c.mux.Close()
+	}
+	c.running.Wait()
+	return errors.Join(append(errs, c.peers.Close())...)
+}
+
+func (c *cluster) closeListeners() error {
+	var errs []error
+	for _, l := range c.listeners {
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// nodes is the server's view of the cluster.
+type nodes struct{ *cluster }
+
+var _ server.Cluster = nodes{}
+
+func (n nodes) Members() []*pb.Member {
+	var all []*pb.Member
+	for _, m := range n.newest().Members().Members {
+		all = append(all, member(m))
+	}
+	return all
+}
+
+func member(m raftlog.Member) *pb.Member {
+	return &pb.Member{ID: m.ID, Name: m.Name, PeerURLs: m.PeerURLs, ClientURLs: m.ClientURLs, IsLearner: m.Learner}
+}
+
+func (n nodes) AddMember(ctx context.Context, peerURLs []string, learner bool) (*pb.Member, error) {
+	m := raftlog.Member{ID: raftlog.NewMemberID(n.id.Cluster, peerURLs, time.Now().UnixNano()), PeerURLs: peerURLs, Learner: learner}
+	return member(m), n.newest().AddMember(ctx, m)
+}
+
+func (n nodes) RemoveMember(ctx context.Context, id uint64) error {
+	return n.newest().RemoveMember(ctx, id)
+}
+
+func (n nodes) UpdateMember(ctx context.Context, id uint64, peerURLs []string) error {
+	m, ok := n.newest().Members().Member(id)
+	if !ok {
+		return raftlog.ErrMemberNotFound
+	}
+	m.PeerURLs = peerURLs
+	return n.newest().UpdateMember(ctx, m)
+}
+
+func (n nodes) PromoteMember(ctx context.Context, id uint64) error {
+	return n.newest().PromoteMember(ctx, id)
+}
+
+func (n nodes) MoveLeader(ctx context.Context, id uint64) error {
+	return n.newest().MoveLeader(ctx, id)
+}
+
+func (n nodes) Leader() (server.Leader, <-chan struct{}) {
+	status, changed := n.newest().Leadership()
+	return server.Leader{ID: status.Leader, Here: status.Leads, Conn: n.peers.Conn(status.Leader)}, changed
+}
+
+func (n nodes) Index() uint64 { return n.newest().Status().Applied }
+
+func (n nodes) Learner() bool {
+	m, member := n.newest().Members().Member(n.id.Node)
+	return !member || m.Learner
+}
+
+func (n nodes) Reach(ctx context.Context, revision int64) error {
+	g, err := n.backend.generation(ctx)
+	if err != nil {
+		return err
+	}
+	return g.store.Reach(ctx, revision)
+}
+
+// term is server.Config.Term.
+func (n nodes) term() uint64 { return n.newest().Status().Term }
+
+// leadLeases runs the lessor of a generation while this node leads and has
+// everything that leaders before it have done.
+func (g *generation) leadLeases(ctx context.Context) error {
+	for {
+		status, changed := g.raft.Leadership()
+		if status.Leads && g.store.Fence(ctx) == nil {
+			leading, stop := context.WithCancel(ctx)
+			go func() {
+				defer stop()
+				for {
+					now, changed := g.raft.Leadership()
+					if !now.Leads || now.Term != status.Term {
+						return
+					}
+					select {
+					case <-changed:
+					case <-leading.Done():
+						return
+					}
+				}
+			}()
+			err := g.lessor.Run(leading)
+			stop()
+			if err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-time.After(g.backend.set.cluster.HeartbeatInterval):
+		}
+	}
+}

@@ -1,0 +1,275 @@
+package embed
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/keelson-io/keelson/pkg/raftlog"
+)
+
+// clusterNode is a node of a cluster in a test; all of its sockets are in dir.
+type clusterNode struct {
+	*Server
+	client *clientv3.Client
+}
+
+// nodeConfig is that of node number i of those whose numbers are in initial.
+func nodeConfig(dir string, i int, state string, initial ...int) Config {
+	var nodes []string
+	for _, n := range initial {
+		nodes = append(nodes, fmt.Sprintf("n%d=unix://%s/p%d", n, dir, n))
+	}
+	return Config{
+		Name: fmt.Sprint("n", i), DataDir: filepath.Join(dir, fmt.Sprint("n", i)),
+		ListenClientURLs: []string{fmt.Sprintf("unix://%s/c%d", dir, i)},
+		Cluster: ClusterConfig{
+			InitialCluster: strings.Join(nodes, ","), InitialClusterState: state,
+			HeartbeatInterval: 20 * time.Millisecond, ElectionTimeout: 500 * time.Millisecond,
+		},
+	}
+}
+
+func startNode(t *testing.T, cfg Config) clusterNode {
+	t.Helper()
+	s, _ := start(t, cfg)
+	return clusterNode{s, clientOf(t, s)}
+}
+
+// startNodes starts a new cluster of three.
+func startNodes(t *testing.T, dir string) []clusterNode {
+	t.Helper()
+	var all []clusterNode
+	for i := 1; i <= 3; i++ {
+		all = append(all, startNode(t, nodeConfig(dir, i, ClusterStateNew, 1, 2, 3)))
+	}
+	return all
+}
+
+// leaderAmong waits for a leader that all know and returns it and one that is not.
+func leaderAmong(t *testing.T, nodes []clusterNode) (leader, follower clusterNode) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		known := 0 // nodes that know of the same leader
+		for i, n := range nodes {
+			status := n.backend.cluster.newest().Status()
+			if status.Leads {
+				leader, follower = n, nodes[(i+1)%len(nodes)]
+			}
+			if first := nodes[0].backend.cluster.newest().Status(); status.Leader != 0 && status.Leader == first.Leader {
+				known++
+			}
+		}
+		if known == len(nodes) && leader.Server != nil && leader.backend.cluster.newest().Status().Leads {
+			return leader, follower
+		}
+	}
+	t.Fatal("no leader within 30 s")
+	return
+}
+
+// TestCluster: every node takes every request, and shows at once what it has
+// answered; watches and leases are everybody's.
+func TestCluster(t *testing.T) {
+	nodes := startNodes(t, shortDir(t))
+	leader, follower := leaderAmong(t, nodes)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	watched := follower.client.Watch(clientv3.WithRequireLeader(ctx), "k", clientv3.WithPrefix(), clientv3.WithPrevKV())
+	var last int64
+	for i := range 12 {
+		n := nodes[i%3]
+		put, err := n.client.Put(ctx, "k", fmt.Sprint(i))
+		if err != nil {
+			t.Fatalf("Put %d: %v", i, err)
+		}
+		if put.Header.Revision <= last || put.Header.MemberId != n.backend.memberID || put.Header.RaftTerm < 2 {
+			t.Fatalf("Put %d: header %v after revision %d", i, put.Header, last)
+		}
+		last = put.Header.Revision
+		for j, reader := range nodes { // the one that wrote reads without a fence
+			opts := []clientv3.OpOption{}
+			if j == i%3 {
+				opts = append(opts, clientv3.WithSerializable())
+			}
+			got, err := reader.client.Get(ctx, "k", opts...)
+			if err != nil || string(got.Kvs[0].Value) != fmt.Sprint(i) {
+				t.Fatalf("Get %d through node %d: %v, %v", i, j, got, err)
+			}
+		}
+	}
+	for seen := 0; seen < 12; {
+		resp := <-watched
+		if resp.Err() != nil {
+			t.Fatalf("watch: %v", resp.Err())
+		}
+		for _, e := range resp.Events {
+			if string(e.Kv.Value) != fmt.Sprint(seen) || seen > 0 && string(e.PrevKv.GetValue()) != fmt.Sprint(seen-1) {
+				t.Fatalf("event %d: %v", seen, e)
+			}
+			seen++
+		}
+	}
+	txn, err := follower.client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision("k"), "=", last)).Then(clientv3.OpPut("k", "txn")).Commit()
+	if err != nil || !txn.Succeeded {
+		t.Fatalf("Txn: %v, %v", txn, err)
+	}
+	lease, err := follower.client.Grant(ctx, 100)
+	if err != nil {
+		t.Fatalf("Grant: %v", err)
+	}
+	if kept, err := follower.client.KeepAliveOnce(ctx, lease.ID); err != nil || kept.TTL != 100 {
+		t.Errorf("KeepAliveOnce through a follower: %v, %v", kept, err)
+	}
+	if left, err := follower.client.TimeToLive(ctx, lease.ID); err != nil || left.TTL < 90 || left.GrantedTTL != 100 {
+		t.Errorf("TimeToLive through a follower: %v, %v", left, err)
+	}
+	if _, err := follower.client.KeepAliveOnce(ctx, 12345); !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		t.Errorf("KeepAliveOnce of no lease: %v", err)
+	}
+	if _, err := follower.client.MoveLeader(ctx, follower.backend.memberID); !errors.Is(err, rpctypes.ErrNotLeader) {
+		t.Errorf("MoveLeader through a follower: %v", err)
+	}
+	if _, err := leader.client.MoveLeader(ctx, follower.backend.memberID); err != nil {
+		t.Fatalf("MoveLeader: %v", err)
+	}
+	if now, _ := leaderAmong(t, nodes); now.backend.memberID != follower.backend.memberID {
+		t.Errorf("%x leads after MoveLeader to %x", now.backend.memberID, follower.backend.memberID)
+	}
+	sameHash(ctx, t, nodes)
+}
+
+// sameHash makes sure that all nodes have the same data.
+func sameHash(ctx context.Context, t *testing.T, nodes []clusterNode) {
+	t.Helper()
+	var hashes []uint32
+	for _, n := range nodes {
+		if _, err := n.client.Get(ctx, "k"); err != nil { // fences
+			t.Fatalf("Get: %v", err)
+		}
+		h, err := n.client.HashKV(ctx, n.Endpoint(), 0)
+		if err != nil {
+			t.Fatalf("HashKV: %v", err)
+		}
+		hashes = append(hashes, h.Hash)
+	}
+	for _, h := range hashes {
+		if h != hashes[0] {
+			t.Errorf("the nodes have different data: %x", hashes)
+		}
+	}
+}
+
+// TestClusterWithoutLeader: writes wait for the next leader, and what a lease
+// or a watch needs goes on with it; the old one comes back and catches up.
+func TestClusterWithoutLeader(t *testing.T) {
+	dir := shortDir(t)
+	nodes := startNodes(t, dir)
+	leader, follower := leaderAmong(t, nodes)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	lease, err := leader.client.Grant(ctx, 2)
+	if err != nil {
+		t.Fatalf("Grant: %v", err)
+	}
+	put, err := leader.client.Put(ctx, "k", "leased", clientv3.WithLease(lease.ID))
+	if err != nil {
+		t.Fatalf("Put: %v", err)
+	}
+	watched := follower.client.Watch(ctx, "k", clientv3.WithRev(put.Header.Revision+1))
+	if err := leader.Close(); err != nil {
+		t.Fatalf("Close: %v", err)
+	}
+	if _, err := follower.client.Put(ctx, "other", "1"); err != nil {
+		t.Fatalf("Put without the old leader: %v", err)
+	}
+	if resp := <-watched; len(resp.Events) != 1 || resp.Events[0].Type != clientv3.EventTypeDelete {
+		t.Fatalf("the lease is not revoked by the next leader: %v", resp)
+	}
+	for i := range nodes {
+		if nodes[i].Server == leader.Server {
+			nodes[i] = startNode(t, nodeConfig(dir, i+1, ClusterStateNew, 1, 2, 3))
+			got, err := nodes[i].client.Get(ctx, "other")
+			if err != nil || len(got.Kvs) != 1 {
+				t.Errorf("the old leader has not caught up: %v, %v", got, err)
+			}
+		}
+	}
+	sameHash(ctx, t, nodes)
+}
+
+// TestClusterGrows: a server that ran alone becomes the first node, with its
+// data, and others join it.
+func TestClusterGrows(t *testing.T) {
+	dir := shortDir(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	alone := nodeConfig(dir, 1, "")
+	alone.Cluster = ClusterConfig{}
+	first := startNode(t, alone)
+	for i := range 10 {
+		if _, err := first.client.Put(ctx, "k", string(bytes.Repeat([]byte{'a' + byte(i)}, 1000))); err != nil {
+			t.Fatalf("Put: %v", err)
+		}
+	}
+	if err := first.Close(); err != nil {
+		t.Fatalf("Close: %v", err)
+	}
+	nodes := []clusterNode{startNode(t, nodeConfig(dir, 1, ClusterStateNew, 1))}
+	first, _ = leaderAmong(t, nodes)
+	if got, err := first.client.Get(ctx, "k"); err != nil || got.Kvs[0].Version != 10 {
+		t.Fatalf("the data is not there any more: %v, %v", got, err)
+	}
+	for i := 2; i <= 3; i++ {
+		added, err := first.client.MemberAddAsLearner(ctx, []string{fmt.Sprintf("unix://%s/p%d", dir, i)})
+		if err != nil {
+			t.Fatalf("MemberAdd: %v", err)
+		}
+		learner := startNode(t, nodeConfig(dir, i, ClusterStateExisting, 1, i))
+		if _, err := learner.client.Put(ctx, "k", "x"); i == 2 && !errors.Is(err, rpctypes.ErrGRPCNotSupportedForLearner) && (err == nil || !strings.Contains(err.Error(), "learner")) {
+			t.Errorf("Put through a learner: %v", err)
+		}
+		for {
+			_, err := first.client.MemberPromote(ctx, added.Member.ID)
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, rpctypes.ErrMemberLearnerNotReady) && !errors.Is(err, rpctypes.ErrMemberNotEnoughStarted) {
+				t.Fatalf("MemberPromote: %v", err)
+			}
+		}
+		nodes = append(nodes, learner)
+		got, err := learner.client.Get(ctx, "k")
+		for err != nil && strings.Contains(err.Error(), "learner") && ctx.Err() == nil { // it has yet to hear of it
+			got, err = learner.client.Get(ctx, "k")
+		}
+		if err != nil || got.Kvs[0].Version != 10 {
+			t.Fatalf("the node that joined has %v, %v", got, err)
+		}
+	}
+	sameHash(ctx, t, nodes)
+	list, err := nodes[2].client.MemberList(ctx)
+	if err != nil || len(list.Members) != 3 {
+		t.Fatalf("MemberList: %v, %v", list, err)
+	}
+	removed := nodes[2]
+	if _, err := first.client.MemberRemove(ctx, removed.backend.memberID); err != nil {
+		t.Fatalf("MemberRemove: %v", err)
+	}
+	<-removed.Done()
+	if err := removed.Err(); !errors.Is(err, raftlog.ErrRemoved) {
+		t.Errorf("the removed node ended with %v", err)
+	}
+	status, err := first.client.Status(ctx, first.Endpoint())
+	if err != nil || status.Leader == 0 || status.RaftTerm < 2 || status.RaftAppliedIndex < 5 {
+		t.Errorf("Status: %v, %v", status, err)
+	}
+}

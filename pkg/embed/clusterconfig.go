@@ -1,0 +1,148 @@
+package embed
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+
+	"github.com/keelson-io/keelson/pkg/listen"
+	"github.com/keelson-io/keelson/pkg/raftlog"
+)
+
+// clusterSettings is a ClusterConfig that was understood.
+type clusterSettings struct {
+	ClusterConfig
+	identity raftlog.Identity // of the node that the data is of, if known
+	known    bool
+	members  []raftlog.Member // of InitialCluster, by name and peer URLs
+	self     raftlog.Member   // this node's URLs; ID and Learner are not set
+	listen   []listen.URL
+	tls      listen.TLSFiles
+	secure   bool
+}
+
+// resolveCluster sets s.cluster if this is a node of one.
+func (s *settings) resolveCluster() error {
+	c := &clusterSettings{ClusterConfig: s.Cluster}
+	var err error
+	if s.sqliteDir != "" {
+		if c.identity, c.known, err = raftlog.Identify(s.sqliteDir); err != nil {
+			return err
+		}
+	}
+	if !c.known && c.InitialCluster == "" {
+		if len(c.ListenPeerURLs)+len(c.InitialAdvertisePeerURLs) > 0 {
+			return errors.New("--listen-peer-urls and --initial-advertise-peer-urls are for a node of a cluster: add --initial-cluster name=peer-URL,…")
+		}
+		return nil
+	}
+	if s.sqliteDir == "" {
+		return errors.New("--initial-cluster is for SQLite: several keelsons on one PostgreSQL need no cluster of their own")
+	}
+	switch {
+	case c.InitialClusterState != ClusterStateNew && c.InitialClusterState != ClusterStateExisting:
+		return fmt.Errorf("--initial-cluster-state %s: use new or existing", c.InitialClusterState)
+	case c.HeartbeatInterval <= 0 || c.ElectionTimeout < 5*c.HeartbeatInterval:
+		return fmt.Errorf("--election-timeout %d must be at least five times --heartbeat-interval %d (milliseconds)", c.ElectionTimeout.Milliseconds(), c.HeartbeatInterval.Milliseconds())
+	case c.SnapshotCount == 0:
+		return errors.New("--snapshot-count must be at least 1")
+	}
+	for _, step := range []func(string) error{c.resolveMembers, c.resolvePeerURLs} {
+		if err := step(s.Name); err != nil {
+			return err
+		}
+	}
+	s.cluster = c
+	return c.resolveTLS()
+}
+
+// resolveMembers parses InitialCluster: name=URL,name=URL,…, a name for each of
+// its URLs.
+func (c *clusterSettings) resolveMembers(string) error {
+	for _, part := range strings.Split(c.InitialCluster, ",") {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		name, text, ok := strings.Cut(part, "=")
+		u, err := listen.ParseURL(text)
+		if !ok || name == "" || err != nil {
+			return fmt.Errorf("--initial-cluster: %q is not name=URL, as in node1=https://10.0.0.1:2380", part)
+		}
+		at := slices.IndexFunc(c.members, func(m raftlog.Member) bool { return m.Name == name })
+		if at < 0 {
+			at = len(c.members)
+			c.members = append(c.members, raftlog.Member{Name: name})
+		}
+		for _, m := range c.members {
+			if slices.Contains(m.PeerURLs, u.String()) {
+				return fmt.Errorf("--initial-cluster: %s is there twice: every node needs a URL of its own", u)
+			}
+		}
+		c.members[at].PeerURLs = append(c.members[at].PeerURLs, u.String())
+	}
+	return nil
+}
+
+// resolvePeerURLs finds out where this node listens for others, and where they
+// reach it.
+func (c *clusterSettings) resolvePeerURLs(name string) error {
+	c.self.Name = name
+	for _, m := range c.members {
+		if m.Name == name {
+			c.self.PeerURLs = m.PeerURLs
+		}
+	}
+	if advertised := c.InitialAdvertisePeerURLs; len(advertised) > 0 {
+		if !c.known && !slices.Equal(slices.Sorted(slices.Values(advertised)), slices.Sorted(slices.Values(c.self.PeerURLs))) {
+			return fmt.Errorf("--initial-cluster has %s=%s and --initial-advertise-peer-urls %s: they must be the same",
+				name, strings.Join(c.self.PeerURLs, ","), strings.Join(advertised, ","))
+		}
+		c.self.PeerURLs = advertised
+	}
+	if !c.known && len(c.self.PeerURLs) == 0 {
+		return fmt.Errorf("--initial-cluster does not have this node, %q: add %s=peer-URL, or set --name", name, name)
+	}
+	listened := c.ListenPeerURLs
+	if len(listened) == 0 {
+		listened = c.self.PeerURLs
+	}
+	var err error
+	if c.listen, err = listen.ParseURLs(listened); err != nil {
+		return fmt.Errorf("--listen-peer-urls: %w", err)
+	}
+	if len(c.listen) == 0 {
+		return errors.New("the data directory is that of a node of a cluster: say with --listen-peer-urls where the others reach it")
+	}
+	for _, u := range c.listen {
+		if host := u.Host(); u.Network() == "tcp" && host != "" && host != "localhost" && net.ParseIP(host) == nil {
+			return fmt.Errorf("%s: listen on an IP address or localhost, not on a name: set --listen-peer-urls", u)
+		}
+		c.secure = c.secure || u.Secure()
+	}
+	return nil
+}
+
+func (c *clusterSettings) resolveTLS() error {
+	t := c.PeerTLS
+	c.tls = listen.TLSFiles{CertFile: t.CertFile, KeyFile: t.KeyFile, TrustedCAFile: t.TrustedCAFile, AllowedHostnames: t.AllowedHostnames}
+	switch {
+	case (t.CertFile == "") != (t.KeyFile == ""):
+		return errors.New("--peer-cert-file and --peer-key-file belong together: set both or neither")
+	case t.ClientCertAuth && t.TrustedCAFile == "":
+		return errors.New("--peer-client-cert-auth needs --peer-trusted-ca-file: name the CA that signs the nodes' certificates")
+	case t.CertFile == "" && t.TrustedCAFile != "":
+		return errors.New("--peer-trusted-ca-file needs --peer-cert-file and --peer-key-file")
+	case c.secure && t.CertFile == "":
+		return errors.New("an https peer URL needs --peer-cert-file and --peer-key-file")
+	case c.secure && t.TrustedCAFile == "":
+		return errors.New("an https peer URL needs --peer-trusted-ca-file: a node is recognized by its certificate, and without that everybody could write")
+	}
+	for _, u := range c.listen {
+		if t.CertFile != "" && !u.Secure() {
+			return fmt.Errorf("--peer-cert-file is set, and %s is without TLS: use https:// for all peer URLs", u)
+		}
+	}
+	return nil
+}
