@@ -27,7 +27,6 @@ var advice = map[string]string{
 	"max-learners":                  "there may be one learner at a time, as in etcd by default: remove it",
 	"raft-read-timeout":             raftInside,
 	"raft-write-timeout":            raftInside,
-	"force-new-cluster":             "a single node needs no recovery of a cluster: start it on its --data-dir",
 
 	"listen-client-http-urls": "every client URL serves HTTP as well at no cost for gRPC: remove it, or use --listen-metrics-urls for /metrics and health only",
 	"max-snapshots":           "it keeps no snapshot files: remove it",

@@ -41,6 +41,7 @@ type cluster struct {
 	self   raftlog.Member
 	joined []raftlog.Member // the members, for a node that has no data yet
 	peers  *raftlog.Peers
+	forced bool // ForceNewCluster is done
 
 	certs     *listen.Certs // nil without TLS
 	listeners []net.Listener
@@ -163,7 +164,7 @@ func (c *cluster) openLog(ctx context.Context) (*raftlog.Log, error) {
 	if c.joined != nil {
 		members = nil // they come with the data
 	}
-	log, err := raftlog.Open(ctx, raftlog.Options{
+	opt := raftlog.Options{
 		Dir:               c.backend.set.sqliteDir,
 		Cluster:           c.id.Cluster,
 		ID:                c.id.Node,
@@ -174,7 +175,14 @@ func (c *cluster) openLog(ctx context.Context) (*raftlog.Log, error) {
 		ElectionTimeout:   c.set.ElectionTimeout,
 		SnapshotCount:     c.set.SnapshotCount,
 		Logger:            c.log,
-	})
+	}
+	if c.set.ForceNewCluster && !c.forced {
+		if err := raftlog.ForceNewCluster(ctx, opt); err != nil {
+			return nil, fmt.Errorf("--force-new-cluster: %w", err)
+		}
+		c.forced = true
+	}
+	log, err := raftlog.Open(ctx, opt)
 	if err != nil {
 		return nil, err
 	}

@@ -32,6 +32,9 @@ func (s *settings) resolveCluster() error {
 			return err
 		}
 	}
+	if c.ForceNewCluster && !c.known {
+		return errors.New("--force-new-cluster is for a node that is left of a cluster, and this data directory is none's: remove the flag")
+	}
 	if !c.known && c.InitialCluster == "" {
 		if len(c.ListenPeerURLs)+len(c.InitialAdvertisePeerURLs) > 0 {
 			return errors.New("--listen-peer-urls and --initial-advertise-peer-urls are for a node of a cluster: add --initial-cluster name=peer-URL,…")

@@ -134,6 +134,10 @@ type ClusterConfig struct {
 	ElectionTimeout   time.Duration // --election-timeout
 	SnapshotCount     uint64        // --snapshot-count
 
+	// ForceNewCluster makes this node the only one of its cluster
+	// (--force-new-cluster); raftlog.ForceNewCluster says what that costs.
+	ForceNewCluster bool
+
 	// PeerTLS secures https peer URLs (--peer-cert-file and so on); its
 	// AllowedHostnames are --peer-cert-allowed-hostname.
 	PeerTLS TLS

@@ -12,6 +12,7 @@ import (
 
 	"go.etcd.io/etcd/server/v3/storage/wal"
 
+	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/raftlog"
 )
@@ -242,5 +243,67 @@ func TestForeign(t *testing.T) {
 	_, err := raftlog.Open(t.Context(), raftlog.Options{Dir: filepath.Join(dir, "node1"), Cluster: 8, ID: 1, Members: membersOf(1), Transport: newNetwork()})
 	if err == nil || !strings.Contains(err.Error(), "belongs to node 1 of cluster 7") {
 		t.Errorf("Open with the WAL of another cluster: %v", err)
+	}
+}
+
+// TestNotEmpty: only the first node of a cluster may have data.
+func TestNotEmpty(t *testing.T) {
+	dir := t.TempDir()
+	local, err := sqlite.Open(t.Context(), sqlite.Options{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := local.Load(t.Context(), func(*eventlog.Record) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(local.Append(t.Context(), batchOn(eventlog.Head{}, "key")), local.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for _, members := range []int{0, 3, 1} {
+		n, err := raftlog.Open(t.Context(), raftlog.Options{Dir: dir, Cluster: 7, ID: 1, Members: membersOf(members), Transport: newNetwork()})
+		if members != 1 && !errors.Is(err, raftlog.ErrNotEmpty) {
+			t.Fatalf("Open with data and %d members: %v, want ErrNotEmpty", members, err)
+		}
+		if members == 1 && (err != nil || n.Close() != nil) {
+			t.Fatalf("Open with data as the only member: %v", err)
+		}
+	}
+}
+
+// TestForceNewCluster: a node that is left alone goes on with all that it knew
+// to be committed, and the others are members no more.
+func TestForceNewCluster(t *testing.T) {
+	net, dir := newNetwork(), t.TempDir()
+	nodes := nodesOf(t, net, dir, 3)
+	leader := leaderOf(t, nodes...)
+	var head eventlog.Head
+	for i := range 20 {
+		head = appendTo(t, leader, head, fmt.Sprint("key", i))
+	}
+	for _, n := range nodes {
+		if _, err := n.Head(t.Context()); err != nil {
+			t.Fatalf("Head: %v", err)
+		}
+	}
+	want := dump(t, leader)
+	for _, n := range nodes {
+		if err := n.Close(); err != nil {
+			t.Fatalf("Close: %v", err)
+		}
+	}
+	opt := raftlog.Options{Dir: filepath.Join(dir, "node2"), Cluster: 7, ID: 2, Transport: net}
+	if err := raftlog.ForceNewCluster(t.Context(), opt); err != nil {
+		t.Fatalf("ForceNewCluster: %v", err)
+	}
+	n := startNode(t, net, dir, 2, nil)
+	appendTo(t, leaderOf(t, n), head, "alone")
+	if got := dump(t, n); len(got) != len(want)+1 || string(got[len(want)].Records[0].Key) != "alone" {
+		t.Errorf("%d batches, want %d and one", len(got), len(want))
+	}
+	if m := n.Members(); len(m.Members) != 1 || m.Members[0].ID != 2 || len(m.Removed) != 2 {
+		t.Errorf("the members are %+v", m)
+	}
+	if err := raftlog.ForceNewCluster(t.Context(), raftlog.Options{Dir: t.TempDir(), Cluster: 7, ID: 2, Transport: net}); err == nil {
+		t.Error("ForceNewCluster of no node")
 	}
 }

@@ -22,6 +22,10 @@ import (
 // ErrNotLeader: this node cannot append; nothing of the batch is there.
 var ErrNotLeader = errors.New("raft: this node is not the leader")
 
+// ErrNotEmpty: the data directory of a node that begins together with others,
+// or joins them, has data already.
+var ErrNotEmpty = errors.New("raft: the data directory is not empty: a node with data can only be the first of a cluster of one node, to which others are added")
+
 var errNoAnswer = errors.New("raft: no leader has answered: this node is cut off from the majority of the nodes, or they are electing one")
 
 // The defaults of Options, which are etcd's.
@@ -49,7 +53,8 @@ type Options struct {
 	Cluster, ID uint64
 
 	// Members are those of a new cluster, the same on each of them, in order
-	// of their ids. They count for nothing once there is a Raft log.
+	// of their ids; none if this node joins one that there is. They count for
+	// nothing once there is a Raft log.
 	Members []Member
 
 	// OnMembers hears of the members at Open, and of every change of them,
@@ -122,6 +127,9 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 	if err := opt.complete(); err != nil {
 		return nil, err
 	}
+	if err := finishWAL(filepath.Join(opt.Dir, raftDir)); err != nil {
+		return nil, err
+	}
 	if err := installSnapshot(opt.Dir, Identity{Cluster: opt.Cluster, Node: opt.ID}); err != nil {
 		return nil, err
 	}
@@ -133,6 +141,9 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := checkNew(ctx, local, opt); err != nil {
+		return nil, errors.Join(err, local.Close())
+	}
 	d, err := openDisk(filepath.Join(opt.Dir, raftDir), Identity{Cluster: opt.Cluster, Node: opt.ID}, Members{Members: opt.Members})
 	if err != nil {
 		return nil, errors.Join(err, local.Close())
@@ -142,6 +153,19 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 		return nil, errors.Join(err, d.close(), local.Close())
 	}
 	return l, nil
+}
+
+// checkNew refuses data that the other nodes of a new cluster do not have, or
+// that those of one which this node joins would replace.
+func checkNew(ctx context.Context, local *sqlite.Log, opt Options) error {
+	_, known, err := Identify(opt.Dir)
+	if err != nil || known || len(opt.Members) == 1 {
+		return err
+	}
+	if head, err := local.Head(ctx); err != nil || head > 0 {
+		return errors.Join(err, fmt.Errorf("%w: %s", ErrNotEmpty, opt.Dir))
+	}
+	return nil
 }
 
 func (opt *Options) complete() error {

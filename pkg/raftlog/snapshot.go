@@ -349,9 +349,6 @@ func installSnapshot(dir string, id Identity) error {
 	if err := json.Unmarshal(data, &meta); err != nil {
 		return fmt.Errorf("%w: %s: %w", eventlog.ErrCorrupt, from, err)
 	}
-	if err := finishWAL(raftDir); err != nil {
-		return err
-	}
 	state, wanted, err := wantsSnapshot(raftDir, id, meta)
 	if err == nil && wanted {
 		if err = moveDatabase(from, dir); err == nil {

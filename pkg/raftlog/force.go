@@ -1,0 +1,123 @@
+package raftlog
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"github.com/sirupsen/logrus"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+// ForceNewCluster makes the node of opt, which nobody has open, the only member
+// of its cluster, with everything that it knows to be committed: the way out if
+// a majority is lost for good, as etcd's --force-new-cluster. What the others
+// had committed without this node's knowledge is lost. They must not be started
+// again with their data.
+func ForceNewCluster(ctx context.Context, opt Options) error {
+	if err := opt.complete(); err != nil {
+		return err
+	}
+	id, known, err := Identify(opt.Dir)
+	if err != nil {
+		return err
+	}
+	if !known {
+		return fmt.Errorf("%s is not the data directory of a node of a cluster", opt.Dir)
+	}
+	dir := filepath.Join(opt.Dir, raftDir)
+	if err := errors.Join(finishWAL(dir), installSnapshot(opt.Dir, id)); err != nil {
+		return err
+	}
+	d, err := openDisk(dir, id, Members{})
+	if err != nil {
+		return err
+	}
+	state, entries, err := d.committedEntries()
+	if err == nil && state.GetCommit() == 0 {
+		err = errors.New("this node has joined and has no data yet")
+	}
+	if err = errors.Join(err, d.close()); err != nil {
+		return err
+	}
+	members, err := applyAlone(ctx, opt, d.members, entries)
+	if err != nil {
+		return err
+	}
+	self, ok := members.Member(id.Node)
+	if !ok {
+		self = Member{ID: id.Node}
+	}
+	self.Learner = false
+	alone := Members{Members: []Member{self}, Removed: slices.Clone(members.Removed)}
+	for _, m := range members.Members {
+		if m.ID != id.Node {
+			alone.Removed = append(alone.Removed, m.ID)
+		}
+	}
+	term, err := d.mem.Term(state.GetCommit())
+	if err != nil {
+		return err
+	}
+	opt.Logger.WithFields(logrus.Fields{"entry": state.GetCommit(), "removed": len(alone.Removed)}).
+		Warn("this node is the only one of its cluster from now on; do not start the others again with their data")
+	return renewWAL(dir, id, state, snapshotMeta{
+		Index: state.GetCommit(), Term: term, Members: alone,
+		Conf: raftpb.EnsureConfState(&raftpb.ConfState{Voters: []uint64{id.Node}}),
+	})
+}
+
+// committedEntries returns those after the newest mark, and the state they go
+// to.
+func (d *disk) committedEntries() (*raftpb.HardState, []*raftpb.Entry, error) {
+	state, _, err := d.mem.InitialState()
+	if err != nil {
+		return nil, nil, err
+	}
+	first, err := d.mem.FirstIndex()
+	if err != nil || first > state.GetCommit() {
+		return state, nil, err
+	}
+	entries, err := d.mem.Entries(first, state.GetCommit()+1, 1<<62)
+	return state, entries, err
+}
+
+// applyAlone brings entries to the database, durably, and returns the members
+// after them.
+func applyAlone(ctx context.Context, opt Options, members Members, entries []*raftpb.Entry) (Members, error) {
+	local, err := sqlite.Open(ctx, sqlite.Options{Dir: opt.Dir, Synchronous: sqlite.UnsafeLosesAcknowledgedWritesOnPowerCut, Logger: opt.Logger})
+	if err != nil {
+		return members, err
+	}
+	_, err = local.Load(ctx, func(*eventlog.Record) error { return nil })
+	for _, e := range entries {
+		if err != nil {
+			break
+		}
+		switch {
+		case e.GetType() == raftpb.EntryConfChange:
+			cc, c := new(raftpb.ConfChange), change{}
+			if err = errors.Join(proto.Unmarshal(e.Data, cc), json.Unmarshal(cc.Context, &c)); err == nil {
+				members, _ = members.with(cc.GetType(), c.Member) // refused then as now
+			}
+		case len(e.Data) > 0:
+			var batch *eventlog.Batch
+			if batch, err = eventlog.DecodeBatch(e.Data); err == nil {
+				if err = local.Append(ctx, batch); errors.Is(err, eventlog.ErrStale) {
+					err = nil
+				}
+			}
+		}
+		if err != nil {
+			err = fmt.Errorf("apply entry %d of the raft log: %w", e.GetIndex(), err)
+		}
+	}
+	return members, errors.Join(err, local.Close()) // its last checkpoint is synced
+}
