@@ -44,7 +44,6 @@ var advice = map[string]string{
 	"bootstrap-defrag-threshold-megabytes": "compaction gives space back while it serves: remove it, or run etcdctl defrag",
 	"compaction-batch-limit":               "compaction works in small steps by a time budget: remove it",
 	"compaction-sleep-interval":            "compaction works in small steps by a time budget: remove it",
-	"corrupt-check-time":                   ownChecks,
 	"compact-hash-check-time":              ownChecks,
 	"downgrade-check-time":                 raftInside,
 	"unsafe-no-fsync":                      "every acknowledged write is on disk: remove it; writes that wait together share one fsync",

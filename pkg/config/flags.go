@@ -80,6 +80,7 @@ func (c *Config) clusterFlags(f *pflag.FlagSet) {
 	f.Var((*millisecondsValue)(&s.HeartbeatInterval), "heartbeat-interval", "`milliseconds` between the leader's heartbeats")
 	f.Var((*millisecondsValue)(&s.ElectionTimeout), "election-timeout", "`milliseconds` without a heartbeat after which a new leader is elected")
 	f.Uint64Var(&s.SnapshotCount, "snapshot-count", s.SnapshotCount, "largest `number` of entries in the Raft log before what is in the database is taken out of it")
+	f.DurationVar(&s.CorruptCheckTime, "corrupt-check-time", s.CorruptCheckTime, "the leader compares the data of all nodes after this `time`, again and again; 0 is never")
 	f.BoolVar(&s.ForceNewCluster, "force-new-cluster", false, "go on as the only node of the cluster, when most of the others are lost for good and not started again; once")
 	t := &s.PeerTLS
 	f.StringVar(&t.CertFile, "peer-cert-file", "", "certificate `file` of this node, for https peer URLs; shown to other nodes both as server and as client")

@@ -231,6 +231,9 @@ func (c *cluster) serve(api *server.Server, clientURLs []string, fail func(error
 	c.cancel = cancel
 	c.running.Go(func() { c.watchLeader(ctx) })
 	c.running.Go(func() { c.publish(ctx) })
+	if c.set.CorruptCheckTime > 0 {
+		c.running.Go(func() { c.compareOften(ctx) })
+	}
 }
 
 // newest is the log of the newest generation.

@@ -13,6 +13,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
+	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/raftlog"
 )
 
@@ -271,5 +273,70 @@ func TestClusterGrows(t *testing.T) {
 	status, err := first.client.Status(ctx, first.Endpoint())
 	if err != nil || status.Leader == 0 || status.RaftTerm < 2 || status.RaftAppliedIndex < 5 {
 		t.Errorf("Status: %v, %v", status, err)
+	}
+}
+
+// TestClusterFindsDifference: a node whose database has got something that the
+// others do not have is found, and nobody serves until that is settled.
+func TestClusterFindsDifference(t *testing.T) {
+	dir := shortDir(t)
+	nodes := startNodes(t, dir)
+	_, follower := leaderAmong(t, nodes)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := follower.client.Put(ctx, "k", "1"); err != nil {
+		t.Fatalf("Put: %v", err)
+	}
+	sameHash(ctx, t, nodes)
+	for _, n := range nodes {
+		if err := n.Close(); err != nil {
+			t.Fatalf("Close: %v", err)
+		}
+	}
+	appendBehind(t, filepath.Join(dir, "n2"))
+	for i := range nodes {
+		cfg := nodeConfig(dir, i+1, ClusterStateNew, 1, 2, 3)
+		cfg.Cluster.CorruptCheckTime = 50 * time.Millisecond
+		nodes[i] = startNode(t, cfg)
+	}
+	leader, _ := leaderAmong(t, nodes)
+	if _, err := leader.client.Put(ctx, "k", "2"); err != nil {
+		t.Fatalf("Put: %v", err)
+	}
+	var alarms []string
+	for len(alarms) == 0 && ctx.Err() == nil {
+		list, err := leader.client.AlarmList(ctx)
+		if err != nil {
+			t.Fatalf("AlarmList: %v", err)
+		}
+		for _, a := range list.Alarms {
+			alarms = append(alarms, fmt.Sprintf("%x %v", a.MemberID, a.Alarm))
+		}
+	}
+	if want := fmt.Sprintf("%x CORRUPT", nodes[1].backend.memberID); len(alarms) != 1 || alarms[0] != want {
+		t.Errorf("alarms %q, want %q", alarms, want)
+	}
+	if _, err := leader.client.Put(ctx, "k", "3"); !errors.Is(err, rpctypes.ErrCorrupt) {
+		t.Errorf("Put with data that differs: %v", err)
+	}
+}
+
+// appendBehind appends a put to the database of a node that is not running.
+func appendBehind(t *testing.T, dir string) {
+	t.Helper()
+	log, err := sqlite.Open(t.Context(), sqlite.Options{Dir: dir, Synchronous: sqlite.UnsafeLosesAcknowledgedWritesOnPowerCut})
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, err := log.Load(t.Context(), func(*eventlog.Record) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = log.Append(t.Context(), &eventlog.Batch{ID: eventlog.NewBatchID(), Base: head.Position, Records: []eventlog.Record{{
+		Seq: head.Seq + 1, Position: head.Position + 1, Kind: eventlog.KindPut, Revision: eventlog.Revision{Main: head.Revision + 1},
+		Key: []byte("k"), Value: []byte("evil"), CreateRevision: head.Revision, Version: 2,
+	}}})
+	if err := errors.Join(err, log.Close()); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -49,6 +49,8 @@ func (s *settings) resolveCluster() error {
 		return fmt.Errorf("--initial-cluster-state %s: use new or existing", c.InitialClusterState)
 	case c.HeartbeatInterval <= 0 || c.ElectionTimeout < 5*c.HeartbeatInterval:
 		return fmt.Errorf("--election-timeout %d must be at least five times --heartbeat-interval %d (milliseconds)", c.ElectionTimeout.Milliseconds(), c.HeartbeatInterval.Milliseconds())
+	case c.CorruptCheckTime < 0:
+		return fmt.Errorf("--corrupt-check-time %s is negative", c.CorruptCheckTime)
 	case c.SnapshotCount == 0:
 		return errors.New("--snapshot-count must be at least 1")
 	}

@@ -134,6 +134,10 @@ type ClusterConfig struct {
 	ElectionTimeout   time.Duration // --election-timeout
 	SnapshotCount     uint64        // --snapshot-count
 
+	// CorruptCheckTime is how often the leader compares the data of all nodes
+	// with its own (--corrupt-check-time); 0 is never.
+	CorruptCheckTime time.Duration
+
 	// ForceNewCluster makes this node the only one of its cluster
 	// (--force-new-cluster); raftlog.ForceNewCluster says what that costs.
 	ForceNewCluster bool

@@ -1,0 +1,110 @@
+package embed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	"github.com/keelson-io/keelson/pkg/store"
+)
+
+// compareOften compares the data of all nodes while this one leads.
+func (c *cluster) compareOften(ctx context.Context) {
+	ticker := time.NewTicker(c.set.CorruptCheckTime)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if !c.newest().Status().Leads {
+			continue
+		}
+		if err := c.compare(ctx); err != nil && ctx.Err() == nil {
+			c.log.WithError(err).Warn("the data of the nodes could not be compared; it will be tried again")
+		}
+	}
+}
+
+// compare raises the CORRUPT alarm for the nodes whose data is not what most
+// of those have that answer. As in etcd nobody serves keys then until somebody
+// has seen to it and disarms the alarm.
+func (c *cluster) compare(ctx context.Context) error {
+	g, err := c.backend.generation(ctx)
+	if err != nil {
+		return err
+	}
+	revision, _ := g.store.Revision()
+	own, err := g.store.HashKV(ctx, revision)
+	if err != nil {
+		return err
+	}
+	having := map[uint32][]uint64{own.Hash: {c.id.Node}} // nodes by their hash
+	for _, m := range c.newest().Members().Members {
+		if m.ID == c.id.Node {
+			continue
+		}
+		hash, err := c.hashOf(ctx, m.ID, own)
+		if err != nil {
+			c.log.WithError(err).WithField("node", fmt.Sprintf("%x", m.ID)).Debug("its data is not compared")
+			continue
+		}
+		having[hash] = append(having[hash], m.ID)
+	}
+	if len(having) == 1 {
+		return nil
+	}
+	most := own.Hash
+	for hash, nodes := range having {
+		if len(nodes) > len(having[most]) {
+			most = hash
+		}
+	}
+	for hash, nodes := range having {
+		if hash == most {
+			continue
+		}
+		for _, id := range nodes {
+			c.log.WithFields(logrus.Fields{"node": fmt.Sprintf("%x", id), "revision": revision}).
+				Error("the data of this node is not that of the others: nothing is served any more; remove the node, add it again with an empty data directory, and disarm the alarm")
+			if _, err := g.store.Alarm(ctx, &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE, MemberID: id, Alarm: pb.AlarmType_CORRUPT}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// hashOf asks node id for its hash of what own is of. An error means that the
+// two cannot be compared.
+func (c *cluster) hashOf(ctx context.Context, id uint64, own store.HashKV) (uint32, error) {
+	conn := c.peers.Conn(id)
+	if conn == nil {
+		return 0, errors.New("there is no connection")
+	}
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	request := &pb.HashKVRequest{Revision: own.HashRevision}
+	hash, err := pb.NewMaintenanceClient(conn).HashKV(ctx, request)
+	if errors.Is(err, rpctypes.ErrGRPCFutureRev) { // it may be behind: this makes it catch up
+		if _, err := pb.NewClusterClient(conn).MemberList(ctx, &pb.MemberListRequest{Linearizable: true}); err != nil {
+			return 0, err
+		}
+		if hash, err = pb.NewMaintenanceClient(conn).HashKV(ctx, request); errors.Is(err, rpctypes.ErrGRPCFutureRev) {
+			return ^own.Hash, nil // it has applied the same, and has not the same
+		}
+	}
+	if err != nil {
+		return 0, err
+	}
+	if hash.CompactRevision != own.CompactRevision {
+		return 0, fmt.Errorf("it is compacted at %d, this node at %d", hash.CompactRevision, own.CompactRevision)
+	}
+	return hash.Hash, nil
+}
