@@ -88,6 +88,10 @@ test-crash: ## kill -9, pauses, full and damaged disks under load, and lineariza
 test-postgres: ## these suites with keelson on PostgreSQL, and several instances there
 	$(MAKE) -C test on-postgres postgres
 
+.PHONY: test-cluster
+test-cluster: ## clusters of SQLite nodes under faults
+	$(MAKE) -C test cluster
+
 .PHONY: soak-postgres
 soak-postgres: ## lessors that die or sleep, and what an hour of updates leaves behind
 	KEELSON_POSTGRES=all go test -count=1 -v -run Lessor ./pkg/cmd

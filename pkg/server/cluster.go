@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -75,7 +76,8 @@ func (s *clusterServer) MemberRemove(ctx context.Context, r *pb.MemberRemoveRequ
 
 func (s *clusterServer) MemberUpdate(ctx context.Context, r *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
 	if c := s.cfg.Cluster; c != nil {
-		if _, err := types.NewURLs(r.PeerURLs); err != nil {
+		known := slices.ContainsFunc(c.Members(), func(m *pb.Member) bool { return m.ID == r.ID })
+		if _, err := types.NewURLs(r.PeerURLs); err != nil && known {
 			return nil, rpctypes.ErrGRPCMemberBadURLs
 		}
 		resp := &pb.MemberUpdateResponse{}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -39,11 +41,12 @@ func Main(m *testing.M) {
 
 // DatastoreArgs returns the flags that say where a new keelson's data is, by
 // KEELSON_TEST_DATASTORE: none for SQLite in its data directory, or a new
-// schema of a PostgreSQL that the tests of this process share.
+// schema of a PostgreSQL that the tests of this process share. With "cluster"
+// it is in SQLite too: see startOthers.
 func DatastoreArgs(t testing.TB) []string {
 	t.Helper()
 	switch name := os.Getenv("KEELSON_TEST_DATASTORE"); name {
-	case "", "sqlite":
+	case "", "sqlite", "cluster":
 		return nil
 	case "postgres":
 		url, err := newSchema()
@@ -52,7 +55,7 @@ func DatastoreArgs(t testing.TB) []string {
 		}
 		return []string{"--datastore", url}
 	default:
-		t.Fatalf("KEELSON_TEST_DATASTORE=%q: it is sqlite or postgres", name)
+		t.Fatalf("KEELSON_TEST_DATASTORE=%q: it is sqlite, postgres or cluster", name)
 		return nil
 	}
 }
@@ -82,4 +85,37 @@ func sharedPostgres() (*Postgres, error) {
 		return nil, errors.Join(err, p.close())
 	}
 	return p, nil
+}
+
+// otherNodes is how many further nodes a server has in a cluster.
+const otherNodes = 2
+
+// clusterArgs returns the flags that make a keelson node number i of a cluster
+// whose sockets are in dir.
+func clusterArgs(dir string, i int) []string {
+	var nodes []string
+	for n := range otherNodes + 1 {
+		nodes = append(nodes, fmt.Sprintf("node%d=unix://%s", n, filepath.Join(dir, fmt.Sprint("peer", n))))
+	}
+	return []string{
+		"--name", fmt.Sprint("node", i), "--initial-cluster", strings.Join(nodes, ","),
+		"--heartbeat-interval", "50", "--election-timeout", "500",
+	}
+}
+
+// startOthers starts the other nodes of a cluster of which s is the first, with
+// the same settings: KEELSON_TEST_DATASTORE=cluster. They run until the test
+// ends, whatever becomes of s, which may lead or not.
+func (s *Server) startOthers(settings []string) {
+	s.t.Helper()
+	for i := 1; i <= otherNodes; i++ {
+		dir := filepath.Join(s.Dir, fmt.Sprint("node", i))
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			s.t.Fatal(err)
+		}
+		client := "unix://" + filepath.Join(dir, "client.sock")
+		args := append([]string{"--data-dir", filepath.Join(dir, "data")}, settings...)
+		args = append(args, "--listen-client-urls", client, "--advertise-client-urls", client)
+		StartProcess(s.t, dir, string(s.Backend), s.Program, append(args, clusterArgs(s.Dir, i)...)...)
+	}
 }

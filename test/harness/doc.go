@@ -15,6 +15,6 @@
 //	KEELSON_BINARY          a keelson to test instead of the checkout's
 //	KEELSON_RACE            if not empty, keelson is built with the race detector
 //	KEELSON_TEST_BACKEND    etcd or keelson: test only that one (default both)
-//	KEELSON_TEST_DATASTORE  sqlite or postgres: where keelson's data is (default sqlite)
+//	KEELSON_TEST_DATASTORE  sqlite, postgres or cluster: where keelson's data is (default sqlite)
 //	KEELSON_POSTGRES_BIN    the directory of initdb and postgres, if they are not found
 package harness

@@ -31,9 +31,16 @@ type Proxy struct {
 // in dir. It ends with the test.
 func StartProxy(t testing.TB, dir string) *Proxy {
 	t.Helper()
-	x := &Proxy{Dir: TempDir(t), target: filepath.Join(dir, postgresSocket), conns: map[net.Conn]bool{}}
+	return StartProxyTo(t, filepath.Join(dir, postgresSocket))
+}
+
+// StartProxyTo starts a proxy before the server whose socket is target. It ends
+// with the test.
+func StartProxyTo(t testing.TB, target string) *Proxy {
+	t.Helper()
+	x := &Proxy{Dir: TempDir(t), target: target, conns: map[net.Conn]bool{}}
 	var err error
-	if x.listener, err = net.Listen("unix", filepath.Join(x.Dir, postgresSocket)); err != nil {
+	if x.listener, err = net.Listen("unix", x.Socket()); err != nil {
 		t.Fatal(err)
 	}
 	x.running.Go(x.serve)
@@ -45,6 +52,9 @@ func StartProxy(t testing.TB, dir string) *Proxy {
 	})
 	return x
 }
+
+// Socket is where it listens.
+func (x *Proxy) Socket() string { return filepath.Join(x.Dir, filepath.Base(x.target)) }
 
 func (x *Proxy) serve() {
 	for {

@@ -69,6 +69,15 @@ func StartServer(t testing.TB, backend Backend, args ...string) *Server {
 // version.
 func StartProgram(t testing.TB, backend Backend, program string, args ...string) *Server {
 	t.Helper()
+	s := NewServer(t, backend, program, args...)
+	s.Restart()
+	return s
+}
+
+// NewServer is StartProgram for a server that is yet to be started, with
+// Restart or TryRestart.
+func NewServer(t testing.TB, backend Backend, program string, args ...string) *Server {
+	t.Helper()
 	s := &Server{Backend: backend, Dir: TempDir(t), Program: program, t: t}
 	s.Socket = filepath.Join(s.Dir, "client.sock")
 	s.Endpoint = "unix://" + s.Socket
@@ -87,6 +96,10 @@ func StartProgram(t testing.TB, backend Backend, program string, args ...string)
 		s.args = append(s.args, DatastoreArgs(t)...)
 	}
 	s.args = append(s.args, args...)
+	if backend == Keelson && os.Getenv("KEELSON_TEST_DATASTORE") == "cluster" && !slices.Contains(args, "--initial-cluster") {
+		s.startOthers(args)
+		s.args = append(s.args, clusterArgs(s.Dir, 0)...)
+	}
 	t.Cleanup(func() {
 		// A server that is killed cannot say by its exit status that it raced.
 		if bytes.Contains(s.Log(), []byte("WARNING: DATA RACE")) {
@@ -96,7 +109,6 @@ func StartProgram(t testing.TB, backend Backend, program string, args ...string)
 			t.Logf("end of the log of %s:\n%s", backend, s.LogTail(25))
 		}
 	})
-	s.Restart()
 	return s
 }
 

@@ -52,8 +52,11 @@ type Register struct {
 	Mod   int64 // 0 if there is no such key
 }
 
+// Prefix is what the names of all keys begin with.
+const Prefix = "register/"
+
 // KeyName is the name of a key on the server.
-func KeyName(key int) string { return fmt.Sprint("register/", key) }
+func KeyName(key int) string { return fmt.Sprint(Prefix, key) }
 
 // model says that a key is a register: reads see the newest write, and the
 // revisions of its writes grow.
