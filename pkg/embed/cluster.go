@@ -18,6 +18,7 @@ import (
 	"github.com/keelson-io/keelson/pkg/listen"
 	"github.com/keelson-io/keelson/pkg/raftlog"
 	"github.com/keelson-io/keelson/pkg/server"
+	"github.com/keelson-io/keelson/pkg/store"
 )
 
 const (
@@ -27,6 +28,11 @@ const (
 	// noLeaderElections is how many election timeouts there may be no leader
 	// before streams that want one end, as in etcd.
 	noLeaderElections = 3
+
+	// unusedTimeout is how long a node of a new cluster asks one of the others.
+	unusedTimeout = 2 * time.Second
+
+	peerConns = 256
 
 	publishPause = time.Second // between the tries to make this node's URLs known
 )
@@ -39,6 +45,7 @@ type cluster struct {
 
 	id     raftlog.Identity
 	self   raftlog.Member
+	first  []raftlog.Member // the members of a new cluster; nil if this node joins one
 	joined []raftlog.Member // the members, for a node that has no data yet
 	peers  *raftlog.Peers
 	forced bool // ForceNewCluster is done
@@ -80,20 +87,52 @@ func openCluster(ctx context.Context, b *backend) (_ *cluster, err error) {
 
 // identify sets the ids of the cluster and of this node.
 func (c *cluster) identify(ctx context.Context) error {
+	cluster, members := raftlog.NewMembers(c.set.InitialClusterToken, c.set.members)
 	if c.set.known {
 		c.id = c.set.identity
-		return nil
-	}
-	if c.set.InitialClusterState == ClusterStateNew {
-		c.id.Cluster, c.set.members = raftlog.NewMembers(c.set.InitialClusterToken, c.set.members)
-		for _, m := range c.set.members {
-			if m.Name == c.self.Name {
-				c.id.Node = m.ID
-			}
+		// It may have been stopped before it had written them.
+		if c.set.InitialClusterState == ClusterStateNew && cluster == c.id.Cluster {
+			c.first = members
 		}
 		return nil
 	}
-	return c.join(ctx)
+	if c.set.InitialClusterState != ClusterStateNew {
+		return c.join(ctx)
+	}
+	c.first, c.id.Cluster = members, cluster
+	for _, m := range members {
+		if m.Name == c.self.Name {
+			c.id.Node = m.ID
+		}
+	}
+	return c.checkUnused(ctx)
+}
+
+// errUsed: a node's promises of before would be broken by one without its data.
+func (c *cluster) errUsed() error {
+	return fmt.Errorf("%w: the cluster has a member with the peer URLs %v that has been up before, and this data directory is empty: bring its data back, or remove the member and add it anew (etcdctl member remove, add)", ErrConfig, c.self.PeerURLs)
+}
+
+// checkUnused makes sure that this node is new, as far as the others that are
+// up know: one whose data is gone must not vote as the one it was.
+func (c *cluster) checkUnused(ctx context.Context) error {
+	for _, m := range c.first {
+		if m.ID == c.id.Node {
+			continue
+		}
+		asking, cancel := context.WithTimeout(ctx, unusedTimeout)
+		_, members, err := raftlog.AskCluster(asking, target(m.PeerURLs[0]), c.credentials(), false)
+		cancel()
+		if err != nil {
+			continue // it is not up yet: the cluster begins
+		}
+		for _, known := range members {
+			if known.ID == c.id.Node && len(known.ClientURLs) > 0 {
+				return c.errUsed()
+			}
+		}
+	}
+	return nil
 }
 
 // join asks the other nodes which ids the cluster has given, and where its
@@ -109,7 +148,7 @@ func (c *cluster) join(ctx context.Context) error {
 		}
 		for _, u := range m.PeerURLs {
 			asking, cancel := context.WithTimeout(ctx, joinTimeout)
-			id, members, err := raftlog.AskCluster(asking, target(u), c.credentials())
+			id, members, err := raftlog.AskCluster(asking, target(u), c.credentials(), true)
 			cancel()
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", u, err))
@@ -117,6 +156,9 @@ func (c *cluster) join(ctx context.Context) error {
 			}
 			for _, known := range members {
 				if slices.ContainsFunc(known.PeerURLs, func(u string) bool { return slices.Contains(c.self.PeerURLs, u) }) {
+					if !c.set.known && len(known.ClientURLs) > 0 {
+						return c.errUsed()
+					}
 					c.id, c.joined = raftlog.Identity{Cluster: id, Node: known.ID}, members
 					return nil
 				}
@@ -160,15 +202,11 @@ func (f *freshCredentials) Clone() credentials.TransportCredentials {
 
 // openLog opens the node's data.
 func (c *cluster) openLog(ctx context.Context) (*raftlog.Log, error) {
-	members := c.set.members
-	if c.joined != nil {
-		members = nil // they come with the data
-	}
 	opt := raftlog.Options{
 		Dir:               c.backend.set.sqliteDir,
 		Cluster:           c.id.Cluster,
 		ID:                c.id.Node,
-		Members:           members,
+		Members:           c.first,
 		OnMembers:         c.connect,
 		Transport:         c.peers,
 		HeartbeatInterval: c.set.HeartbeatInterval,
@@ -209,9 +247,7 @@ func (c *cluster) connect(ms raftlog.Members) {
 		}
 	}
 	for _, id := range ms.Removed {
-		if err := c.peers.Remove(id); err != nil {
-			c.log.WithError(err).Warn("closing the connection to a removed node")
-		}
+		c.peers.Remove(id)
 	}
 }
 
@@ -222,7 +258,8 @@ func (c *cluster) serve(api *server.Server, clientURLs []string, fail func(error
 	c.grpc = grpc.NewServer(append(api.GRPCOptions(), grpc.MaxRecvMsgSize(math.MaxInt32), grpc.WaitForHandlers(true))...)
 	api.Register(c.grpc)
 	c.peers.Serve(c.grpc, c.newest())
-	c.mux = listen.NewMux(c.log, 0, 0)
+	c.mux = listen.NewMux(c.log, 0, peerConns)
+	_ = c.mux.HTTP().Close() // there is none
 	c.running.Go(func() { fail(ignoreClosed(c.grpc.Serve(c.mux.GRPC()))) })
 	for _, l := range c.listeners {
 		c.running.Go(func() { fail(c.mux.Serve(l, c.certs)) })
@@ -362,12 +399,7 @@ func (n nodes) RemoveMember(ctx context.Context, id uint64) error {
 }
 
 func (n nodes) UpdateMember(ctx context.Context, id uint64, peerURLs []string) error {
-	m, ok := n.newest().Members().Member(id)
-	if !ok {
-		return raftlog.ErrMemberNotFound
-	}
-	m.PeerURLs = peerURLs
-	return n.newest().UpdateMember(ctx, m)
+	return n.newest().UpdateMember(ctx, id, peerURLs)
 }
 
 func (n nodes) PromoteMember(ctx context.Context, id uint64) error {
@@ -379,8 +411,11 @@ func (n nodes) MoveLeader(ctx context.Context, id uint64) error {
 }
 
 func (n nodes) Leader() (server.Leader, <-chan struct{}) {
+	if m := n.backend.now.Load(); m.phase != serving { // what the leader does would not be seen here
+		return server.Leader{}, m.next
+	}
 	status, changed := n.newest().Leadership()
-	return server.Leader{ID: status.Leader, Here: status.Leads, Conn: n.peers.Conn(status.Leader)}, changed
+	return server.Leader{ID: status.Leader, Here: status.Leads, Conn: n.peers.Conn(status.Leader), Seen: status.Leaders}, changed
 }
 
 func (n nodes) Index() uint64 { return n.newest().Status().Applied }
@@ -391,11 +426,20 @@ func (n nodes) Learner() bool {
 }
 
 func (n nodes) Reach(ctx context.Context, revision int64) error {
-	g, err := n.backend.generation(ctx)
-	if err != nil {
-		return err
+	for {
+		g, err := n.backend.generation(ctx)
+		if err != nil {
+			return err
+		}
+		if err = g.store.Reach(ctx, revision); !errors.Is(err, store.ErrStopped) || n.backend.now.Load().phase == ended {
+			return err
+		}
+		select { // another generation comes
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
-	return g.store.Reach(ctx, revision)
 }
 
 // term is server.Config.Term.

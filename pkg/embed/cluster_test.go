@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -235,7 +236,11 @@ func TestClusterGrows(t *testing.T) {
 		if err != nil {
 			t.Fatalf("MemberAdd: %v", err)
 		}
-		learner := startNode(t, nodeConfig(dir, i, ClusterStateExisting, 1, i))
+		cfg := nodeConfig(dir, i, ClusterStateExisting, 1, i)
+		if i == 3 { // it was killed before it had got anything
+			joinAndDie(t, cfg.DataDir, first, added.Member.ID)
+		}
+		learner := startNode(t, cfg)
 		if _, err := learner.client.Put(ctx, "k", "x"); i == 2 && !errors.Is(err, rpctypes.ErrGRPCNotSupportedForLearner) && (err == nil || !strings.Contains(err.Error(), "learner")) {
 			t.Errorf("Put through a learner: %v", err)
 		}
@@ -338,5 +343,52 @@ func appendBehind(t *testing.T, dir string) {
 	}}})
 	if err := errors.Join(err, log.Close()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// joinAndDie leaves what a node leaves that has joined and received no data.
+func joinAndDie(t *testing.T, dir string, first clusterNode, id uint64) {
+	t.Helper()
+	log, err := raftlog.Open(t.Context(), raftlog.Options{Dir: dir, Cluster: first.backend.cluster.id.Cluster, ID: id})
+	if err == nil {
+		err = log.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestClusterRefusesEmptyMember: a node whose data is gone must not take part
+// as the one that it was.
+func TestClusterRefusesEmptyMember(t *testing.T) {
+	dir := shortDir(t)
+	nodes := startNodes(t, dir)
+	leaderAmong(t, nodes)
+	for { // until its URLs are known
+		list, err := nodes[0].client.MemberList(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		known := 0
+		for _, m := range list.Members {
+			if len(m.ClientURLs) > 0 {
+				known++
+			}
+		}
+		if known == 3 {
+			break
+		}
+	}
+	if err := nodes[2].Close(); err != nil {
+		t.Fatalf("Close: %v", err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "n3")); err != nil {
+		t.Fatal(err)
+	}
+	for _, state := range []string{ClusterStateNew, ClusterStateExisting} {
+		_, err := Start(t.Context(), nodeConfig(dir, 3, state, 1, 2, 3))
+		if !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "has been up before") {
+			t.Errorf("start with %s and without its data: %v", state, err)
+		}
 	}
 }

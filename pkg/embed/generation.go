@@ -239,6 +239,10 @@ func (g *generation) stop() error {
 			g.endWorkers()
 			errs = append(errs, g.hubDone.Wait(), g.workersDone.Wait())
 			g.endStore()
+			if g.raft != nil { // a write may wait for a majority that does not come
+				patience := time.AfterFunc(2*g.backend.set.cluster.ElectionTimeout, g.raft.Interrupt)
+				defer patience.Stop()
+			}
 			errs = append(errs, g.storeDone.Wait())
 		}
 		g.stopErr = errors.Join(append(errs, g.data.Close())...)

@@ -167,6 +167,7 @@ func (s *Server) shutdown() error {
 	start := time.Now()
 	s.closeListeners()
 	s.backend.settle() // from here on nothing makes the server ready again
+	s.backend.handOver()
 	s.api.Stop()
 	s.backend.endWatches()
 	if !s.drain() {

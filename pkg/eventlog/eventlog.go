@@ -139,6 +139,25 @@ type Batch struct {
 // Position returns the position the batch has once it is appended.
 func (b *Batch) Position() Position { return b.Base + 1 }
 
+// Check refuses a batch that would break a log's invariants after the record
+// headSeq.
+func (b *Batch) Check(headSeq int64) error {
+	if len(b.Records) == 0 {
+		return fmt.Errorf("append at %d: the batch is empty", b.Base)
+	}
+	for i := range b.Records {
+		r := &b.Records[i]
+		if want := headSeq + 1 + int64(i); r.Seq != want || r.Position != b.Position() {
+			return fmt.Errorf("append at %d: record %d of position %d where %d of position %d belongs",
+				b.Base, r.Seq, r.Position, want, b.Position())
+		}
+		if r.Kind != KindPut && len(r.Value) > 0 {
+			return fmt.Errorf("append at %d: the %v record %d has a value", b.Base, r.Kind, r.Seq)
+		}
+	}
+	return nil
+}
+
 // Head is the newest state of a log that does not depend on which records
 // compaction has left.
 type Head struct {

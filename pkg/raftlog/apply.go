@@ -24,7 +24,12 @@ type mark struct {
 type marks struct {
 	entries, bytes uint64 // since the newest of due
 	due            []mark // in order; the database may not be so far yet
+	kept           int    // how many were made since memory was given back
 }
+
+// maxKept is how many marks' entries memory holds for the sake of a node that
+// receives a snapshot, and would need another one without them: 512 MiB.
+const maxKept = 32
 
 // markBytes is how much of the Raft log a restart reads at most, together with
 // what the database has not made durable, and half of what memory holds of it
@@ -34,6 +39,9 @@ const markBytes = 16 << 20
 // applyEntries brings committed entries to the database, in order.
 func (l *Log) applyEntries(ctx context.Context, entries []*raftpb.Entry) error {
 	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		if err := l.applyEntry(ctx, e); err != nil {
 			return fmt.Errorf("apply entry %d of the raft log: %w", e.GetIndex(), err)
 		}
@@ -57,6 +65,7 @@ func (l *Log) applyEntry(ctx context.Context, e *raftpb.Entry) (err error) {
 	}
 	l.term = e.GetTerm()
 	l.proposals.lost(e.GetTerm())
+	l.changes.dropped(e)
 	l.applied.advance(e.GetIndex())
 	return l.noteMark(e)
 }
@@ -95,6 +104,7 @@ func (l *Log) noteMark(e *raftpb.Entry) error {
 		m.entries, m.bytes = 0, 0
 	}
 	for len(m.due) > 0 && l.local.Stats().Checkpointed >= m.due[0].position {
+		before := l.node.disk.marked
 		done, err := l.node.disk.mark(m.due[0])
 		if err != nil {
 			return fmt.Errorf("%w: mark entry %d in the raft log: %w", eventlog.ErrFailed, m.due[0].index, err)
@@ -103,6 +113,10 @@ func (l *Log) noteMark(e *raftpb.Entry) error {
 			return nil
 		}
 		m.due = m.due[1:]
+		if m.kept++; m.kept > maxKept || !l.sendsSnapshots() {
+			m.kept = 0
+			l.node.forget(before)
+		}
 	}
 	return nil
 }

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"go.etcd.io/etcd/server/v3/storage/wal"
-
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/raftlog"
@@ -205,8 +203,6 @@ func TestReplay(t *testing.T) {
 // TestMarks: what the database has made durable is not kept in the WAL, nor
 // read at a restart.
 func TestMarks(t *testing.T) {
-	defer func(size int64) { wal.SegmentSizeBytes = size }(wal.SegmentSizeBytes)
-	wal.SegmentSizeBytes = 1 << 20
 	dir := t.TempDir()
 	value := make([]byte, 200<<10)
 	var head eventlog.Head

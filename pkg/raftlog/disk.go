@@ -17,6 +17,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
+	"github.com/keelson-io/keelson/pkg/durable"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
@@ -74,6 +75,9 @@ func openDisk(dir string, id Identity, members Members) (*disk, error) {
 }
 
 func (d *disk) open(metadata []byte, members Members) error {
+	if err := d.rewrite(); err != nil {
+		return err
+	}
 	// What a power cut has torn off the end was not acknowledged. Repair cuts
 	// it off; everything else that does not verify stops the start.
 	mark, err := d.newestMark()
@@ -106,7 +110,7 @@ func (d *disk) open(metadata []byte, members Members) error {
 	}
 	// New, or its making was cut off. A node that joins a cluster has nothing
 	// until it gets a snapshot.
-	if mark.GetIndex() == 0 && len(members.Members) > 0 {
+	if mark.GetIndex() == 0 && len(members.Members) > 0 && state.GetTerm() <= firstTerm && len(entries) == 0 {
 		if mark, state, err = d.bootstrap(members); err != nil {
 			return err
 		}
@@ -117,6 +121,17 @@ func (d *disk) open(metadata []byte, members Members) error {
 		}
 	}
 	return d.fill(mark, state, entries)
+}
+
+// rewrite writes the WAL anew before it is trusted: what is read may not be on
+// the disk, if an fsync had failed or the process was killed before it, and
+// will be taken for durable.
+func (d *disk) rewrite() error {
+	files, err := filepath.Glob(filepath.Join(d.walDir(), "*.wal"))
+	for _, file := range files {
+		err = errors.Join(err, durable.Rewrite(file))
+	}
+	return errors.Join(err, durable.Sync(d.walDir()), durable.Sync(d.dir))
 }
 
 // newestMark returns where to read from.
@@ -183,7 +198,7 @@ func (d *disk) save(m *raftpb.Message) error {
 }
 
 // mark notes that nothing up to m is needed any more for a restart of this
-// node, and gives the memory and the files before the last mark back. A mark
+// node, and gives the files before it back. A mark
 // that the WAL does not know to be committed would not be found; it returns
 // false for one of these, to be asked again.
 func (d *disk) mark(m mark) (bool, error) {
@@ -201,11 +216,6 @@ func (d *disk) mark(m mark) (bool, error) {
 	}
 	if _, err := d.mem.CreateSnapshot(m.index, m.conf, nil); err != nil {
 		return false, err
-	}
-	if first, err := d.mem.FirstIndex(); err != nil || first <= d.marked {
-		if err := errors.Join(err, d.mem.Compact(d.marked)); err != nil {
-			return false, err
-		}
 	}
 	d.marked = m.index
 	if err := d.wal.ReleaseLockTo(m.index); err != nil {

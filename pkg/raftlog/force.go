@@ -33,7 +33,10 @@ func ForceNewCluster(ctx context.Context, opt Options) error {
 		return fmt.Errorf("%s is not the data directory of a node of a cluster", opt.Dir)
 	}
 	dir := filepath.Join(opt.Dir, raftDir)
-	if err := errors.Join(finishWAL(dir), installSnapshot(opt.Dir, id)); err != nil {
+	if err := finishWAL(dir); err != nil {
+		return err
+	}
+	if err := installSnapshot(opt.Dir, id); err != nil {
 		return err
 	}
 	d, err := openDisk(dir, id, Members{})
@@ -56,7 +59,7 @@ func ForceNewCluster(ctx context.Context, opt Options) error {
 		self = Member{ID: id.Node}
 	}
 	self.Learner = false
-	alone := Members{Members: []Member{self}, Removed: slices.Clone(members.Removed)}
+	alone := Members{Members: []Member{self}, Removed: slices.DeleteFunc(slices.Clone(members.Removed), func(other uint64) bool { return other == id.Node })}
 	for _, m := range members.Members {
 		if m.ID != id.Node {
 			alone.Removed = append(alone.Removed, m.ID)
@@ -119,5 +122,8 @@ func applyAlone(ctx context.Context, opt Options, members Members, entries []*ra
 			err = fmt.Errorf("apply entry %d of the raft log: %w", e.GetIndex(), err)
 		}
 	}
-	return members, errors.Join(err, local.Close()) // its last checkpoint is synced
+	if err == nil { // the only other copy goes
+		err = local.Checkpoint(ctx)
+	}
+	return members, errors.Join(err, local.Close())
 }

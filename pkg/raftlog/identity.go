@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/keelson-io/keelson/pkg/durable"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
@@ -60,7 +61,7 @@ func (id Identity) check(dir string) error {
 	if err != nil {
 		return err
 	}
-	return writeDurably(filepath.Join(dir, identityFile), append(data, '\n'))
+	return durable.Write(filepath.Join(dir, identityFile), append(data, '\n'))
 }
 
 // NewMembers gives the members of a new cluster, whose names and peer URLs are

@@ -16,6 +16,7 @@ import (
 	"go.etcd.io/raft/v3/tracker"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/keelson-io/keelson/pkg/durable"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
@@ -144,7 +145,7 @@ func (l *Log) AddMember(ctx context.Context, m Member) error {
 	if m.Learner {
 		kind = raftpb.ConfChangeAddLearnerNode
 	}
-	return l.changeMembers(ctx, kind, m)
+	return l.changeMembers(ctx, kind, m.ID, func(Member) Member { return m })
 }
 
 // PromoteMember lets learner id vote, once it has nearly everything.
@@ -156,35 +157,85 @@ func (l *Log) PromoteMember(ctx context.Context, id uint64) error {
 	case !m.Learner:
 		return ErrNotLearner
 	}
-	return l.changeMembers(ctx, raftpb.ConfChangeAddNode, m)
+	return l.changeMembers(ctx, raftpb.ConfChangeAddNode, id, func(m Member) Member { return m })
 }
 
 // RemoveMember removes node id for good; its node stops with ErrRemoved when
 // it hears of it.
 func (l *Log) RemoveMember(ctx context.Context, id uint64) error {
-	return l.changeMembers(ctx, raftpb.ConfChangeRemoveNode, Member{ID: id})
+	return l.changeMembers(ctx, raftpb.ConfChangeRemoveNode, id, func(m Member) Member { return m })
 }
 
-// UpdateMember changes the URLs and the name of a member.
-func (l *Log) UpdateMember(ctx context.Context, m Member) error {
-	return l.changeMembers(ctx, raftpb.ConfChangeUpdateNode, m)
+// UpdateMember changes the peer URLs of member id.
+func (l *Log) UpdateMember(ctx context.Context, id uint64, peerURLs []string) error {
+	return l.changeMembers(ctx, raftpb.ConfChangeUpdateNode, id, func(m Member) Member {
+		m.PeerURLs = peerURLs
+		return m
+	})
+}
+
+// publish changes what a member says of itself, and nothing else.
+func (l *Log) publish(ctx context.Context, self Member) error {
+	return l.changeMembers(ctx, raftpb.ConfChangeUpdateNode, self.ID, func(m Member) Member {
+		m.Name, m.ClientURLs = self.Name, self.ClientURLs
+		return m
+	})
 }
 
 // changes are the changes of the members that wait for their outcome.
 type changes struct {
-	one  sync.Mutex // held by the one change under way: raft takes no second one
+	one  chan struct{} // holds the token of the one change under way: raft takes no second one
 	mu   sync.Mutex
-	open map[uint64]chan error // mu; by request
+	open map[uint64]*openChange // mu; by request
 }
 
-// changeMembers makes a change, on the leader, and returns when it is applied
-// here. After an error of ctx the change may still be made.
-func (l *Log) changeMembers(ctx context.Context, kind raftpb.ConfChangeType, m Member) error {
+// openChange is a change that was proposed in term, or is about to be (0).
+type openChange struct {
+	term    uint64
+	outcome chan error // has room for one
+}
+
+// errDropped: raft has dropped the change, since one before it was not applied
+// yet, or a new leader's log does not have it.
+var errDropped = fmt.Errorf("%w: the change was dropped; try again", ErrNotLeader)
+
+// dropped ends the changes that can be in no log any more: raft leaves an empty
+// entry for one that it drops, and none of an earlier term comes after e.
+func (cs *changes) dropped(e *raftpb.Entry) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	for _, c := range cs.open {
+		if c.term != 0 && (c.term < e.GetTerm() || c.term == e.GetTerm() && e.GetType() == raftpb.EntryNormal && len(e.Data) == 0) {
+			c.settle(errDropped)
+		}
+	}
+}
+
+func (c *openChange) settle(err error) {
+	select {
+	case c.outcome <- err:
+	default: // it is settled
+	}
+}
+
+// changeMembers makes member id what edit makes of it, on the leader, and
+// returns when that is applied here. After an error of ctx the change may still
+// be made.
+func (l *Log) changeMembers(ctx context.Context, kind raftpb.ConfChangeType, id uint64, edit func(Member) Member) error {
 	if err := errors.Join(l.check(), ctx.Err()); err != nil {
 		return err
 	}
-	l.changes.one.Lock()
-	defer l.changes.one.Unlock()
+	select {
+	case <-l.changes.one:
+		defer func() { l.changes.one <- struct{}{} }()
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-l.ended:
+		return l.check()
+	}
+	m, _ := l.Members().Member(id)
+	m.ID = id
+	m = edit(m)
 	if _, err := l.Members().with(kind, m); err != nil {
 		return err
 	}
@@ -193,12 +244,12 @@ func (l *Log) changeMembers(ctx context.Context, kind raftpb.ConfChangeType, m M
 	if err != nil {
 		return err
 	}
-	outcome := make(chan error, 1)
+	open := &openChange{outcome: make(chan error, 1)}
 	l.changes.mu.Lock()
 	if l.changes.open == nil {
-		l.changes.open = make(map[uint64]chan error)
+		l.changes.open = make(map[uint64]*openChange)
 	}
-	l.changes.open[c.Request] = outcome
+	l.changes.open[c.Request] = open
 	l.changes.mu.Unlock()
 	defer func() {
 		l.changes.mu.Lock()
@@ -207,6 +258,9 @@ func (l *Log) changeMembers(ctx context.Context, kind raftpb.ConfChangeType, m M
 	}()
 	refused := make(chan error, 1)
 	l.node.inputs.put(func(raw *raft.RawNode) {
+		l.changes.mu.Lock()
+		open.term = raw.BasicStatus().GetTerm()
+		l.changes.mu.Unlock()
 		refused <- proposeChange(raw, &raftpb.ConfChange{Type: kind.Enum(), NodeId: &m.ID, Context: data})
 	})
 	for {
@@ -215,7 +269,7 @@ func (l *Log) changeMembers(ctx context.Context, kind raftpb.ConfChangeType, m M
 			if err != nil {
 				return err
 			}
-		case err := <-outcome:
+		case err := <-open.outcome:
 			return err
 		case <-ctx.Done():
 			return ctx.Err()
@@ -269,7 +323,10 @@ func proposeChange(raw *raft.RawNode, cc *raftpb.ConfChange) error {
 			return ErrNotEnoughNodes
 		}
 	}
-	return raw.ProposeConfChange(cc)
+	if err := raw.ProposeConfChange(cc); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotLeader, err) // it is handing the leadership over
+	}
+	return nil
 }
 
 // applyChange applies a change of the members.
@@ -286,15 +343,15 @@ func (l *Log) applyChange(ctx context.Context, e *raftpb.Entry) error {
 		select {
 		case l.conf = <-conf:
 		case <-ctx.Done():
-			return nil // the loop has ended, and so has everything
+			return ctx.Err() // the loop has ended: this entry is not applied
 		}
 		l.members.Store(&members)
 		l.logger.WithField("members", members.Members).Infof("the members have changed: %v of %x", cc.GetType(), c.Member.ID)
 		l.onMembers(members)
 	}
 	l.changes.mu.Lock()
-	if outcome := l.changes.open[c.Request]; outcome != nil {
-		outcome <- refused
+	if open := l.changes.open[c.Request]; open != nil {
+		open.settle(refused)
 	}
 	l.changes.mu.Unlock()
 	if slices.Contains(members.Removed, l.id) {
@@ -314,7 +371,7 @@ func writeMembers(dir string, index uint64, ms Members) error {
 	if err != nil {
 		return err
 	}
-	return writeDurably(membersFile(dir, index), append(data, '\n'))
+	return durable.Write(membersFile(dir, index), append(data, '\n'))
 }
 
 // readMembers reads those of mark index, and removes others.
@@ -340,29 +397,4 @@ func removeMembers(dir string, index uint64) error {
 		}
 	}
 	return err
-}
-
-// writeDurably writes a file that is there whole, or not at all.
-func writeDurably(path string, data []byte) error {
-	temporary := path + ".tmp"
-	f, err := os.OpenFile(temporary, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(temporary, path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

@@ -3,6 +3,7 @@ package raftlog
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -170,6 +171,10 @@ func (n *node) send(messages []*raftpb.Message) {
 
 // step takes a message of a peer.
 func (n *node) step(m *raftpb.Message) error {
+	switch m.GetType() {
+	case raftpb.MsgProp, raftpb.MsgSnap, raftpb.MsgTransferLeader: // no node sends them
+		return fmt.Errorf("a peer sent a %v, which is not taken", m.GetType())
+	}
 	if raft.IsLocalMsgTarget(m.GetFrom()) || raft.IsLocalMsg(m.GetType()) || m.GetTo() != n.status.Load().ID {
 		return fmt.Errorf("a peer sent a %v from %x to %x, which only this node may", m.GetType(), m.GetFrom(), m.GetTo())
 	}
@@ -191,11 +196,25 @@ func (n *node) serve(ctx context.Context, box *mailbox[*raftpb.Message], do func
 		}
 		for _, m := range box.take() {
 			if err := do(m); err != nil {
+				if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+					return nil
+				}
 				return err
 			}
 			n.send(m.Responses)
 		}
 	}
+}
+
+// forget gives back the memory of entries up to index, as far as raft is done
+// with them.
+func (n *node) forget(index uint64) {
+	n.inputs.put(func(raw *raft.RawNode) {
+		index = min(index, raw.BasicStatus().Applied)
+		if first, err := n.disk.mem.FirstIndex(); err == nil && first <= index {
+			_ = n.disk.mem.Compact(index) // it is there
+		}
+	})
 }
 
 // save is the write of the WAL.
@@ -217,6 +236,11 @@ func (q quiet) Infof(format string, args ...any) { q.Debugf(format, args...) }
 func (n *node) publish() {
 	s := n.raw.BasicStatus()
 	now := &Status{ID: s.ID, Leader: s.Lead, Term: s.GetTerm(), Leads: s.RaftState == raft.StateLeader}
+	if old := n.status.Load(); old != nil {
+		if now.Leaders = old.Leaders; now.Leader != old.Leader && now.Leader != 0 {
+			now.Leaders++
+		}
+	}
 	old := n.status.Swap(now)
 	if old == nil || *old != *now {
 		n.changes.advance(0)

@@ -36,8 +36,9 @@ type Peers struct {
 
 	log atomic.Pointer[Log] // set by Serve
 
-	mu    sync.Mutex
-	peers map[uint64]*peer // mu
+	mu      sync.Mutex
+	peers   map[uint64]*peer // mu
+	closing sync.WaitGroup   // those that were replaced or removed
 }
 
 // PeersOptions are those of NewPeers.
@@ -86,7 +87,7 @@ func NewPeers(opt PeersOptions) *Peers {
 }
 
 // Set says where node id is reached: target is a name of gRPC's. One that was
-// known under another target is reached there no more.
+// known under another target is reached there no more. It does not block.
 func (ps *Peers) Set(id uint64, target string) error {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -99,22 +100,24 @@ func (ps *Peers) Set(id uint64, target string) error {
 		return fmt.Errorf("node %x at %s: %w", id, target, err)
 	}
 	ps.peers[id] = p
-	if old != nil {
-		return old.close()
-	}
+	ps.leave(old)
 	return nil
 }
 
-// Remove forgets node id.
-func (ps *Peers) Remove(id uint64) error {
-	ps.mu.Lock()
-	p := ps.peers[id]
-	delete(ps.peers, id)
-	ps.mu.Unlock()
-	if p == nil {
-		return nil
+// leave closes p, for which nobody waits: it may be sending a snapshot.
+func (ps *Peers) leave(p *peer) {
+	if p != nil {
+		p.cancel()
+		ps.closing.Go(func() { _ = p.close() })
 	}
-	return p.close()
+}
+
+// Remove forgets node id. It does not block.
+func (ps *Peers) Remove(id uint64) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	ps.leave(ps.peers[id])
+	delete(ps.peers, id)
 }
 
 // Close ends all connections.
@@ -127,6 +130,7 @@ func (ps *Peers) Close() error {
 	for _, p := range peers {
 		errs = append(errs, p.close())
 	}
+	ps.closing.Wait()
 	return errors.Join(errs...)
 }
 
@@ -181,7 +185,7 @@ func (ps *Peers) dial(id uint64, target string) (*peer, error) {
 			MinConnectTimeout: sendTimeout,
 		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: sendTimeout}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(math.MaxInt32)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(math.MaxInt32), grpc.MaxCallRecvMsgSize(math.MaxInt32)),
 	)
 	if err != nil {
 		return nil, err
@@ -400,8 +404,10 @@ type clusterInfo struct {
 	Members []Member `json:"members"`
 }
 
-// AskCluster asks the node at target for its cluster and the members.
-func AskCluster(ctx context.Context, target string, creds credentials.TransportCredentials) (cluster uint64, members []Member, err error) {
+// AskCluster asks the node at target for its cluster and the members: those
+// that a majority knows if they are to be certain, or else as the node knows
+// them, which needs no majority.
+func AskCluster(ctx context.Context, target string, creds credentials.TransportCredentials, certain bool) (cluster uint64, members []Member, err error) {
 	if creds == nil {
 		creds = insecure.NewCredentials()
 	}
@@ -410,8 +416,11 @@ func AskCluster(ctx context.Context, target string, creds credentials.TransportC
 		return 0, nil, err
 	}
 	defer conn.Close()
-	answer := new(wrapperspb.BytesValue)
-	if err := conn.Invoke(ctx, clusterMethod, new(wrapperspb.BytesValue), answer); err != nil {
+	question, answer := new(wrapperspb.BytesValue), new(wrapperspb.BytesValue)
+	if !certain {
+		question.Value = []byte(asKnown)
+	}
+	if err := conn.Invoke(ctx, clusterMethod, question, answer); err != nil {
 		return 0, nil, err
 	}
 	var info clusterInfo
@@ -421,15 +430,21 @@ func AskCluster(ctx context.Context, target string, creds credentials.TransportC
 	return info.Cluster, info.Members, nil
 }
 
+// asKnown asks for no certainty.
+const asKnown = "as known"
+
 // answerCluster is the other side of AskCluster. Nodes that are behind may not
-// know the newest member, so it answers only what a majority has.
+// know the newest member.
 func (ps *Peers) answerCluster(ctx context.Context, decode func(any) error) (any, error) {
-	if err := decode(new(wrapperspb.BytesValue)); err != nil {
+	question := new(wrapperspb.BytesValue)
+	if err := decode(question); err != nil {
 		return nil, err
 	}
 	log := ps.log.Load()
-	if _, err := log.Head(ctx); err != nil {
-		return nil, status.Error(codes.Unavailable, err.Error())
+	if string(question.Value) != asKnown {
+		if _, err := log.Head(ctx); err != nil {
+			return nil, status.Error(codes.Unavailable, err.Error())
+		}
 	}
 	data, err := json.Marshal(clusterInfo{Cluster: ps.opt.Cluster, Members: log.Members().Members})
 	if err != nil {
@@ -438,12 +453,13 @@ func (ps *Peers) answerCluster(ctx context.Context, decode func(any) error) (any
 	return wrapperspb.Bytes(data), nil
 }
 
-// Publish makes m, this node's own name and URLs, known to the cluster.
+// Publish makes the name and the client URLs of m, this node, known to the
+// cluster.
 func (ps *Peers) Publish(ctx context.Context, m Member) error {
 	log := ps.log.Load()
 	s := log.Status()
 	if s.Leads {
-		return log.UpdateMember(ctx, m)
+		return log.publish(ctx, m)
 	}
 	conn := ps.Conn(s.Leader)
 	if conn == nil {
@@ -470,7 +486,7 @@ func (ps *Peers) answerPublish(ctx context.Context, decode func(any) error) (any
 	if err := json.Unmarshal(request.Value, &m); err != nil || m.ID != from {
 		return nil, status.Errorf(codes.InvalidArgument, "node %x sent what is not about itself: %v", from, err)
 	}
-	if err := ps.log.Load().UpdateMember(ctx, m); err != nil {
+	if err := ps.log.Load().publish(ctx, m); err != nil {
 		return nil, status.Error(codes.Unavailable, err.Error())
 	}
 	return new(wrapperspb.BytesValue), nil

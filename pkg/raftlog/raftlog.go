@@ -82,6 +82,7 @@ type Status struct {
 	Leads   bool   // it is the leader
 	Term    uint64
 	Applied uint64 // index of the newest entry that is in the database
+	Leaders uint64 // how many changes of the leader the node has seen
 }
 
 // Log is a node's copy of the log.
@@ -96,6 +97,9 @@ type Log struct {
 	conf      *raftpb.ConfState // applying; as of the newest entry applied
 	term      uint64            // applying; of that entry
 	receiving sync.Mutex        // held by the one snapshot that is received
+
+	sending   atomic.Int32 // snapshots under way
+	sent      atomic.Int64 // when the last one was, in Unix nanoseconds
 	members   atomic.Pointer[Members]
 	onMembers func(Members)
 	changes   changes
@@ -189,6 +193,8 @@ func (opt *Options) complete() error {
 		return fmt.Errorf("raft: %x cannot be the id of a node of cluster %x", opt.ID, opt.Cluster)
 	case !slices.IsSortedFunc(opt.Members, func(a, b Member) int { return compareIDs(a.ID, b.ID) }):
 		return errors.New("raft: the members are not in order of their ids")
+	case len(opt.Members) > 0 && !slices.ContainsFunc(opt.Members, func(m Member) bool { return m.ID == opt.ID }):
+		return fmt.Errorf("raft: node %x is not one of its cluster", opt.ID)
 	case opt.HeartbeatInterval < 0 || opt.ElectionTimeout < 5*opt.HeartbeatInterval:
 		return fmt.Errorf("raft: the election timeout %v must be at least five times the heartbeat interval %v", opt.ElectionTimeout, opt.HeartbeatInterval)
 	}
@@ -222,6 +228,8 @@ func newLog(local *sqlite.Log, d *disk, opt Options) (*Log, error) {
 		ended:         make(chan struct{}),
 	}
 	l.appending <- struct{}{}
+	l.changes.one = make(chan struct{}, 1)
+	l.changes.one <- struct{}{}
 	l.members.Store(&d.members)
 	l.onMembers(d.members)
 	n.apply, n.onRead = l.applyEntries, l.confirmRead
@@ -313,8 +321,11 @@ func (l *Log) MoveLeader(ctx context.Context, id uint64) error {
 	})
 	for {
 		s, changed := l.Leadership()
-		if !s.Leads && s.Leader == id {
+		switch {
+		case s.Leader == id:
 			return nil
+		case !s.Leads && s.Leader != 0:
+			return fmt.Errorf("%w: another one has become it", ErrNotLeader)
 		}
 		select {
 		case err := <-asked:
@@ -377,12 +388,15 @@ func (l *Log) Append(ctx context.Context, batch *eventlog.Batch) error {
 	case <-l.ended:
 		return l.check()
 	}
-	head, err := l.local.Head(ctx)
+	head, err := l.local.State(ctx)
 	if err != nil {
 		return err
 	}
-	if head != batch.Base {
-		return fmt.Errorf("%w: it is at %d, the batch is based on %d", eventlog.ErrStale, head, batch.Base)
+	if head.Position != batch.Base {
+		return fmt.Errorf("%w: it is at %d, the batch is based on %d", eventlog.ErrStale, head.Position, batch.Base)
+	}
+	if err := batch.Check(head.Seq); err != nil { // every node would fail at it
+		return err
 	}
 	if hook := l.onAppend; hook != nil {
 		return hook(func() error { return l.commit(ctx, batch) })
@@ -425,6 +439,11 @@ func (l *Log) propose(batch *eventlog.Batch) (*proposal, error) {
 	}
 	answers := make(chan answer, 1)
 	l.node.inputs.put(func(raw *raft.RawNode) {
+		select {
+		case <-l.ended: // its author may have gone already
+			return
+		default:
+		}
 		s := raw.BasicStatus()
 		if s.RaftState != raft.StateLeader {
 			answers <- answer{err: ErrNotLeader}
@@ -529,7 +548,23 @@ func (l *Log) stop(err error) {
 	}
 }
 
-func (l *Log) end() { l.endOnce.Do(func() { close(l.ended) }) }
+// end lets everybody know that nothing is done any more. It does not wait.
+func (l *Log) end() {
+	l.endOnce.Do(func() {
+		close(l.ended)
+		if l.cancel != nil {
+			l.cancel()
+		}
+	})
+}
+
+// Interrupt ends an Append that waits for a majority, whose batch is then of
+// unknown fate, and every other call.
+func (l *Log) Interrupt() {
+	err := fmt.Errorf("%w: interrupted", eventlog.ErrClosed)
+	l.failed.CompareAndSwap(nil, &err)
+	l.end()
+}
 
 // Failed is closed when the log has failed, which Err then explains, or when
 // it was closed.
@@ -547,9 +582,6 @@ func (l *Log) Err() error {
 func (l *Log) Close() error {
 	if !l.closed.CompareAndSwap(false, true) {
 		return eventlog.ErrClosed
-	}
-	if l.cancel != nil {
-		l.cancel()
 	}
 	l.end()
 	l.stopped.Wait()

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
@@ -18,6 +19,13 @@ import (
 	"github.com/keelson-io/keelson/pkg/eventlog/logtest"
 	"github.com/keelson-io/keelson/pkg/raftlog"
 )
+
+// TestMain lets the files of the WAL be small: they are allocated whole, and
+// written anew at each start.
+func TestMain(m *testing.M) {
+	wal.SegmentSizeBytes = 1 << 20
+	m.Run()
+}
 
 // network connects nodes of one process. A message goes through its encoding,
 // so that nodes share no memory.

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
+	"github.com/keelson-io/keelson/pkg/durable"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
@@ -125,6 +126,11 @@ func (l *Log) WriteSnapshot(ctx context.Context, w io.Writer) error {
 	if err := l.check(); err != nil {
 		return err
 	}
+	l.sending.Add(1)
+	defer func() {
+		l.sent.Store(time.Now().UnixNano())
+		l.sending.Add(-1)
+	}()
 	if _, err := io.WriteString(w, snapshotMagic); err != nil {
 		return err
 	}
@@ -153,6 +159,15 @@ func (l *Log) WriteSnapshot(ctx context.Context, w io.Writer) error {
 		return err
 	}
 	return f.write(nil)
+}
+
+// afterSnapshot is how long a node has to come back with a snapshot before the
+// entries after it may go.
+const afterSnapshot = 5 * time.Minute
+
+// sendsSnapshots reports whether a node may need the entries of a while ago.
+func (l *Log) sendsSnapshots() bool {
+	return l.sending.Load() > 0 || time.Since(time.Unix(0, l.sent.Load())) < afterSnapshot
 }
 
 // capture returns the state after the newest entry applied.
@@ -227,7 +242,10 @@ func (l *Log) ReadSnapshot(ctx context.Context, r io.Reader) error {
 		return errors.Join(fmt.Errorf("receive a snapshot: %w", err), os.RemoveAll(dir))
 	}
 	final := filepath.Join(l.node.disk.dir, "snapshot")
-	if err := errors.Join(os.RemoveAll(final), os.Rename(dir, final), syncDir(l.node.disk.dir)); err != nil {
+	if err := discard(final); err != nil {
+		return err
+	}
+	if err := errors.Join(os.Rename(dir, final), durable.Sync(l.node.disk.dir)); err != nil {
 		return err
 	}
 	l.logger.WithField("entry", meta.Index).Info("received a snapshot")
@@ -264,7 +282,7 @@ func (l *Log) receive(ctx context.Context, dir string, r io.Reader) (meta snapsh
 	if err := im.Finish(meta.Head); err != nil {
 		return meta, err
 	}
-	return meta, writeDurably(filepath.Join(dir, "snapshot.json"), header)
+	return meta, durable.Write(filepath.Join(dir, "snapshot.json"), header)
 }
 
 // importRows adds the rows of f to im, and says now and then how far it is.
@@ -315,7 +333,7 @@ func (l *Log) replace(ctx context.Context, meta snapshotMeta) error {
 	select {
 	case err := <-outcome:
 		if err != nil {
-			err = errors.Join(err, os.RemoveAll(filepath.Join(l.node.disk.dir, "snapshot")))
+			err = errors.Join(err, discard(filepath.Join(l.node.disk.dir, "snapshot")))
 		}
 		return err
 	case <-ctx.Done():
@@ -352,13 +370,27 @@ func installSnapshot(dir string, id Identity) error {
 	state, wanted, err := wantsSnapshot(raftDir, id, meta)
 	if err == nil && wanted {
 		if err = moveDatabase(from, dir); err == nil {
+			err = checkDatabase(dir, meta.Head.Position)
+		}
+		if err == nil {
 			err = renewWAL(raftDir, id, state, meta)
 		}
 	}
 	if err != nil {
 		return fmt.Errorf("install the snapshot %s: %w", from, err)
 	}
-	return errors.Join(os.RemoveAll(from), syncDir(raftDir))
+	return discard(from)
+}
+
+// discard removes a snapshot, what says that it is whole first.
+func discard(dir string) error {
+	if err := os.Remove(filepath.Join(dir, "snapshot.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := durable.Sync(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return errors.Join(os.RemoveAll(dir), durable.Sync(filepath.Dir(dir)))
 }
 
 // wantsSnapshot reports whether the Raft log lacks what a snapshot has, as
@@ -387,13 +419,28 @@ func moveDatabase(from, dir string) error {
 			return err
 		}
 	}
-	if err := syncDir(dir); err != nil { // else the old -wal might come back beside the new database
+	if err := durable.Sync(dir); err != nil { // else the old -wal might come back beside the new database
 		return err
 	}
 	if err := os.Rename(database, filepath.Join(dir, sqlite.FileName)); err != nil {
 		return err
 	}
-	return errors.Join(syncDir(dir), syncDir(from))
+	return errors.Join(durable.Sync(dir), durable.Sync(from))
+}
+
+// checkDatabase makes sure that the database in dir is at position: the Raft log
+// that it is to go with has nothing before it.
+func checkDatabase(dir string, position eventlog.Position) error {
+	ctx := context.Background()
+	local, err := sqlite.Open(ctx, sqlite.Options{Dir: dir, Synchronous: sqlite.UnsafeLosesAcknowledgedWritesOnPowerCut})
+	if err != nil {
+		return err
+	}
+	head, err := local.Head(ctx)
+	if err == nil && head != position {
+		err = fmt.Errorf("%w: the database is at position %d, the snapshot at %d", eventlog.ErrCorrupt, head, position)
+	}
+	return errors.Join(err, local.Close())
 }
 
 // renewWAL makes a WAL that begins after a snapshot the node's, with the term
@@ -442,7 +489,7 @@ func finishWAL(raftDir string) error {
 			return err
 		}
 	}
-	if err := syncDir(raftDir); err != nil {
+	if err := durable.Sync(raftDir); err != nil {
 		return err
 	}
 	return os.RemoveAll(old)

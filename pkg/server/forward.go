@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"io"
 	"strings"
 	"time"
 
@@ -47,6 +46,7 @@ type Leader struct {
 	ID   uint64           // 0: there is none
 	Here bool             // it is this node
 	Conn *grpc.ClientConn // to it; nil if there is none
+	Seen uint64           // how many leaders this node has seen
 }
 
 // onLeader are the methods that the leader answers, with what makes their
@@ -142,15 +142,19 @@ func (s *Server) forward(ctx context.Context, conn *grpc.ClientConn, method stri
 		return nil, rpctypes.ErrGRPCNoLeader // nothing was sent
 	}
 	out := metadata.AppendToOutgoingContext(ctx, forwardedKey, "")
+	if !waits(method, req) {
+		var cancel context.CancelFunc
+		out, cancel = context.WithTimeout(out, s.cfg.RequestTimeout)
+		defer cancel()
+	}
 	if err := conn.Invoke(out, method, req, resp); err != nil {
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return nil, toStatus(ctx, ctx.Err())
-		}
-		var known rpctypes.EtcdError
-		if errors.As(rpctypes.Error(err), &known) || codeOf(err) != codes.Unavailable {
+		case isAnswer(err):
 			return nil, err
 		}
-		return nil, rpctypes.ErrGRPCTimeoutDueToLeaderFail // the connection broke: nobody knows what was done
+		return nil, rpctypes.ErrGRPCTimeoutDueToLeaderFail // nobody knows what was done
 	}
 	h := resp.(interface{ GetHeader() *pb.ResponseHeader }).GetHeader()
 	if h == nil {
@@ -159,10 +163,37 @@ func (s *Server) forward(ctx context.Context, conn *grpc.ClientConn, method stri
 	bounded, cancel := s.bound(ctx)
 	defer cancel()
 	if err := s.cfg.Cluster.Reach(bounded, h.Revision); err != nil {
-		return nil, toStatus(ctx, err)
+		if ctx.Err() != nil {
+			return nil, toStatus(ctx, ctx.Err())
+		}
+		return nil, rpctypes.ErrGRPCTimeout // it is done: nothing else may be said, or it would be tried again
 	}
 	s.fill(h)
 	return resp, nil
+}
+
+// waits reports whether a request may take as long as its client likes.
+func waits(method string, req any) bool {
+	if r, ok := req.(*pb.CompactionRequest); ok {
+		return r.Physical
+	}
+	return strings.HasSuffix(method, "/Lock") || strings.HasSuffix(method, "/Campaign")
+}
+
+// isAnswer reports whether err is what the leader said, and not what became of
+// the way there or back.
+func isAnswer(err error) bool {
+	var known rpctypes.EtcdError
+	if errors.As(rpctypes.Error(err), &known) {
+		return true
+	}
+	switch codeOf(err) {
+	case codes.Unavailable, codes.Internal, codes.Canceled, codes.Aborted, codes.DeadlineExceeded:
+		return false
+	case codes.ResourceExhausted:
+		return strings.Contains(err.Error(), "keelson: ")
+	}
+	return true
 }
 
 // renewals renews leases for one client, through the leader where that is
@@ -187,11 +218,11 @@ func (r *renewals) renew(ctx context.Context, id int64) (int64, error) {
 		ttl, err := int64(0), lease.ErrNotPrimary
 		switch {
 		case leader.Here:
-			ttl, err = s.cfg.Lessor.Renew(ctx, id)
+			ttl, err = s.renewAsLeader(ctx, id)
 		case isForwarded(ctx):
 			return 0, err
 		case leader.Conn != nil:
-			ttl, err = r.forward(ctx, leader, id)
+			ttl, err = r.forward(ctx, leader, changed, id)
 		}
 		if err == nil || errors.Is(err, lease.ErrNotFound) || leader.Here && !errors.Is(err, lease.ErrNotPrimary) {
 			return ttl, err
@@ -207,8 +238,30 @@ func (r *renewals) renew(ctx context.Context, id int64) (int64, error) {
 	}
 }
 
-// forward lets the leader renew.
-func (r *renewals) forward(ctx context.Context, leader Leader, id int64) (int64, error) {
+// renewAsLeader renews a lease and makes sure that this node led when it did:
+// one that was paused may have been replaced, and the lease be revoked soon.
+func (s *Server) renewAsLeader(ctx context.Context, id int64) (int64, error) {
+	term := s.cfg.Term()
+	ttl, err := s.cfg.Lessor.Renew(ctx, id)
+	if err != nil && !errors.Is(err, lease.ErrNotFound) {
+		return 0, err
+	}
+	bounded, cancel := s.bound(ctx)
+	defer cancel()
+	if err := s.store.Fence(bounded); err != nil {
+		return 0, err
+	}
+	if leader, _ := s.cfg.Cluster.Leader(); !leader.Here || s.cfg.Term() != term {
+		return 0, lease.ErrNotPrimary
+	}
+	if err != nil { // a grant may have been on its way
+		return s.cfg.Lessor.Renew(ctx, id)
+	}
+	return ttl, nil
+}
+
+// forward lets the leader renew, as long as it is the leader.
+func (r *renewals) forward(ctx context.Context, leader Leader, changed <-chan struct{}, id int64) (int64, error) {
 	if r.stream == nil || r.leader != leader.ID {
 		r.end()
 		ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, forwardedKey, ""))
@@ -219,15 +272,29 @@ func (r *renewals) forward(ctx context.Context, leader Leader, id int64) (int64,
 		}
 		r.leader, r.stream, r.cancel = leader.ID, stream, cancel
 	}
-	err := r.stream.Send(&pb.LeaseKeepAliveRequest{ID: id})
-	if err == nil || errors.Is(err, io.EOF) {
-		var resp *pb.LeaseKeepAliveResponse
-		if resp, err = r.stream.Recv(); err == nil {
-			if resp.TTL <= 0 {
-				return 0, lease.ErrNotFound
-			}
-			return resp.TTL, nil
+	type answer struct {
+		resp *pb.LeaseKeepAliveResponse
+		err  error
+	}
+	answers := make(chan answer, 1)
+	go func(stream pb.Lease_LeaseKeepAliveClient) {
+		_ = stream.Send(&pb.LeaseKeepAliveRequest{ID: id}) // Recv says why it failed
+		resp, err := stream.Recv()
+		answers <- answer{resp, err}
+	}(r.stream)
+	limit := time.NewTimer(r.server.cfg.RequestTimeout)
+	defer limit.Stop()
+	err := lease.ErrNotPrimary
+	select {
+	case a := <-answers:
+		if a.err == nil && a.resp.TTL <= 0 {
+			return 0, lease.ErrNotFound
 		}
+		if err = a.err; err == nil {
+			return a.resp.TTL, nil
+		}
+	case <-changed: // a leader that is paused does not answer
+	case <-limit.C:
 	}
 	r.end()
 	return 0, err

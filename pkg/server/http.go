@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	etcdversion "go.etcd.io/etcd/api/v3/version"
 )
 
@@ -27,12 +28,20 @@ func (s *Server) Handler() http.Handler {
 	s.install(mux, "readyz", []check{
 		{"data_corruption", s.checkCorruption},
 		{"linearizable_read", s.checkLinearizable},
-		{"non_learner", func(context.Context) error { return nil }},
+		{"non_learner", s.checkLearner},
 		{"serializable_read", s.checkSerializable},
 	})
 	mux.HandleFunc("/version", s.serveVersion)
 	mux.Handle("/metrics", promhttp.HandlerFor(s.cfg.Registry, promhttp.HandlerOpts{Registry: s.cfg.Registry}))
 	return mux
+}
+
+// checkLearner fails on a learner, which may be far behind.
+func (s *Server) checkLearner(context.Context) error {
+	if c := s.cfg.Cluster; c != nil && c.Learner() {
+		return rpctypes.ErrGRPCNotSupportedForLearner
+	}
+	return nil
 }
 
 // allowGet answers a request that is not a GET and returns false.

@@ -220,6 +220,25 @@ func (c countingStream) SendMsg(m any) error {
 // stateMetrics shows what the store, the hub and the lessor are at.
 type stateMetrics struct{ server *Server }
 
+// role is what the member is among others; a single one always leads.
+type role struct{ leader, learner, changes float64 }
+
+func (s *Server) role() role {
+	c := s.cfg.Cluster
+	if c == nil {
+		return role{leader: 1, changes: 1}
+	}
+	leader, _ := c.Leader()
+	r := role{changes: float64(leader.Seen)}
+	if leader.Here {
+		r.leader = 1
+	}
+	if c.Learner() {
+		r.learner = 1
+	}
+	return r
+}
+
 // sample is a metric without labels, or with constant ones.
 type sample struct {
 	name, help string
@@ -237,14 +256,15 @@ func (m *stateMetrics) samples() []sample {
 	if _, ok := s.cfg.Leader(); ok {
 		hasLeader = 1
 	}
+	role := s.role()
 	watches := s.cfg.Hub.Stats()
 	leases := s.cfg.Lessor.Stats()
 	responses := s.cfg.Responses
 	return []sample{
 		{name: "etcd_server_has_leader", help: "Whether or not a leader exists.", value: hasLeader},
-		{name: "etcd_server_is_leader", help: "Whether or not this member is a leader.", value: 1},
-		{name: "etcd_server_is_learner", help: "Whether or not this member is a learner.", value: 0},
-		{name: "etcd_server_leader_changes_seen_total", help: "The number of leader changes seen.", counter: true, value: 1},
+		{name: "etcd_server_is_leader", help: "Whether or not this member is a leader.", value: role.leader},
+		{name: "etcd_server_is_learner", help: "Whether or not this member is a learner.", value: role.learner},
+		{name: "etcd_server_leader_changes_seen_total", help: "The number of leader changes seen.", counter: true, value: role.changes},
 		{name: "etcd_server_proposals_committed_total", help: "The position of the newest batch in the log.", value: position},
 		{name: "etcd_server_proposals_applied_total", help: "The position of the newest batch that readers see.", value: position},
 		{name: "etcd_server_id", help: "The member's ID, in hexadecimal.", value: 1,

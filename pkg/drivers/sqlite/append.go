@@ -29,7 +29,7 @@ func (l *Log) Append(ctx context.Context, batch *eventlog.Batch) error {
 	if head := l.head.Load(); int64(batch.Base) != head {
 		return fmt.Errorf("%w: it is at %d, the batch is based on %d", eventlog.ErrStale, head, batch.Base)
 	}
-	if err := l.checkBatch(batch); err != nil {
+	if err := batch.Check(l.headSeq); err != nil {
 		return err
 	}
 	start := time.Now()
@@ -61,24 +61,6 @@ func (l *Log) Append(ctx context.Context, batch *eventlog.Batch) error {
 	l.head.Store(int64(batch.Position()))
 	l.keepPace(start)
 	l.afterCommit()
-	return nil
-}
-
-// checkBatch refuses a batch that would break the log's invariants.
-func (l *Log) checkBatch(batch *eventlog.Batch) error {
-	if len(batch.Records) == 0 {
-		return fmt.Errorf("append at %d: the batch is empty", batch.Base)
-	}
-	for i := range batch.Records {
-		r := &batch.Records[i]
-		if want := l.headSeq + 1 + int64(i); r.Seq != want || r.Position != batch.Position() {
-			return fmt.Errorf("append at %d: record %d of position %d where %d of position %d belongs",
-				batch.Base, r.Seq, r.Position, want, batch.Position())
-		}
-		if r.Kind != eventlog.KindPut && len(r.Value) > 0 {
-			return fmt.Errorf("append at %d: the %v record %d has a value", batch.Base, r.Kind, r.Seq)
-		}
-	}
 	return nil
 }
 

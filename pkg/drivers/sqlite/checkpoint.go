@@ -244,6 +244,22 @@ func (l *Log) checkpointIdle() error {
 	return l.checkpointAll("PRAGMA wal_checkpoint(TRUNCATE)")
 }
 
+// Checkpoint makes everything that was appended before durable in the database
+// file itself, whatever Options.Synchronous says. Nobody may be reading it.
+func (l *Log) Checkpoint(ctx context.Context) error {
+	if err := l.acquire(ctx); err != nil {
+		return err
+	}
+	defer l.release()
+	if err := l.checkpointAll("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
+		return err
+	}
+	if at, head := l.checkpointed.Load(), l.head.Load(); at < head {
+		return fmt.Errorf("the database could be checkpointed up to position %d of %d only: another process has it open", at, head)
+	}
+	return nil
+}
+
 // checkpointAll copies the whole WAL, so that the next batch starts it over.
 // The caller holds the token, or is the only one to know the Log. That the
 // checkpoint is held up by a foreign reader is no error.

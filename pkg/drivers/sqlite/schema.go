@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/keelson-io/keelson/pkg/durable"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
@@ -118,48 +119,13 @@ func create(path string) (err error) {
 	if err := errors.Join(err, c.close()); err != nil {
 		return err
 	}
-	if err := syncFile(part); err != nil {
+	if err := durable.Sync(part); err != nil {
 		return err
 	}
 	if err := os.Rename(part, path); err != nil {
 		return err
 	}
-	return syncFile(filepath.Dir(path))
-}
-
-// syncFile makes a file or a directory's entries durable.
-func syncFile(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
-
-// rewrite writes to a file what is read of it, and syncs that: after an fsync
-// that failed the kernel may show what is not on the disk, and would leave it
-// at that, since for the kernel it is written. No file is no error.
-func rewrite(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	buf := make([]byte, 1<<20)
-	for offset := int64(0); err == nil; {
-		var n int
-		n, err = f.ReadAt(buf, offset)
-		if _, writeErr := f.WriteAt(buf[:n], offset); writeErr != nil {
-			err = writeErr
-		}
-		offset += int64(n)
-	}
-	if errors.Is(err, io.EOF) {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
+	return durable.Sync(filepath.Dir(path))
 }
 
 // checkFile reads the header of the file at path, before SQLite touches it. A

@@ -14,6 +14,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/keelson-io/keelson/pkg/durable"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
@@ -185,7 +186,7 @@ func makeDir(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return syncFile(filepath.Dir(dir))
+	return durable.Sync(filepath.Dir(dir))
 }
 
 // open checks the file, makes it if there is none, and opens the connections.
@@ -204,7 +205,7 @@ func (l *Log) open() error {
 	}
 	if err == nil {
 		// A -wal file that was removed must not come back.
-		err = errors.Join(rewrite(l.path+"-wal"), syncFile(filepath.Dir(l.path)))
+		err = errors.Join(durable.Rewrite(l.path+"-wal"), durable.Sync(filepath.Dir(l.path)))
 	}
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"github.com/keelson-io/keelson/pkg/durable"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
@@ -158,7 +159,7 @@ func (im *Importer) Finish(head eventlog.Head) error {
 	if err = errors.Join(err, im.conn.close()); err != nil {
 		return err
 	}
-	return errors.Join(syncFile(im.path), syncFile(filepath.Dir(im.path)))
+	return errors.Join(durable.Sync(im.path), durable.Sync(filepath.Dir(im.path)))
 }
 
 // Abort ends an import that is not to be finished. The files stay.
