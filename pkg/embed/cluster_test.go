@@ -3,6 +3,7 @@ package embed
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
@@ -13,9 +14,11 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/listen/certtest"
 	"github.com/keelson-io/keelson/pkg/raftlog"
 )
 
@@ -390,5 +393,47 @@ func TestClusterRefusesEmptyMember(t *testing.T) {
 		if !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "has been up before") {
 			t.Errorf("start with %s and without its data: %v", state, err)
 		}
+	}
+}
+
+// TestClusterTLS: nodes recognize each other by certificates of one CA, and let
+// nobody else in.
+func TestClusterTLS(t *testing.T) {
+	dir := shortDir(t)
+	ca, other := certtest.New(t), certtest.New(t)
+	ca.Write(t, filepath.Join(dir, "ca.crt"))
+	peer := ca.Issue(t, dir, "localhost")
+	var nodes []clusterNode
+	for i := 1; i <= 3; i++ {
+		cfg := nodeConfig(dir, i, ClusterStateNew, 1, 2, 3)
+		cfg.Cluster.InitialCluster = strings.ReplaceAll(cfg.Cluster.InitialCluster, "unix://", "unixs://")
+		cfg.Cluster.PeerTLS = TLS{
+			CertFile: filepath.Join(dir, "localhost.crt"), KeyFile: filepath.Join(dir, "localhost.key"),
+			TrustedCAFile: filepath.Join(dir, "ca.crt"), ClientCertAuth: true,
+		}
+		nodes = append(nodes, startNode(t, cfg))
+	}
+	_, follower := leaderAmong(t, nodes)
+	if _, err := follower.client.Put(t.Context(), "k", "1"); err != nil {
+		t.Fatalf("Put: %v", err)
+	}
+	sameHash(t.Context(), t, nodes)
+
+	foreign := other.Issue(t, t.TempDir(), "localhost")
+	for what, certificates := range map[string][]tls.Certificate{
+		"a certificate of the nodes' CA": {peer}, "none": nil, "one of another CA": {foreign},
+	} {
+		creds := credentials.NewTLS(&tls.Config{RootCAs: ca.Pool(), ServerName: "localhost", Certificates: certificates, MinVersion: tls.VersionTLS12})
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		_, members, err := raftlog.AskCluster(ctx, "unix:"+filepath.Join(dir, "p1"), creds, false)
+		cancel()
+		if let := err == nil && len(members) == 3; let != (len(certificates) > 0 && what != "one of another CA") {
+			t.Errorf("with %s: %v, %v", what, members, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if _, _, err := raftlog.AskCluster(ctx, "unix:"+filepath.Join(dir, "p1"), nil, false); err == nil {
+		t.Error("without TLS a node answers")
 	}
 }

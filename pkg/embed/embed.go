@@ -262,6 +262,13 @@ func (s *Server) warn() {
 			s.log.WithField("url", b.url.String()).Warn("every machine that reaches this address can read and write everything, unencrypted: use https:// with --cert-file, --key-file and --client-cert-auth, or listen on 127.0.0.1 or a unix socket")
 		}
 	}
+	if c := s.backend.cluster; c != nil {
+		for _, u := range c.set.listen {
+			if !u.Secure() && !u.Loopback() {
+				s.log.WithField("url", u.String()).Warn("every machine that reaches this address can write everything as a node of the cluster would: use https:// with --peer-cert-file, --peer-key-file and --peer-trusted-ca-file")
+			}
+		}
+	}
 	if info, err := os.Stat(s.set.DataDir); err == nil && info.Mode().Perm()&0o077 != 0 {
 		s.log.WithFields(logrus.Fields{"data-dir": s.set.DataDir, "mode": fmt.Sprintf("%04o", info.Mode().Perm())}).Warn("other users can look into the data directory: chmod 700 it")
 	}
