@@ -79,7 +79,9 @@ func (d *disk) open(metadata []byte, members Members) error {
 		return err
 	}
 	// What a power cut has torn off the end was not acknowledged. Repair cuts
-	// it off; everything else that does not verify stops the start.
+	// it off, and what does not verify elsewhere stops the start; but damage
+	// of the last file that looks like a torn end (a sector of zeros) is taken
+	// for one by etcd's WAL.
 	mark, err := d.newestMark()
 	if errors.Is(err, io.ErrUnexpectedEOF) && wal.Repair(zap.NewNop(), d.walDir()) {
 		mark, err = d.newestMark()

@@ -1,6 +1,7 @@
 package raftlog
 
 import (
+	"cmp"
 	"crypto/sha1" //nolint:gosec // names, not secrets: etcd's ids are made so
 	"encoding/binary"
 	"encoding/json"
@@ -72,7 +73,7 @@ func NewMembers(token string, members []Member) (cluster uint64, sorted []Member
 		m.ID = hashID(strings.Join(slices.Sorted(slices.Values(m.PeerURLs)), "") + token)
 		sorted = append(sorted, m)
 	}
-	slices.SortFunc(sorted, func(a, b Member) int { return compareIDs(a.ID, b.ID) })
+	slices.SortFunc(sorted, func(a, b Member) int { return cmp.Compare(a.ID, b.ID) })
 	var ids []byte
 	for _, m := range sorted {
 		ids = binary.BigEndian.AppendUint64(ids, m.ID)

@@ -12,17 +12,15 @@ type mailbox[T any] struct {
 
 func newMailbox[T any]() *mailbox[T] { return &mailbox[T]{wake: make(chan struct{}, 1)} }
 
-// put adds items and returns how many wait.
-func (m *mailbox[T]) put(items ...T) int {
+// put adds an item.
+func (m *mailbox[T]) put(item T) {
 	m.mu.Lock()
-	m.items = append(m.items, items...)
-	n := len(m.items)
+	m.items = append(m.items, item)
 	m.mu.Unlock()
 	select {
 	case m.wake <- struct{}{}:
 	default:
 	}
-	return n
 }
 
 // len returns how many wait.

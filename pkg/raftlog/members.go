@@ -1,6 +1,7 @@
 package raftlog
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -110,7 +111,7 @@ func (ms Members) with(kind raftpb.ConfChangeType, m Member) (Members, error) {
 	case kind == raftpb.ConfChangeAddNode || kind == raftpb.ConfChangeAddLearnerNode:
 		m.Learner = kind == raftpb.ConfChangeAddLearnerNode
 		out.Members = append(out.Members, m)
-		slices.SortFunc(out.Members, func(a, b Member) int { return compareIDs(a.ID, b.ID) })
+		slices.SortFunc(out.Members, func(a, b Member) int { return cmp.Compare(a.ID, b.ID) })
 	case !exists:
 		return ms, ErrMemberNotFound
 	case kind == raftpb.ConfChangeRemoveNode && !old.Learner && len(ms.ids(false)) == 1:
@@ -123,16 +124,6 @@ func (ms Members) with(kind raftpb.ConfChangeType, m Member) (Members, error) {
 		out.Members[at] = m
 	}
 	return out, nil
-}
-
-func compareIDs(a, b uint64) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 // Members returns the members as of what is applied.

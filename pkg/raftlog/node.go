@@ -26,7 +26,6 @@ const (
 	maxInflightBytes  = 64 << 20 // and the bytes in them
 	maxApplyingBytes  = 16 << 20 // entries handed to apply at once
 	maxUncommitBytes  = 256 << 20
-	electionTimeouts  = 1 // heartbeats between which a leader is heard: one
 	readContextLength = 8
 )
 
@@ -72,7 +71,7 @@ func newNode(d *disk, opt Options) (*node, error) {
 	n.raw, err = raft.NewRawNode(&raft.Config{
 		ID:                        opt.ID,
 		ElectionTick:              int(opt.ElectionTimeout / opt.HeartbeatInterval),
-		HeartbeatTick:             electionTimeouts,
+		HeartbeatTick:             1, // a tick is what lies between two heartbeats
 		Storage:                   d.mem,
 		Applied:                   mark.GetMetadata().GetIndex(),
 		AsyncStorageWrites:        true,

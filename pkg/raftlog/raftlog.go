@@ -1,6 +1,7 @@
 package raftlog
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -191,7 +192,7 @@ func (opt *Options) complete() error {
 	switch {
 	case opt.Cluster == 0 || opt.ID == 0 || raft.IsLocalMsgTarget(opt.ID):
 		return fmt.Errorf("raft: %x cannot be the id of a node of cluster %x", opt.ID, opt.Cluster)
-	case !slices.IsSortedFunc(opt.Members, func(a, b Member) int { return compareIDs(a.ID, b.ID) }):
+	case !slices.IsSortedFunc(opt.Members, func(a, b Member) int { return cmp.Compare(a.ID, b.ID) }):
 		return errors.New("raft: the members are not in order of their ids")
 	case len(opt.Members) > 0 && !slices.ContainsFunc(opt.Members, func(m Member) bool { return m.ID == opt.ID }):
 		return fmt.Errorf("raft: node %x is not one of its cluster", opt.ID)
