@@ -14,6 +14,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/credentials"
 
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
@@ -435,5 +436,33 @@ func TestClusterTLS(t *testing.T) {
 	defer cancel()
 	if _, _, err := raftlog.AskCluster(ctx, "unix:"+filepath.Join(dir, "p1"), nil, false); err == nil {
 		t.Error("without TLS a node answers")
+	}
+}
+
+// TestClusterStopsWithoutMajority: a write that waits for nodes that do not
+// come does not make the stop a failure.
+func TestClusterStopsWithoutMajority(t *testing.T) {
+	nodes := startNodes(t, shortDir(t))
+	leader, _ := leaderAmong(t, nodes)
+	var stops errgroup.Group
+	for _, n := range nodes {
+		if n.Server != leader.Server {
+			stops.Go(n.Close)
+		}
+	}
+	if err := stops.Wait(); err != nil {
+		t.Fatalf("Close: %v", err)
+	}
+	outcome := make(chan error, 1)
+	go func() {
+		_, err := leader.client.Put(t.Context(), "k", "v")
+		outcome <- err
+	}()
+	time.Sleep(100 * time.Millisecond) // on its way, before the leader finds that it is alone
+	if err := leader.Close(); err != nil {
+		t.Errorf("Close: %v", err)
+	}
+	if err := <-outcome; err == nil {
+		t.Error("a write that no other node has was acknowledged")
 	}
 }

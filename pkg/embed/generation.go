@@ -243,7 +243,12 @@ func (g *generation) stop() error {
 				patience := time.AfterFunc(2*g.backend.set.cluster.ElectionTimeout, g.raft.Interrupt)
 				defer patience.Stop()
 			}
-			errs = append(errs, g.storeDone.Wait())
+			err := g.storeDone.Wait()
+			if errors.Is(err, raftlog.ErrInterrupted) {
+				g.backend.log.Warn("stopped while a write waited for a majority of the nodes: its outcome is not known")
+				err = nil
+			}
+			errs = append(errs, err)
 		}
 		g.stopErr = errors.Join(append(errs, g.data.Close())...)
 	})

@@ -27,6 +27,9 @@ var ErrNotLeader = errors.New("raft: this node is not the leader")
 // or joins them, has data already.
 var ErrNotEmpty = errors.New("raft: the data directory is not empty: a node with data can only be the first of a cluster of one node, to which others are added")
 
+// ErrInterrupted: Interrupt was called before the log was closed.
+var ErrInterrupted = fmt.Errorf("%w: interrupted", eventlog.ErrClosed)
+
 var errNoAnswer = errors.New("raft: no leader has answered: this node is cut off from the majority of the nodes, or they are electing one")
 
 // The defaults of Options, which are etcd's.
@@ -560,9 +563,9 @@ func (l *Log) end() {
 }
 
 // Interrupt ends an Append that waits for a majority, whose batch is then of
-// unknown fate, and every other call.
+// unknown fate, and every other call, with ErrInterrupted.
 func (l *Log) Interrupt() {
-	err := fmt.Errorf("%w: interrupted", eventlog.ErrClosed)
+	err := ErrInterrupted
 	l.failed.CompareAndSwap(nil, &err)
 	l.end()
 }
