@@ -64,10 +64,11 @@ type Source interface {
 	Close() error
 }
 
-// Sink is a place that data is written to. It is used by one goroutine, and
-// either Finish or Abort is called at the end.
+// Sink is a place that data is written to. It is used by one goroutine. After a
+// Begin that succeeds, either Finish or Abort is called at the end.
 type Sink interface {
-	// Begin is the first call. It refuses a place that must not be written.
+	// Begin is the first call. It refuses a place that must not be written, and
+	// has changed nothing if it fails.
 	Begin(ctx context.Context, state State) error
 
 	// Add adds the next record of the source; it does not keep it.
@@ -96,7 +97,11 @@ func Copy(ctx context.Context, dst Sink, src Source, report func(Progress)) (Pro
 	if report == nil {
 		report = func(Progress) {}
 	}
-	done, err := add(ctx, dst, src, report)
+	state := src.State()
+	if err := dst.Begin(ctx, state); err != nil {
+		return Progress{}, err
+	}
+	done, err := add(ctx, dst, src, state.Revision, report)
 	if err == nil {
 		err = dst.Finish(ctx)
 	} else {
@@ -109,14 +114,10 @@ func Copy(ctx context.Context, dst Sink, src Source, report func(Progress)) (Pro
 	return done, nil
 }
 
-func add(ctx context.Context, dst Sink, src Source, report func(Progress)) (done Progress, err error) {
-	state := src.State()
-	if err := dst.Begin(ctx, state); err != nil {
-		return done, err
-	}
+func add(ctx context.Context, dst Sink, src Source, newest int64, report func(Progress)) (done Progress, err error) {
 	var c checker
 	err = src.Records(ctx, func(r *eventlog.Record) error {
-		if err := c.check(r, state.Revision); err != nil {
+		if err := c.check(r, newest); err != nil {
 			return err
 		}
 		done.Records++
