@@ -119,6 +119,7 @@ bench: ## measure the main workloads on etcd, kine and keelson (10 minutes)
 .PHONY: bench-all
 bench-all: bench-prepare ## measure everything, and put the tables into bench/README.md (an hour)
 	-$(MAKE) bench-main
+	-$(MAKE) bench-cluster
 	-$(MAKE) bench-postgres
 	-$(MAKE) bench-edge
 	$(MAKE) bench-report
@@ -140,9 +141,13 @@ bench-edge: ## measure what an idle cluster writes (10 minutes)
 bench-postgres: ## measure keelson beside kine on PostgreSQL (10 minutes)
 	cd bench && go run . run $(BENCH_FLAGS) -systems '*-pg*,floor' -workloads '$(BENCH_POSTGRES)' -budget 9m -out results-postgres.json
 
+.PHONY: bench-cluster
+bench-cluster: ## measure three nodes beside three of etcd (15 minutes)
+	cd bench && go run . run $(BENCH_FLAGS) -systems '*-cluster' -budget 14m -out results-cluster.json
+
 .PHONY: bench-report
 bench-report: ## put tables and plots of what was measured into bench/README.md
-	cd bench && go run . report $$(ls results.json results-edge.json results-postgres.json)
+	cd bench && go run . report $$(ls results.json results-edge.json results-cluster.json results-postgres.json)
 
 .PHONY: clean
 clean: ## remove what was built

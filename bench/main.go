@@ -34,7 +34,8 @@ const usage = `bench compares keelson with etcd and kine.
   go run . list                  say what the workloads and systems are
 
 Each server is a process of its own on the same disk, serves on a unix socket
-and is asked through etcd's client. All are asked in turn, round after round.
+(three on the loopback network for those of three nodes) and is asked through
+etcd's client. All are asked in turn, round after round.
 
 Examples:
   # Is a put cheaper than etcd's? Half a minute.

@@ -158,8 +158,12 @@ func Group(all []*Results) []*Results {
 
 // Title names the results beside others.
 func (r *Results) Title() string {
-	if r.bases() == Baseline {
+	switch r.bases() {
+	case Baseline:
 		return "Beside " + Baseline
+	case clusterBaseline:
+		return "Three nodes"
+	default:
+		return "On PostgreSQL"
 	}
-	return "On PostgreSQL"
 }

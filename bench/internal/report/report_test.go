@@ -114,6 +114,26 @@ func expectTable(t *testing.T, r *Results, wants ...string) {
 	}
 }
 
+// Clusters are compared with each other, and what has no throughput shows none.
+func TestTableOfClusters(t *testing.T) {
+	gap := func(us float64) *Series { return &Series{Windows: []Window{{Ops: 5, P50: us, P99: us}}} }
+	r := &Results{
+		Systems:   []System{{Name: "etcd-cluster"}, {Name: "keelson-cluster", Base: "etcd-cluster"}},
+		Workloads: []*Workload{{Name: "failover", Systems: map[string]*Series{"etcd-cluster": gap(1e6), "keelson-cluster": gap(5e5)}}},
+	}
+	if r.Title() != "Three nodes" {
+		t.Errorf("the title is %q", r.Title())
+	}
+	expectTable(t, r,
+		"ratios to etcd-cluster",
+		"| failover | keelson-cluster | p50 to etcd-cluster | ≤ 1.00× | 0.50× (0.50×–0.50×) |  | reached |",
+		"| keelson-cluster |  | 500 ms<br>**0.50×** (0.50–0.50) |",
+	)
+	if got := Summary(r.Workloads[0], r.Systems); !strings.Contains(got, "keelson-cluster 500 ms") {
+		t.Errorf("summary: %s", got)
+	}
+}
+
 // What a server that keeps nothing reaches stands beside the targets, and is
 // nothing that keelson is behind of.
 func TestTableWithFloor(t *testing.T) {

@@ -105,9 +105,14 @@ func Summary(w *Workload, order []System) string {
 		case s.Failed != "":
 			parts = append(parts, system.Name+" failed")
 		default:
-			rate, _ := s.Absolute(Throughput)
+			rate, ok := s.Absolute(Throughput)
 			cpu, _ := s.Absolute(CPUPerOp)
-			parts = append(parts, fmt.Sprintf("%s %s/s %s", system.Name, Number(rate.Median), Time(cpu.Median)))
+			figure := Number(rate.Median) + "/s"
+			if !ok {
+				took, _ := s.Absolute(P50)
+				figure = Time(took.Median)
+			}
+			parts = append(parts, fmt.Sprintf("%s %s %s", system.Name, figure, Time(cpu.Median)))
 		}
 	}
 	return strings.Join(parts, ", ")

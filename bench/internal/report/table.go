@@ -148,10 +148,15 @@ func (r *Results) head(b *strings.Builder) {
 	b.WriteString("\n")
 }
 
+// clusterBaseline is what clusters are compared with.
+const clusterBaseline = "etcd-cluster"
+
 // bases says what the ratios are to.
 func (r *Results) bases() string {
-	if slices.ContainsFunc(r.Systems, func(s System) bool { return s.Name == Baseline }) {
-		return Baseline
+	for _, base := range []string{Baseline, clusterBaseline} {
+		if slices.ContainsFunc(r.Systems, func(s System) bool { return s.Name == base }) {
+			return base
+		}
 	}
 	return "kine in the same place"
 }

@@ -64,6 +64,27 @@ func targets() []target {
 			target{system, "list-pages", Throughput, 10, true},
 		)
 	}
+	return append(all, clusterTargets()...)
+}
+
+// clusterTargets are for three nodes beside three of etcd: ahead in everything.
+func clusterTargets() (all []target) {
+	ratio := func(m Metric, bound float64, workloads ...string) {
+		for _, w := range workloads {
+			all = append(all, target{"keelson-cluster", w, m, bound, true})
+		}
+	}
+	ratio(Throughput, 1.2, "put200", "create200", "update200")
+	ratio(Throughput, 1, "put1", "list")
+	ratio(Throughput, 1.5, "get1", "get200")
+	ratio(P50, 1, "watch100")
+	ratio(P99, 1, "watch100")
+	ratio(P50, 1, "failover")
+	ratio(P99, 1, "failover")
+	ratio(P50, 1, "catch-up")
+	ratio(Extra("writes_p99_us"), 1, "catch-up")
+	ratio(PeakRSS, 1, "put200", "get200", "catch-up")
+	ratio(Extra("ready_s"), 1, "start@20k")
 	return all
 }
 

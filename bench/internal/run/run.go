@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -100,6 +101,9 @@ func withRunner(ctx context.Context, opt Options, results *report.Results, f fun
 // all runs the workloads, one after the other.
 func (r *Runner) all(ctx context.Context) error {
 	plan := &schedule{began: time.Now(), budget: r.Budget}
+	r.Workloads = slices.DeleteFunc(r.Workloads, func(spec workload.Spec) bool {
+		return !slices.ContainsFunc(r.Systems, func(s systems.System) bool { return takesPart(s, spec) })
+	})
 	for _, spec := range r.Workloads {
 		plan.left += r.estimate(spec)
 	}

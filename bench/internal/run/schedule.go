@@ -91,7 +91,7 @@ func (r *Runner) times(spec workload.Spec) (rounds int, window time.Duration) {
 
 // takesPart says whether the workload is for the system.
 func takesPart(system systems.System, spec workload.Spec) bool {
-	return system.Measures(spec.Name)
+	return system.Measures(spec.Name) && (system.Nodes > 0 || !spec.Nodes)
 }
 
 // tooLarge says whether the system is not measured with that much data.

@@ -48,7 +48,7 @@ func (s *session) close() {
 
 // open connects to the system's server.
 func (s *session) open(ctx context.Context, spec workload.Spec, srv *systems.Server) (err error) {
-	s.env = &workload.Env{Dial: srv.Client, Bulk: srv.Bulk, Forgets: srv.Forgets}
+	s.env = &workload.Env{Dial: srv.Client, Bulk: srv.Bulk, Forgets: srv.Forgets, Nodes: srv}
 	s.runner, err = spec.Open(ctx, s.env)
 	return err
 }
@@ -142,9 +142,15 @@ func (r *Runner) measure(ctx context.Context, spec workload.Spec, s *session, sr
 	if !spec.Parallel {
 		result.ClientCPU = ours.Seconds()
 	}
+	if result.Extra == nil {
+		result.Extra = map[string]float64{}
+	}
+	if srv.Nodes > 0 {
+		result.Extra["largest_rss_mib"] = float64(after.Largest) / (1 << 20)
+	}
 	result.SetLatencies(measured.Latencies)
 	if spec.Restart {
-		result.Extra = map[string]float64{"ready_s": srv.Ready.Seconds(), "ready_rss_mib": float64(readyRSS) / (1 << 20)}
+		result.Extra["ready_s"], result.Extra["ready_rss_mib"] = srv.Ready.Seconds(), float64(readyRSS)/(1<<20)
 	}
 	s.series.Windows = append(s.series.Windows, result)
 	return nil

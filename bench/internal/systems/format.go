@@ -15,7 +15,7 @@ import (
 // into a new database, which is made in dir.
 func (s System) Format(ctx context.Context, program, dir string) (string, error) {
 	switch {
-	case s.Forgets:
+	case s.Forgets, s.Nodes > 0: // a cluster's data has its addresses in it
 		return "", nil
 	case s.program != "keelson":
 		return filepath.Base(program) + "-" + s.Name, nil

@@ -28,6 +28,7 @@ type Usage struct {
 	Written int64         // bytes that it caused to be sent to the disk
 	RSS     int64         // bytes in memory now
 	PeakRSS int64         // highest RSS since the start or ResetPeak
+	Largest int64         // of several processes', the largest PeakRSS
 }
 
 // ReadUsage reads the process's CPU clock and /proc/PID.

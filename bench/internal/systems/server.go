@@ -26,10 +26,14 @@ type Server struct {
 	Dir   string        // holds data/, the sockets and the log
 	Ready time.Duration // from the start of the process to its first answer
 
+	program   string
+	pprof     bool
+	places    []place // of the processes
 	processes []*process
-	ended     chan struct{} // closed when one of them has ended
+	ended     chan struct{} // closed when one of them has ended that was not to
 	end       sync.Once
 	dialed    atomic.Int64 // spreads clients
+	gone      Usage        // of the processes that KillNode has ended
 	postgres  *postgres    // or nil
 	proxy     *proxy       // or nil
 }
@@ -39,6 +43,7 @@ type process struct {
 	cmd      *exec.Cmd
 	endpoint string
 	done     chan struct{} // closed when it has ended
+	killed   atomic.Bool   // it was to end, and nobody waits for it to come back
 }
 
 // Start starts the program on the data that dir may hold and waits until it
@@ -52,18 +57,13 @@ func (s System) Start(ctx context.Context, program, dir string, pprof bool) (*Se
 	if err := os.MkdirAll(filepath.Join(data, s.below), mode); err != nil {
 		return nil, err
 	}
-	srv := &Server{System: s, Dir: dir, ended: make(chan struct{})}
-	places, err := srv.startBelow(ctx, data)
-	if err != nil {
+	srv := &Server{System: s, Dir: dir, program: program, pprof: pprof, ended: make(chan struct{})}
+	var err error
+	if srv.places, err = srv.startBelow(ctx, data); err != nil {
 		return nil, err
 	}
 	began := time.Now()
-	for _, p := range places {
-		if err = srv.startProcess(ctx, program, p, pprof); err != nil {
-			break
-		}
-	}
-	if err != nil {
+	if err = srv.startAll(ctx); err != nil {
 		srv.Kill()
 		return nil, fmt.Errorf("%s: %w\n%s", s.Name, err, srv.LogTail())
 	}
@@ -71,11 +71,37 @@ func (s System) Start(ctx context.Context, program, dir string, pprof bool) (*Se
 	return srv, nil
 }
 
+// startAll starts the processes: the nodes of a cluster together, since they
+// wait for each other, and others in turn.
+func (s *Server) startAll(ctx context.Context) error {
+	for _, p := range s.places {
+		started, err := s.startProcess(p)
+		if err != nil {
+			return err
+		}
+		s.processes = append(s.processes, started)
+		if s.Nodes == 0 {
+			if err := started.waitReady(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	for _, started := range s.processes {
+		if err := started.waitReady(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // startBelow starts what the system is built on and says where its processes
 // are to have their files.
 func (s *Server) startBelow(ctx context.Context, data string) (places []place, err error) {
 	first := place{data: data, socket: filepath.Join(s.Dir, "client.sock"), postgres: postgresDir(data)}
-	if s.System.postgres == nil {
+	switch {
+	case s.Nodes > 0:
+		return s.nodePlaces(data), nil
+	case s.System.postgres == nil:
 		return []place{first}, nil
 	}
 	if s.postgres, err = startPostgres(ctx, first.postgres, s.System.postgres.database, filepath.Join(s.Dir, "log-postgres")); err != nil {
@@ -100,35 +126,49 @@ func (s *Server) startBelow(ctx context.Context, data string) (places []place, e
 	return places, nil
 }
 
-// startProcess returns when the process answers.
-func (s *Server) startProcess(ctx context.Context, program string, p place, pprof bool) error {
+// startProcess starts a process and does not wait for it.
+func (s *Server) startProcess(p place) (*process, error) {
 	if err := os.MkdirAll(p.data, 0o700); err != nil {
-		return err
+		return nil, err
 	}
-	_ = os.Remove(p.socket)
 	log, err := os.OpenFile(filepath.Join(s.Dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { _ = log.Close() }()
 	args := s.args(p)
-	if pprof && s.Pprof {
+	if s.pprof && s.Pprof {
 		args = append(args, "--enable-pprof")
 	}
-	started := &process{cmd: exec.Command(program, args...), endpoint: "unix://" + p.socket, done: make(chan struct{})}
+	started := &process{cmd: exec.Command(s.program, args...), endpoint: "unix://" + p.socket, done: make(chan struct{})}
+	if p.node != nil {
+		started.endpoint = p.node.client
+	} else {
+		_ = os.Remove(p.socket)
+	}
 	started.cmd.Dir = p.data // kine's default database is below the working directory
 	started.cmd.Stdout, started.cmd.Stderr = log, log
 	started.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := started.cmd.Start(); err != nil {
-		return err
+		return nil, err
 	}
-	s.processes = append(s.processes, started)
 	go func() {
 		_ = started.cmd.Wait()
 		close(started.done)
-		s.end.Do(func() { close(s.ended) })
+		if !started.killed.Load() {
+			s.end.Do(func() { close(s.ended) })
+		}
 	}()
-	return started.waitReady(ctx, p.socket)
+	return started, nil
+}
+
+// dial connects to where clients do.
+func (p *process) dial(ctx context.Context) (net.Conn, error) {
+	var dialer net.Dialer
+	if socket, ok := strings.CutPrefix(p.endpoint, "unix://"); ok {
+		return dialer.DialContext(ctx, "unix", socket)
+	}
+	return dialer.DialContext(ctx, "tcp", strings.TrimPrefix(p.endpoint, "http://"))
 }
 
 // longestStart leaves kine the time to VACUUM some gigabytes.
@@ -136,13 +176,13 @@ const longestStart = 5 * time.Minute
 
 // waitReady waits for the socket first: a gRPC client that finds none backs off
 // for longer than a server takes to start.
-func (p *process) waitReady(ctx context.Context, socket string) error {
+func (p *process) waitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, longestStart)
 	defer cancel()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if conn, err := net.Dial("unix", socket); err == nil {
+		if conn, err := p.dial(ctx); err == nil {
 			_ = conn.Close()
 			if err := p.probe(ctx); err == nil {
 				return nil
@@ -159,7 +199,7 @@ func (p *process) waitReady(ctx context.Context, socket string) error {
 }
 
 func (p *process) probe(ctx context.Context) error {
-	c, err := p.client()
+	c, err := client(p)
 	if err != nil {
 		return err
 	}
@@ -170,21 +210,33 @@ func (p *process) probe(ctx context.Context) error {
 	return err
 }
 
-func (p *process) client() (*clientv3.Client, error) {
-	return clientv3.New(clientv3.Config{Endpoints: []string{p.endpoint}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+// client opens a connection that spreads its requests over the processes, one
+// after the other.
+func client(processes ...*process) (*clientv3.Client, error) {
+	var endpoints []string
+	for _, p := range processes {
+		endpoints = append(endpoints, p.endpoint)
+	}
+	return clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
 }
 
-// Client opens a connection of its own, to one process after the other.
+// Client opens a connection of its own: to all nodes of a cluster, or to one
+// process after the other.
 func (s *Server) Client() (*clientv3.Client, error) {
+	if s.Nodes > 0 {
+		return client(s.processes...)
+	}
 	n := int(s.dialed.Add(1) - 1)
-	return s.processes[n%len(s.processes)].client()
+	return client(s.processes[n%len(s.processes)])
 }
 
-// HTTP sends a request to the socket that etcd clients use, of the first process.
-func (s *Server) HTTP(ctx context.Context, method, path string) ([]byte, error) {
-	var dialer net.Dialer
+// Processes is how many there are.
+func (s *Server) Processes() int { return len(s.processes) }
+
+// HTTP sends a request to where etcd clients connect to process i.
+func (s *Server) HTTP(ctx context.Context, i int, method, path string) ([]byte, error) {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return dialer.DialContext(ctx, "unix", strings.TrimPrefix(s.processes[0].endpoint, "unix://"))
+		return s.processes[i].dial(ctx)
 	}}
 	defer transport.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, method, "http://localhost"+path, http.NoBody)
@@ -205,8 +257,11 @@ func (s *Server) HTTP(ctx context.Context, method, path string) ([]byte, error) 
 
 // Usage reads what the server's processes have used, with those of PostgreSQL.
 func (s *Server) Usage() (Usage, error) {
-	var total Usage
+	total := s.gone
 	for _, p := range s.processes {
+		if p.killed.Load() {
+			continue
+		}
 		u, err := ReadUsage(p.cmd.Process.Pid)
 		if err != nil {
 			return total, err
@@ -215,6 +270,7 @@ func (s *Server) Usage() (Usage, error) {
 		total.Written += u.Written
 		total.RSS += u.RSS
 		total.PeakRSS += u.PeakRSS
+		total.Largest = max(total.Largest, u.PeakRSS)
 	}
 	if s.postgres == nil {
 		return total, nil

@@ -27,6 +27,8 @@ type System struct {
 	Forgets bool
 	// Most keys and revisions that it is measured with, unless somebody has hours.
 	Most int
+	// Nodes of a cluster, each a process; 0: it is none.
+	Nodes int
 
 	program string
 	// only these workloads are for it; none: all.
@@ -34,6 +36,7 @@ type System struct {
 	// postgres has what those on PostgreSQL need, or is nil.
 	postgres *onPostgres
 	below    string // directory to make in that of the data
+	port     int    // of a cluster's clients; the next is that of its nodes
 	args     func(p place) []string
 }
 
@@ -49,6 +52,7 @@ type place struct {
 	data     string // directory
 	socket   string
 	postgres string // directory of PostgreSQL's socket
+	node     *node  // of a cluster, or nil
 }
 
 // DataFile says what a system that keeps nothing is to answer with.
@@ -65,7 +69,7 @@ const kineFullDSN = "?_journal_mode=WAL&_busy_timeout=30000&_synchronous=FULL&_t
 // its starts rewrites the file (VACUUM), 5 KiB a key.
 const kineMost = 200_000
 
-var systems = slices.Concat(onFiles, postgresSystems("pg", "", 1, 0), postgresSystems("pg3", ", three instances", 3, 0),
+var systems = slices.Concat(onFiles, clusters, postgresSystems("pg", "", 1, 0), postgresSystems("pg3", ", three instances", 3, 0),
 	postgresSystems("pg-1ms", ", 1 ms away", 1, time.Millisecond), postgresSystems("pg-5ms", ", 5 ms away", 1, 5*time.Millisecond))
 
 var onFiles = []System{
@@ -162,7 +166,7 @@ func (s System) Measures(workload string) bool {
 // same files the fastest.
 func (s System) Loader() System {
 	i := slices.IndexFunc(systems, func(other System) bool {
-		return other.program == s.program && (other.postgres == nil) == (s.postgres == nil)
+		return other.program == s.program && (other.postgres == nil) == (s.postgres == nil) && other.Nodes == s.Nodes
 	})
 	return systems[i]
 }

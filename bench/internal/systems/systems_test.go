@@ -91,7 +91,7 @@ func TestFindByPattern(t *testing.T) {
 // Data is copied between systems with the same files, so that all must find it.
 func TestLoaderHasTheSameFiles(t *testing.T) {
 	for name, want := range map[string]string{
-		"etcd": "etcd", "kine-full": "kine", "keelson": "keelson", "kine-pg-5ms": "kine-pg", "keelson-pg3": "keelson-pg",
+		"etcd": "etcd", "kine-full": "kine", "keelson": "keelson", "kine-pg-5ms": "kine-pg", "keelson-pg3": "keelson-pg", "keelson-cluster": "keelson-cluster", "etcd-cluster": "etcd-cluster",
 	} {
 		found, err := Find([]string{name})
 		if err != nil {
@@ -100,6 +100,34 @@ func TestLoaderHasTheSameFiles(t *testing.T) {
 		if loader := found[0].Loader().Name; loader != want {
 			t.Errorf("%s loads for %s", loader, name)
 		}
+	}
+}
+
+// A node that joins again has the same addresses and no data.
+func TestNodePlaces(t *testing.T) {
+	found, err := Find([]string{"keelson-cluster"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{System: found[0]}
+	s.places = s.nodePlaces(t.TempDir())
+	seen := map[string]bool{}
+	for i, p := range s.places {
+		client, peer := s.NodeURLs(i)
+		if seen[client] || seen[peer] || client == peer || seen[p.data] || p.node.initial != s.places[0].node.initial {
+			t.Errorf("node %d: %+v", i, *p.node)
+		}
+		seen[client], seen[peer], seen[p.data] = true, true, true
+	}
+	p := s.places[1]
+	if err := os.MkdirAll(p.data, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.EmptyNode(1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(p.data); !errors.Is(err, os.ErrNotExist) || p.node.state != "existing" || s.places[0].node.state != "new" {
+		t.Errorf("after EmptyNode: %v, %+v", err, *p.node)
 	}
 }
 

@@ -62,6 +62,14 @@ var (
 
 // long are those that take minutes.
 var long = []Spec{
+	{
+		Name: "failover", Doc: "kill -9 of the leader while a client writes every 5 ms: the longest time without an acknowledged write", Unit: "failover",
+		Clients: 1, Data: data20k, Nodes: true, Limit: 5 * time.Minute, Beyond: failovers * 4 * time.Second, open: openFailover,
+	},
+	{
+		Name: "catch-up", Doc: "a node joins with an empty directory, until it answers a linearizable read: " + report.Number(catchUpKeys) + " keys of 1 KiB, 100 writes/s meanwhile", Unit: "join",
+		Clients: 1, Data: dataEmpty, Nodes: true, Limit: 10 * time.Minute, Beyond: 40 * time.Second, open: openCatchUp,
+	},
 	compaction("compact@100k", 100_000),
 	compaction("compact", 1_000_000),
 	{

@@ -41,8 +41,10 @@ type Spec struct {
 	Restart bool
 	// Parallel: the systems run at the same time, since only bytes count.
 	Parallel bool
-	Scale    float64 // windows are this many times as long as others; 0: as long
-	Rounds   int     // at most; 0: as the command line says
+	// Nodes: it is about nodes that end and begin, and so for clusters.
+	Nodes  bool
+	Scale  float64 // windows are this many times as long as others; 0: as long
+	Rounds int     // at most; 0: as the command line says
 	// Limit is how long beyond its window a system may hold the workload up
 	// before it is said to have given up; 0: as long as most.
 	Limit time.Duration
@@ -80,8 +82,24 @@ type Env struct {
 	// Forgets: the server answers and keeps nothing; what it holds in the end
 	// is not looked at.
 	Forgets bool
+	Nodes   Nodes // of a cluster
 
 	clients []*clientv3.Client
+}
+
+// Nodes are those of a cluster, by their numbers.
+type Nodes interface {
+	// Processes is how many there are.
+	Processes() int
+	// NodeURLs are where clients and other nodes reach node i.
+	NodeURLs(i int) (client, peer string)
+	// NodeClient connects to some of them.
+	NodeClient(nodes ...int) (*clientv3.Client, error)
+	// KillNode ends node i as kill -9 does, EmptyNode removes its data then.
+	KillNode(i int) error
+	EmptyNode(i int) error
+	// StartNode starts it again and waits until it answers a linearizable read.
+	StartNode(ctx context.Context, i int) error
 }
 
 // clientsPerConnection is the proportion that etcd's own documentation

@@ -97,6 +97,22 @@ func TestPacedLoopShowsStalls(t *testing.T) {
 	}
 }
 
+// The longest time without a write is looked for after the leader was killed,
+// but may have begun before.
+func TestAcknowledgedSince(t *testing.T) {
+	began := time.Now()
+	a := acknowledged{}
+	for _, second := range []int{0, 50, 55, 90, 95, 100} {
+		a.times = append(a.times, began.Add(time.Duration(second)*time.Second))
+	}
+	for _, c := range []struct{ at, n, longest int }{{10, 5, 50}, {52, 4, 35}, {92, 2, 5}, {200, 0, 0}} {
+		n, longest := a.since(began.Add(time.Duration(c.at) * time.Second))
+		if n != c.n || longest != time.Duration(c.longest)*time.Second {
+			t.Errorf("since %d s: %d writes, at most %s apart, want %+v", c.at, n, longest, c)
+		}
+	}
+}
+
 func TestUnsupported(t *testing.T) {
 	for err, want := range map[error]bool{
 		nil:                                     false,
