@@ -2,6 +2,7 @@ package harness
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -28,4 +29,24 @@ func childrenOf(pid int) ([]int, error) {
 		children = append(children, child)
 	}
 	return children, nil
+}
+
+// peerPID returns the process that has made a connection to a unix socket of
+// this one.
+func peerPID(c *net.UnixConn) (int, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var peer *syscall.Ucred
+	var found error
+	if err := raw.Control(func(fd uintptr) {
+		peer, found = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+	}); err != nil {
+		return 0, err
+	}
+	if found != nil {
+		return 0, found
+	}
+	return int(peer.Pid), nil
 }

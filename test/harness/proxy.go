@@ -23,8 +23,9 @@ type Proxy struct {
 	// Guarded by mu.
 	refuse  bool // new connections are closed at once
 	conns   map[net.Conn]bool
-	delay   time.Duration // of each piece, each way
-	stalled chan struct{} // nil, or answers wait until it is closed
+	delay   time.Duration                    // of each piece, each way
+	held    func(pid int, answers bool) bool // whose pieces wait, which way; nil if none
+	changed chan struct{}                    // closed when held changes
 }
 
 // StartProxy starts a proxy before the PostgreSQL or PgBouncer whose socket is
@@ -38,7 +39,7 @@ func StartProxy(t testing.TB, dir string) *Proxy {
 // with the test.
 func StartProxyTo(t testing.TB, target string) *Proxy {
 	t.Helper()
-	x := &Proxy{Dir: TempDir(t), target: target, conns: map[net.Conn]bool{}}
+	x := &Proxy{Dir: TempDir(t), target: target, conns: map[net.Conn]bool{}, changed: make(chan struct{})}
 	var err error
 	if x.listener, err = net.Listen("unix", x.Socket()); err != nil {
 		t.Fatal(err)
@@ -81,17 +82,22 @@ func (x *Proxy) pass(c net.Conn) {
 		return
 	}
 	defer x.remove(c)
+	pid, err := peerPID(c.(*net.UnixConn))
+	if err != nil {
+		return
+	}
 	var answers sync.WaitGroup
 	answers.Go(func() {
-		x.copy(c, s, true)
+		x.copy(c, s, pid, true)
 		_ = c.Close()
 	})
-	x.copy(s, c, false)
+	x.copy(s, c, pid, false)
 	_ = s.Close()
 	answers.Wait()
 }
 
-func (x *Proxy) copy(to io.Writer, from io.Reader, answers bool) {
+// copy carries what the process pid sends, or what it is answered.
+func (x *Proxy) copy(to io.Writer, from io.Reader, pid int, answers bool) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
@@ -99,15 +105,26 @@ func (x *Proxy) copy(to io.Writer, from io.Reader, answers bool) {
 			return
 		}
 		x.mu.Lock()
-		delay, stalled := x.delay, x.stalled
+		delay := x.delay
 		x.mu.Unlock()
 		time.Sleep(delay)
-		if answers && stalled != nil {
-			<-stalled
-		}
+		x.passes(pid, answers)
 		if _, err := to.Write(buf[:n]); err != nil {
 			return
 		}
+	}
+}
+
+// passes waits while pieces of the process pid are held.
+func (x *Proxy) passes(pid int, answers bool) {
+	for {
+		x.mu.Lock()
+		held, changed := x.held, x.changed
+		x.mu.Unlock()
+		if held == nil || !held(pid, answers) {
+			return
+		}
+		<-changed
 	}
 }
 
@@ -138,12 +155,21 @@ func (x *Proxy) Cut() {
 }
 
 // Stall holds back what the server answers until Resume; requests go through.
-func (x *Proxy) Stall() {
+func (x *Proxy) Stall() { x.hold(func(_ int, answers bool) bool { return answers }) }
+
+// Block holds back, until Resume or another Block, what the processes for which
+// blocked is true send and are answered: a network that loses all packets of
+// some pairs of hosts, whose connections hear nothing of it.
+func (x *Proxy) Block(blocked func(pid int) bool) {
+	x.hold(func(pid int, _ bool) bool { return blocked(pid) })
+}
+
+func (x *Proxy) hold(held func(pid int, answers bool) bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.stalled == nil {
-		x.stalled = make(chan struct{})
-	}
+	x.held = held
+	close(x.changed)
+	x.changed = make(chan struct{})
 }
 
 // Delay adds d to the way of each message in either direction.
@@ -155,11 +181,8 @@ func (x *Proxy) Delay(d time.Duration) {
 
 // Resume ends all harm.
 func (x *Proxy) Resume() {
+	x.hold(nil)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.refuse, x.delay = false, 0
-	if x.stalled != nil {
-		close(x.stalled)
-		x.stalled = nil
-	}
 }

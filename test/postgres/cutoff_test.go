@@ -11,6 +11,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/keelson-io/keelson/test/internal/faults"
 )
 
 // TestCutOff: an instance that does not reach the database says so, within a
@@ -77,7 +79,7 @@ func testCutOff(t *testing.T, begin func(*instance)) {
 	}
 
 	c.instances[0].proxy.Resume()
-	took := retry(t, "a put through the instance that was cut off", func(ctx context.Context) error {
+	took := faults.Retry(t, "a put through the instance that was cut off", func(ctx context.Context) error {
 		_, err := cut.Put(ctx, "k", "again")
 		return err
 	})

@@ -8,52 +8,17 @@
 package postgres
 
 import (
-	"context"
-	"fmt"
-	"math/rand/v2"
-	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 
 	"github.com/keelson-io/keelson/test/harness"
+	"github.com/keelson-io/keelson/test/internal/faults"
 )
 
-// patience bounds every wait; nothing here takes it when all is well.
-const patience = time.Minute
-
 const schema = "keelson"
-
-func number(t *testing.T, variable string, otherwise uint64) uint64 {
-	t.Helper()
-	env := os.Getenv(variable)
-	if env == "" {
-		return otherwise
-	}
-	n, err := strconv.ParseUint(env, 10, 64)
-	if err != nil {
-		t.Fatalf("%s=%q: it is a number", variable, env)
-	}
-	return n
-}
-
-// newRandom returns a source whose seed is said if the test fails.
-func newRandom(t *testing.T, otherwise uint64) *rand.Rand {
-	t.Helper()
-	seed := number(t, "KEELSON_SEED", otherwise)
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("KEELSON_SEED=%d", seed)
-		}
-	})
-	return rand.New(rand.NewPCG(seed, 0))
-}
 
 // cluster is a database and the instances on it, each behind a proxy of its
 // own.
@@ -121,67 +86,7 @@ func (c *cluster) without(one *instance) []string {
 // on which nothing is answered for 2 seconds.
 func (i *instance) client(t *testing.T) *clientv3.Client {
 	t.Helper()
-	return newClient(t, i.Endpoint)
-}
-
-func newClient(t *testing.T, endpoints ...string) *clientv3.Client {
-	t.Helper()
-	c, err := clientv3.New(clientv3.Config{
-		Endpoints: endpoints, DialTimeout: patience,
-		DialKeepAliveTime: time.Second, DialKeepAliveTimeout: time.Second,
-		Logger: zap.NewNop(), // it warns of every request that fails
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	return c
-}
-
-// retry calls f until it succeeds, and returns how long that took.
-func retry(t *testing.T, what string, f func(context.Context) error) time.Duration {
-	t.Helper()
-	began := time.Now()
-	for {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		err := f(ctx)
-		cancel()
-		if err == nil {
-			return time.Since(began)
-		}
-		if time.Since(began) > patience {
-			t.Fatalf("%s does not succeed within %v: %v", what, patience, err)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-}
-
-// eventually polls what nothing announces.
-func eventually(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	for !condition() {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", patience, what)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-}
-
-// event is one change of one key.
-type event struct {
-	revision int64
-	kind     string // put or delete
-	key      string
-	value    string
-}
-
-func eventOf(ev *clientv3.Event) event {
-	e := event{ev.Kv.ModRevision, "put", string(ev.Kv.Key), string(ev.Kv.Value)}
-	if ev.Type == mvccpb.Event_DELETE {
-		e.kind = "delete"
-	}
-	return e
+	return faults.NewClient(t, i.Endpoint)
 }
 
 // keepLog lets the database keep a copy of the log that nothing compacts: what
@@ -196,9 +101,9 @@ func keepLog(t *testing.T, db *harness.Postgres) {
 }
 
 // readLog returns every event that was ever committed, in order.
-func readLog(t *testing.T, db *harness.Postgres) []event {
+func readLog(t *testing.T, db *harness.Postgres) []faults.Event {
 	t.Helper()
-	var log []event
+	var log []faults.Event
 	for _, row := range query(t, db, `SELECT revision, CASE WHEN value IS NULL THEN 'delete' ELSE 'put' END,
 		convert_from(key, 'UTF8'), convert_from(value, 'UTF8') FROM kept.log WHERE key IS NOT NULL ORDER BY seq`) {
 		column := strings.Split(row, "\t")
@@ -209,7 +114,7 @@ func readLog(t *testing.T, db *harness.Postgres) []event {
 		if err != nil {
 			t.Fatal(err)
 		}
-		log = append(log, event{revision, column[1], column[2], column[3]})
+		log = append(log, faults.Event{Revision: revision, Kind: column[1], Key: column[2], Value: column[3]})
 	}
 	return log
 }
@@ -221,27 +126,4 @@ func query(t *testing.T, db *harness.Postgres, sql string) []string {
 		t.Fatal(err)
 	}
 	return rows
-}
-
-// from returns the events of a revision and those after it.
-func from(log []event, revision int64) []event {
-	at, _ := slices.BinarySearchFunc(log, revision, func(e event, revision int64) int {
-		return int(e.revision - revision)
-	})
-	return log[at:]
-}
-
-// sameEvents compares what somebody was told with the log.
-func sameEvents(t *testing.T, who string, got, want []event) {
-	t.Helper()
-	for n := range max(len(got), len(want)) {
-		if n < len(got) && n < len(want) && got[n] == want[n] {
-			continue
-		}
-		show := func(events []event) string {
-			return fmt.Sprintf("%v", events[min(n, len(events)):min(n+5, len(events))])
-		}
-		t.Errorf("%s was told of %d events, the log has %d; from number %d on:\n%s\nthe log:\n%s", who, len(got), len(want), n, show(got), show(want))
-		return
-	}
 }

@@ -13,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/keelson-io/keelson/test/harness"
+	"github.com/keelson-io/keelson/test/internal/faults"
 )
 
 const (
@@ -46,7 +47,7 @@ func startPair(t *testing.T) *pair {
 func (p *pair) caughtUp() {
 	p.t.Helper()
 	position := query(p.t, p.primary, "SELECT pg_current_wal_flush_lsn()")[0]
-	eventually(p.t, "the standby catches up", func() bool {
+	faults.Eventually(p.t, "the standby catches up", func() bool {
 		return query(p.t, p.standby, "SELECT pg_last_wal_replay_lsn() >= '"+position+"'")[0] == "t"
 	})
 }
@@ -57,7 +58,7 @@ func (p *pair) disconnect() {
 	p.t.Helper()
 	query(p.t, p.standby, "ALTER SYSTEM SET primary_conninfo = ''")
 	query(p.t, p.standby, "SELECT pg_reload_conf()")
-	eventually(p.t, "the standby does not receive any more", func() bool {
+	faults.Eventually(p.t, "the standby does not receive any more", func() bool {
 		return query(p.t, p.standby, "SELECT count(*) FROM pg_stat_wal_receiver")[0] == "0"
 	})
 }
@@ -80,7 +81,7 @@ type shown struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	byRevision map[int64]event
+	byRevision map[int64]faults.Event
 	answered   map[int64]string // keys of puts by the revision of their answers
 	highest    int64
 
@@ -88,18 +89,18 @@ type shown struct {
 }
 
 func newShown(t *testing.T) *shown {
-	return &shown{t: t, byRevision: map[int64]event{}, answered: map[int64]string{}}
+	return &shown{t: t, byRevision: map[int64]faults.Event{}, answered: map[int64]string{}}
 }
 
 // see notes what a client was shown. A revision is one thing, for ever.
-func (s *shown) see(who string, e event) {
+func (s *shown) see(who string, e faults.Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if before, ok := s.byRevision[e.revision]; ok && before != e {
+	if before, ok := s.byRevision[e.Revision]; ok && before != e {
 		s.t.Errorf("%s is shown %+v; before, that revision was shown as %+v", who, e, before)
 	}
-	s.byRevision[e.revision] = e
-	s.highest = max(s.highest, e.revision)
+	s.byRevision[e.Revision] = e
+	s.highest = max(s.highest, e.Revision)
 }
 
 func (s *shown) newest() int64 {
@@ -111,21 +112,21 @@ func (s *shown) newest() int64 {
 // write puts keys of its own until ctx ends.
 func (s *shown) write(ctx context.Context, c *clientv3.Client, writer int) {
 	for n := 0; ctx.Err() == nil; n++ {
-		time.Sleep(clientRest)
+		time.Sleep(faults.ClientRest)
 		before := s.newest()
-		e := event{kind: "put", key: fmt.Sprintf("key/%d", n%50), value: fmt.Sprintf("%d-%d", writer, n)}
+		e := faults.Event{Kind: "put", Key: fmt.Sprintf("key/%d", n%50), Value: fmt.Sprintf("%d-%d", writer, n)}
 		try, cancel := context.WithTimeout(ctx, 5*time.Second)
-		resp, err := c.Put(try, e.key, e.value)
+		resp, err := c.Put(try, e.Key, e.Value)
 		cancel()
 		if err != nil {
 			continue
 		}
-		if e.revision = resp.Header.Revision; e.revision <= before {
-			s.t.Errorf("a put was answered with revision %d after %d had been shown", e.revision, before)
+		if e.Revision = resp.Header.Revision; e.Revision <= before {
+			s.t.Errorf("a put was answered with revision %d after %d had been shown", e.Revision, before)
 		}
 		s.see("a writer", e)
 		s.mu.Lock()
-		s.answered[e.revision] = e.value
+		s.answered[e.Revision] = e.Value
 		s.mu.Unlock()
 		s.puts.Add(1)
 	}
@@ -135,7 +136,7 @@ func (s *shown) write(ctx context.Context, c *clientv3.Client, writer int) {
 // than what anybody was shown before.
 func (s *shown) read(ctx context.Context, c *clientv3.Client) {
 	for ctx.Err() == nil {
-		time.Sleep(clientRest)
+		time.Sleep(faults.ClientRest)
 		before := s.newest()
 		try, cancel := context.WithTimeout(ctx, 5*time.Second)
 		resp, err := c.Get(try, "key/", clientv3.WithPrefix())
@@ -147,7 +148,7 @@ func (s *shown) read(ctx context.Context, c *clientv3.Client) {
 			s.t.Errorf("a read was answered at revision %d after %d had been shown", resp.Header.Revision, before)
 		}
 		for _, kv := range resp.Kvs {
-			s.see("a reader", event{kv.ModRevision, "put", string(kv.Key), string(kv.Value)})
+			s.see("a reader", faults.Event{Revision: kv.ModRevision, Kind: "put", Key: string(kv.Key), Value: string(kv.Value)})
 		}
 	}
 }
@@ -164,7 +165,7 @@ func (s *shown) watch(ctx context.Context, who string, c *clientv3.Client, misse
 				break
 			}
 			for _, ev := range resp.Events {
-				s.see("the watch on "+who, eventOf(ev))
+				s.see("the watch on "+who, faults.EventOf(ev))
 				next = ev.Kv.ModRevision + 1
 			}
 		}
@@ -173,7 +174,7 @@ func (s *shown) watch(ctx context.Context, who string, c *clientv3.Client, misse
 			continue
 		}
 		for _, kv := range resp.Kvs {
-			s.see("a list on "+who, event{kv.ModRevision, "put", string(kv.Key), string(kv.Value)})
+			s.see("a list on "+who, faults.Event{Revision: kv.ModRevision, Kind: "put", Key: string(kv.Key), Value: string(kv.Value)})
 		}
 		next = resp.Header.Revision + 1
 		missed <- resp.Header.Revision
@@ -216,7 +217,7 @@ func (f *failover) end() {
 func (f *failover) progress(n int64) {
 	f.t.Helper()
 	target := f.puts.Load() + n
-	eventually(f.t, "puts are answered", func() bool { return f.puts.Load() >= target })
+	faults.Eventually(f.t, "puts are answered", func() bool { return f.puts.Load() >= target })
 }
 
 // TestFailover: a standby that has everything takes over. Nobody is restarted,
@@ -229,13 +230,13 @@ func TestFailover(t *testing.T) {
 	f.end()
 	f.caughtUp()
 	before := f.newest()
-	watching := newWatchers(t)
+	watching := faults.NewWatchers(t)
 	for _, i := range f.instances {
-		watching.add(i.name, i.client(t), 2)
+		watching.Add(i.name, i.client(t), 2)
 	}
 	f.failOver()
-	c := newClient(t, f.endpoints()...)
-	took := retry(t, "a put after the failover", func(ctx context.Context) error {
+	c := faults.NewClient(t, f.endpoints()...)
+	took := faults.Retry(t, "a put after the failover", func(ctx context.Context) error {
 		resp, err := c.Put(ctx, "last", "")
 		if err == nil && resp.Header.Revision <= before {
 			t.Errorf("revision %d after %d", resp.Header.Revision, before)
@@ -250,8 +251,8 @@ func TestFailover(t *testing.T) {
 		t.Fatal(err)
 	}
 	log := readLog(t, f.db)
-	checkLog(t, log, resp.Header.Revision)
-	events := watching.check(log, resp.Header.Revision)
+	faults.CheckLog(t, log, resp.Header.Revision)
+	events := watching.Check(log, resp.Header.Revision)
 	if lost := f.compare(t, log); lost != 0 {
 		t.Errorf("%d of %d acknowledged puts are lost", lost, f.puts.Load())
 	}
@@ -269,11 +270,11 @@ func (f *failover) alive(t *testing.T, i *instance) {
 
 // compare checks that the log has all that was ever shown, and returns how much
 // of what was answered it has not.
-func (f *failover) compare(t *testing.T, log []event) (lost int) {
+func (f *failover) compare(t *testing.T, log []faults.Event) (lost int) {
 	t.Helper()
-	committed := map[int64]event{}
+	committed := map[int64]faults.Event{}
 	for _, e := range log {
-		committed[e.revision] = e
+		committed[e.Revision] = e
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -330,16 +331,16 @@ func TestFailoverThatLoses(t *testing.T) {
 	t.Logf("%d puts, %d of them lost; the revision went from %d to %d", f.puts.Load(), lost, last, f.highest)
 }
 
-func contains(log []event, revision int64) bool {
-	at := from(log, revision)
-	return len(at) > 0 && at[0].revision == revision
+func contains(log []faults.Event, revision int64) bool {
+	at := faults.From(log, revision)
+	return len(at) > 0 && at[0].Revision == revision
 }
 
 // serveAgain waits until an instance serves, without a restart.
 func (f *failover) serveAgain(t *testing.T, i *instance) {
 	t.Helper()
 	c := i.client(t)
-	retry(t, "a put through "+i.name+" after the failover", func(ctx context.Context) error {
+	faults.Retry(t, "a put through "+i.name+" after the failover", func(ctx context.Context) error {
 		f.alive(t, i)
 		_, err := c.Put(ctx, "alive", i.name)
 		return err
@@ -350,7 +351,7 @@ func (f *failover) serveAgain(t *testing.T, i *instance) {
 // that was shown before the failover.
 func (f *failover) watchWasTold(t *testing.T, i *instance, missed <-chan int64, last int64) {
 	t.Helper()
-	limit := time.After(patience)
+	limit := time.After(faults.Patience)
 	for {
 		select {
 		case revision := <-missed:

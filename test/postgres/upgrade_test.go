@@ -1,20 +1,18 @@
 package postgres
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/keelson-io/keelson/test/harness"
-	"github.com/keelson-io/keelson/test/internal/linearizable"
+	"github.com/keelson-io/keelson/test/internal/faults"
 )
 
 // TestSchemas opens what each earlier version of the schema has left: all of
@@ -34,9 +32,9 @@ func TestSchemas(t *testing.T) {
 			db := harness.StartPostgres(t)
 			query(t, db, string(sql))
 			srv := startInstance(t, "a", db.URL(schema))
-			testSchema(t, newClient(t, srv.Endpoint))
+			testSchema(t, faults.NewClient(t, srv.Endpoint))
 			srv.Restart() // what it has migrated to, it opens
-			if got := show(t, newClient(t, srv.Endpoint), ""); !strings.Contains(got, "after=new 18") {
+			if got := show(t, faults.NewClient(t, srv.Endpoint), ""); !strings.Contains(got, "after=new 18") {
 				t.Errorf("after a restart: %s", got)
 			}
 		})
@@ -123,20 +121,10 @@ func TestRollingUpgrade(t *testing.T) {
 			"--name", name, "--datastore", c.db.URL(schema))})
 	}
 	keepLog(t, c.db)
-	rec := linearizable.New(keys)
-	told := newWatchers(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	var running sync.WaitGroup
-	for id := range 2 * perClient {
-		con := newClient(t, c.endpoints()...)
-		running.Go(func() { rec.Run(ctx, con, id, clientRest) })
-	}
-	told.add("either", newClient(t, c.endpoints()...), 2)
-	progress := func() {
-		target := rec.Answered() + 300
-		eventually(t, "requests are answered", func() bool { return rec.Answered() >= target })
-	}
+	load := faults.StartLoad(t, faults.NewRandom(t))
+	load.Add("either", c.endpoints()...)
+	load.Add("the other", c.endpoints()...)
+	progress := func() { load.Flows("by instances of two versions") }
 	progress()
 	for _, i := range c.instances {
 		if err := i.Stop(); err != nil {
@@ -147,16 +135,10 @@ func TestRollingUpgrade(t *testing.T) {
 		i.Restart()
 		progress() // two versions are there, the first time
 	}
-	cancel()
-	running.Wait()
-	last, err := newClient(t, c.endpoints()...).Put(t.Context(), "last", "")
+	load.End()
+	last, err := faults.NewClient(t, c.endpoints()...).Put(t.Context(), "last", "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	log := readLog(t, c.db)
-	events := told.check(log, last.Header.Revision)
-	checkLog(t, log, last.Header.Revision)
-	answers := checkAnswers(t, rec, log)
-	rec.Check(t, patience)
-	t.Logf("%d answers and %d watched events agree with the log", answers, events)
+	load.Check(readLog(t, c.db), last.Header.Revision)
 }

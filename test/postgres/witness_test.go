@@ -9,6 +9,8 @@ import (
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/keelson-io/keelson/test/internal/faults"
 )
 
 // jump is what the revision is raised by when commits are lost, at least.
@@ -38,16 +40,16 @@ func TestLateWitness(t *testing.T) {
 	p.caughtUp()
 	p.disconnect()
 	lost := putMany(t, w, "lost", 30)
-	signal(t, witness, syscall.SIGSTOP)
+	faults.Signal(t, witness.Server, syscall.SIGSTOP)
 	p.failOver()
 	// A little more than was lost: the same positions have other batches.
 	reused := putMany(t, o, "kept", 50)
 	if reused > lost+jump/2 {
 		t.Fatalf("revision %d: the other instance has seen what was lost", reused)
 	}
-	signal(t, witness, syscall.SIGCONT)
+	faults.Signal(t, witness.Server, syscall.SIGCONT)
 
-	retry(t, "a read through the witness", func(ctx context.Context) error {
+	faults.Retry(t, "a read through the witness", func(ctx context.Context) error {
 		resp, err := w.Get(ctx, "k")
 		if err == nil && string(resp.Kvs[0].Value) != "kept-49" {
 			t.Errorf("the witness reads %s at revision %d", resp.Kvs[0].Value, resp.Header.Revision)
@@ -56,7 +58,7 @@ func TestLateWitness(t *testing.T) {
 	})
 	for name, c := range map[string]*clientv3.Client{"the witness": w, "the other": o} {
 		revision := int64(0)
-		retry(t, "a put through "+name, func(ctx context.Context) error {
+		faults.Retry(t, "a put through "+name, func(ctx context.Context) error {
 			resp, err := c.Put(ctx, "after", name)
 			if err == nil {
 				revision = resp.Header.Revision
@@ -75,7 +77,7 @@ func TestLateWitness(t *testing.T) {
 func putMany(t *testing.T, c *clientv3.Client, what string, n int) (revision int64) {
 	t.Helper()
 	for i := range n {
-		retry(t, "a put of "+what, func(ctx context.Context) error {
+		faults.Retry(t, "a put of "+what, func(ctx context.Context) error {
 			resp, err := c.Put(ctx, "k", fmt.Sprintf("%s-%d", what, i))
 			if err == nil {
 				revision = resp.Header.Revision
@@ -90,7 +92,7 @@ func putMany(t *testing.T, c *clientv3.Client, what string, n int) (revision int
 func watchedOnce(t *testing.T, who string, told clientv3.WatchChan, past string, base, last int64) {
 	t.Helper()
 	at := base
-	limit := time.After(patience)
+	limit := time.After(faults.Patience)
 	for {
 		select {
 		case resp, ok := <-told:

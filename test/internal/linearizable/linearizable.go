@@ -260,7 +260,7 @@ func (r *Recorder) Resolve(revisions map[string]int64) {
 
 // Check fails t unless the history is linearizable, which it has to find out
 // within limit. Serializable reads are no part of it.
-func (r *Recorder) Check(t *testing.T, limit time.Duration) {
+func (r *Recorder) Check(t testing.TB, limit time.Duration) {
 	t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -273,7 +273,7 @@ func (r *Recorder) Check(t *testing.T, limit time.Duration) {
 }
 
 // visualize writes the history to a file that outlives the test.
-func visualize(t *testing.T, info porcupine.LinearizationInfo) string {
+func visualize(t testing.TB, info porcupine.LinearizationInfo) string {
 	t.Helper()
 	f, err := os.CreateTemp("", "keelson-history-*.html") //nolint:usetesting // it is to be looked at afterwards
 	if err != nil {
