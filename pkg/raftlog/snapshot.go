@@ -272,7 +272,7 @@ func (l *Log) receive(ctx context.Context, dir string, r io.Reader) (meta snapsh
 	if meta.Cluster != l.cluster {
 		return meta, fmt.Errorf("it is a snapshot of cluster %x; this node belongs to %x", meta.Cluster, l.cluster)
 	}
-	im, err := sqlite.NewImporter(dir)
+	im, err := sqlite.NewImporter(sqlite.ImportOptions{Dir: dir})
 	if err != nil {
 		return meta, err
 	}
@@ -301,7 +301,7 @@ func (l *Log) importRows(ctx context.Context, im *sqlite.Importer, f *frameReade
 			if row, frame, err = cutRow(frame); err != nil {
 				return err
 			}
-			if err := im.Add(row); err != nil {
+			if err := im.AddRow(row); err != nil {
 				return err
 			}
 			rows++

@@ -23,6 +23,15 @@ var (
 	ErrNotDurable = errors.New("postgres: commits are not durable")
 )
 
+// The sentinels of NewImporter.
+var (
+	// ErrExists: there is data, which the import is not to replace.
+	ErrExists = errors.New("postgres: there is data already")
+
+	// ErrInUse: keelson runs on the schema.
+	ErrInUse = errors.New("postgres: in use")
+)
+
 // ErrNotLessor: this instance does not expire leases, or not any more.
 var ErrNotLessor = errors.New("postgres: this instance does not expire leases")
 

@@ -107,10 +107,14 @@ type statements struct {
 	append, appendNotify, head, raiseFence      string
 	load, loadState, tail, values, missing      string
 	compact, vacuum, size                       string
+	holdKept, scanState, scan                   string
 	claim, release, renew, expire, left, forget string
 	report, leave, behind                       string
 	lockHead, restart, insert, batches          string
 	holds, expired, note, noted                 string
+
+	// Those of an import.
+	readers, bytes, deleteLog, deleteLeases, deleteLapsed, updateKept, updateImported string
 }
 
 func newStatements(schema string) *statements {
@@ -120,12 +124,17 @@ func newStatements(schema string) *statements {
 		head: in(selectHead), raiseFence: in(updateFence),
 		load: in(selectLoad), loadState: in(selectState),
 		tail: in(selectTail), values: in(selectValues), missing: in(selectMissing),
+		holdKept: in(lockKept), scanState: in(selectPast), scan: in(selectScan),
 		compact: in(deleteRecords), vacuum: in(vacuumLog), size: in(selectSize),
 		claim: in(claimLessor), release: in(releaseLessor),
 		renew: in(renewLeases), expire: in(expireLeases), left: in(selectLeft), forget: in(forgetLeases),
 		report: in(reportReader), leave: in(deleteReader), behind: in(selectBehind),
 		lockHead: in(lockHead), restart: in(updateLost), insert: in(insertMark), batches: in(selectBatches),
 		holds: in(selectHolds), expired: in(selectExpired), note: in(noteLeases), noted: in(selectNoted),
+
+		readers: in(selectReaders), bytes: in(selectBytes),
+		deleteLog: in(deleteLog), deleteLeases: in(deleteLeases), deleteLapsed: in(deleteLapsed),
+		updateKept: in(updateKept), updateImported: in(updateImported),
 	}
 }
 

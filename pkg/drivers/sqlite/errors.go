@@ -15,6 +15,9 @@ var (
 	// ErrLocked: another process, which the message names, has the log open.
 	ErrLocked = errors.New("sqlite: in use by another process")
 
+	// ErrExists: there is a database, which an import is not to replace.
+	ErrExists = errors.New("sqlite: there is data already")
+
 	// ErrForeign: the file was not made by keelson. It was not touched.
 	ErrForeign = errors.New("sqlite: not a keelson database")
 

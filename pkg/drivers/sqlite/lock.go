@@ -12,8 +12,8 @@ import (
 )
 
 // fileLock is an advisory lock (flock) that ends with the process, however it
-// ends. The file says who holds it; it is never removed, because another
-// process may just be about to lock it.
+// ends. The file says who holds it. Only its holder removes it, together with a
+// directory that was made in vain: whoever was about to lock it notices.
 type fileLock struct {
 	f *os.File
 }
@@ -34,6 +34,9 @@ func lockFile(path string) (*fileLock, error) {
 		}
 		return nil, fmt.Errorf("%w (%s)", ErrLocked, who)
 	}
+	if err == nil {
+		err = stillThere(f, path)
+	}
 	if err != nil {
 		_ = f.Close()
 		return nil, fmt.Errorf("lock %s: %w", path, err)
@@ -45,6 +48,19 @@ func lockFile(path string) (*fileLock, error) {
 		return nil, fmt.Errorf("write %s: %w", path, err)
 	}
 	return &fileLock{f: f}, nil
+}
+
+// stillThere makes sure that f is the file at path.
+func stillThere(f *os.File, path string) error {
+	locked, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	now, err := os.Stat(path)
+	if err == nil && !os.SameFile(locked, now) {
+		err = errors.New("another file has taken its place: try again")
+	}
+	return err
 }
 
 func writeAt(f *os.File, s string) error {

@@ -86,14 +86,34 @@ func migrate(c *conn, steps []string) error {
 	return c.exec("COMMIT")
 }
 
+// partSuffix is what the name of a database ends with while it is made. It is
+// not data: whoever comes next and may write removes it.
+const partSuffix = ".new"
+
+// cutOff is in the place of a database while another one takes it: see
+// Importer.Finish.
+const cutOff = "The restore into this directory was cut off. Run it again.\n"
+
 // create makes the database in a file of another name and renames it when it
 // is complete and durable, so that a file at path is always a whole database.
-func create(path string) (err error) {
-	part := path + ".new"
-	for _, suffix := range []string{"", "-wal", "-shm", "-journal"} {
-		if err := os.Remove(part + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+func create(path string) error {
+	part := path + partSuffix
+	if err := createPart(part); err != nil {
+		return err
+	}
+	if err := durable.Sync(part); err != nil {
+		return err
+	}
+	if err := os.Rename(part, path); err != nil {
+		return err
+	}
+	return durable.Sync(filepath.Dir(path))
+}
+
+// createPart makes an empty database, which is not durable yet.
+func createPart(part string) error {
+	if err := removeDatabase(part); err != nil {
+		return err
 	}
 	f, err := os.OpenFile(part, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -116,16 +136,17 @@ func create(path string) (err error) {
 	if err == nil {
 		err = c.exec("PRAGMA wal_checkpoint(TRUNCATE)")
 	}
-	if err := errors.Join(err, c.close()); err != nil {
-		return err
+	return errors.Join(err, c.close())
+}
+
+// removeDatabase removes the files of the database at path that there are.
+func removeDatabase(path string) error {
+	for _, suffix := range []string{"", "-wal", "-shm", "-journal"} {
+		if err := os.Remove(path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
-	if err := durable.Sync(part); err != nil {
-		return err
-	}
-	if err := os.Rename(part, path); err != nil {
-		return err
-	}
-	return durable.Sync(filepath.Dir(path))
+	return nil
 }
 
 // checkFile reads the header of the file at path, before SQLite touches it. A
@@ -143,6 +164,8 @@ func checkFile(path string) error {
 		return fmt.Errorf("%w: the file is empty", eventlog.ErrCorrupt)
 	case err != nil && !errors.Is(err, io.ErrUnexpectedEOF):
 		return err
+	case string(header[:n]) == cutOff:
+		return fmt.Errorf("%w: a restore into this directory was cut off: run it again", eventlog.ErrCorrupt)
 	case n < len(magic) || string(header[:len(magic)]) != magic:
 		return fmt.Errorf("%w: it is not an SQLite file", ErrForeign)
 	case n < len(header):

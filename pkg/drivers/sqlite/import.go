@@ -1,0 +1,238 @@
+package sqlite
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/keelson-io/keelson/pkg/durable"
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+// ImportOptions are those of NewImporter.
+type ImportOptions struct {
+	// Dir is the data directory; it is made if it is not there. Nobody else
+	// can open it before the import has ended.
+	Dir string
+
+	// Replace makes the import take the place of a database that there is;
+	// without, there must be none.
+	Replace bool
+
+	// OnReplace, with Replace, is called when the database that there was can
+	// no longer be opened and the new one not yet: it removes what belongs to
+	// the former. After a crash it is called again.
+	OnReplace func() error
+}
+
+// Importer makes a database of records, all or nothing. They are written to a
+// file beside, which takes the database's name when it is whole and durable.
+type Importer struct {
+	opt     ImportOptions
+	path    string // of the database
+	made    bool   // the directory was not there
+	lock    *fileLock
+	conn    *conn // to the file beside; nil after the end
+	rows    int64
+	floor   int64
+	newest  eventlog.Record
+	scratch []byte
+}
+
+// NewImporter begins an import, which Finish or Abort ends. The errors are
+// ErrExists, ErrLocked or those of the file system; nothing was changed then.
+func NewImporter(opt ImportOptions) (*Importer, error) {
+	dir, err := filepath.Abs(opt.Dir)
+	if err != nil {
+		return nil, err
+	}
+	im := &Importer{opt: opt, path: filepath.Join(dir, FileName)}
+	_, err = os.Stat(dir)
+	im.made = errors.Is(err, fs.ErrNotExist)
+	if err := makeDir(dir); err != nil {
+		return nil, fmt.Errorf("import into %s: %w", dir, err)
+	}
+	if im.lock, err = lockFile(im.path + ".lock"); err != nil {
+		return nil, fmt.Errorf("import into %s: %w", dir, err)
+	}
+	if err := im.begin(); err != nil {
+		return nil, errors.Join(fmt.Errorf("import into %s: %w", dir, err), im.leave())
+	}
+	return im, nil
+}
+
+func (im *Importer) begin() error {
+	there, err := im.exists()
+	if err != nil {
+		return err
+	}
+	if there && !im.opt.Replace {
+		return fmt.Errorf("%w: %s", ErrExists, im.path)
+	}
+	part := im.path + partSuffix
+	if err := createPart(part); err != nil {
+		return errors.Join(err, removeDatabase(part))
+	}
+	// A file that is not whole is never used: no journal, and Finish syncs.
+	c, err := openConn(part, "PRAGMA journal_mode=OFF", "PRAGMA synchronous=OFF", "PRAGMA locking_mode=EXCLUSIVE", "BEGIN")
+	if err != nil {
+		return errors.Join(err, removeDatabase(part))
+	}
+	im.conn = c
+	return nil
+}
+
+// exists reports whether there is a database, or what is left of one.
+func (im *Importer) exists() (bool, error) {
+	for _, suffix := range []string{"", "-wal"} {
+		_, err := os.Lstat(im.path + suffix)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err == nil, err
+		}
+	}
+	return false, nil
+}
+
+// AddRow adds the next row of another database. One that is damaged or out of
+// order is ErrCorrupt.
+func (im *Importer) AddRow(r Row) error {
+	record := eventlog.Record{Seq: r.Seq, Key: r.Key}
+	h, err := eventlog.DecodeHeader(r.Header, &record)
+	if err != nil {
+		return err
+	}
+	if err := h.VerifyValue(r.Value); err != nil {
+		return fmt.Errorf("record %d: %w", r.Seq, err)
+	}
+	return im.insert(&record, &r)
+}
+
+// Add adds the next record; id is that of the batch that it is the first of,
+// or nil. It does not keep the record.
+func (im *Importer) Add(r *eventlog.Record, id *eventlog.BatchID) error {
+	im.scratch = eventlog.AppendHeader(im.scratch[:0], r)
+	row := Row{Seq: r.Seq, Header: im.scratch}
+	if len(r.Key) > 0 {
+		row.Key = r.Key
+	}
+	if id != nil {
+		row.Batch = eventlog.EncodeBatchID(r.Seq, *id)
+	}
+	if r.Kind == eventlog.KindPut {
+		if row.Value = r.Value; row.Value == nil {
+			row.Value = []byte{}
+		}
+	}
+	return im.insert(r, &row)
+}
+
+// insert adds the row of a record.
+func (im *Importer) insert(record *eventlog.Record, r *Row) error {
+	prev := &im.newest
+	gap := r.Seq != prev.Seq+1
+	if r.Seq <= prev.Seq || record.Position < prev.Position || !gap && record.Position > prev.Position+1 {
+		return fmt.Errorf("%w: record %d of position %d follows record %d of position %d",
+			eventlog.ErrCorrupt, r.Seq, record.Position, prev.Seq, prev.Position)
+	}
+	if gap {
+		im.floor = r.Seq - 1
+	}
+	im.newest.Seq, im.newest.Position = r.Seq, record.Position
+	im.rows++
+	return im.conn.exec(insertRecord, r.Seq, record.Revision.Main, r.Batch, r.Header, r.Key, r.Value)
+}
+
+// Finish makes what was added the database if it is whole, which head tells:
+// it is durable then. An error leaves what there was before, or something that
+// Open refuses until another import has taken its place. The Importer cannot be
+// used after that.
+func (im *Importer) Finish(head eventlog.Head) error {
+	if im.newest.Seq != head.Seq || im.newest.Position != head.Position {
+		return errors.Join(im.Abort(), fmt.Errorf("%w: the last record is %d of position %d, not %d of position %d",
+			eventlog.ErrCorrupt, im.newest.Seq, im.newest.Position, head.Seq, head.Position))
+	}
+	if err := im.complete(head); err != nil {
+		return errors.Join(err, im.Abort())
+	}
+	err := im.install()
+	if err != nil {
+		err = errors.Join(err, removeDatabase(im.path+partSuffix))
+	}
+	return errors.Join(err, im.lock.release())
+}
+
+// complete makes the file beside a whole database, durably.
+func (im *Importer) complete(head eventlog.Head) error {
+	for _, step := range []func() error{
+		func() error {
+			return im.conn.exec("UPDATE kept SET floor = ?, deleted = ?, revision = ?", im.floor, head.Seq-im.rows, head.Revision)
+		},
+		func() error { return im.conn.exec("COMMIT") },
+		func() error { return im.conn.exec("PRAGMA journal_mode=WAL") },
+		im.closeConn,
+		func() error { return durable.Sync(im.path + partSuffix) },
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// install gives the file beside the database's name. A database that there was
+// goes first, and something that is none takes its place meanwhile: no crash
+// may leave the new database with the WAL of the old one, nor nothing, which
+// would be taken for a directory without data.
+func (im *Importer) install() error {
+	if im.opt.Replace {
+		if err := durable.Write(im.path, []byte(cutOff)); err != nil {
+			return err
+		}
+		for _, suffix := range []string{"-wal", "-shm"} {
+			if err := os.Remove(im.path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		if im.opt.OnReplace != nil {
+			if err := im.opt.OnReplace(); err != nil {
+				return err
+			}
+		}
+		if err := durable.Sync(filepath.Dir(im.path)); err != nil {
+			return err
+		}
+	}
+	if err := os.Rename(im.path+partSuffix, im.path); err != nil {
+		return err
+	}
+	return durable.Sync(filepath.Dir(im.path))
+}
+
+// Abort ends an import that is not to be finished, and removes what was added.
+func (im *Importer) Abort() error {
+	return errors.Join(im.closeConn(), removeDatabase(im.path+partSuffix), im.leave())
+}
+
+func (im *Importer) closeConn() error {
+	if im.conn == nil {
+		return nil
+	}
+	err := im.conn.close()
+	im.conn = nil
+	return err
+}
+
+// leave gives the lock up, and removes the directory if it is as NewImporter
+// has made it.
+func (im *Importer) leave() error {
+	if im.made {
+		// lockFile notices that the file is not there any more.
+		if err := os.Remove(im.path + ".lock"); err != nil {
+			return errors.Join(err, im.lock.release())
+		}
+		_ = os.Remove(filepath.Dir(im.path)) // unless there is something else in it
+	}
+	return im.lock.release()
+}

@@ -1,0 +1,240 @@
+// Package datalog is the sinks that make a log of keelson's of a snapshot: the
+// database in a data directory, or a schema of PostgreSQL.
+//
+// The log is what a server would have that had seen all of it happen: leases
+// are granted, then come the versions of the keys, whole revisions in each
+// batch, and last a compaction mark. The same snapshot makes the same log each
+// time, batch by batch.
+package datalog
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/sirupsen/logrus"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/keelson-io/keelson/pkg/drivers/postgres"
+	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
+	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/raftlog"
+	"github.com/keelson-io/keelson/pkg/snapshot"
+)
+
+// A batch ends with the revision that reaches one of these.
+const (
+	batchRecords = 1000
+	batchBytes   = 1 << 20
+)
+
+// ErrExists: there is data in the place, and the sink is not to replace it.
+var ErrExists = errors.New("there is data already")
+
+// ErrInUse: a server uses the place.
+var ErrInUse = errors.New("in use by a server")
+
+// Options are those of a Sink.
+type Options struct {
+	// Replace allows to replace the data that there is; on PostgreSQL, also
+	// under instances that run.
+	Replace bool
+
+	// BumpRevision, if it is not 0, raises the revision by so much and
+	// compacts everything before the result, as etcdutl's --bump-revision
+	// with --mark-compacted: clients that have seen revisions after those of
+	// the snapshot list anew.
+	BumpRevision int64
+
+	// Logger is logrus's standard logger unless set.
+	Logger *logrus.Entry
+}
+
+// Sink is a snapshot.Sink that makes a log.
+type Sink struct {
+	opt  Options
+	open func(context.Context) (target, error)
+
+	target    target // nil before Begin
+	head      eventlog.Head
+	compacted int64
+	main      int64 // revision of the newest record
+	records   int   // in the open batch
+	bytes     int   // in the open batch
+	dropped   []snapshot.Alarm
+}
+
+var _ snapshot.Sink = (*Sink)(nil)
+
+// target is an import of a driver.
+type target interface {
+	Base() (eventlog.Position, int64)
+	Add(ctx context.Context, r *eventlog.Record, id *eventlog.BatchID) error
+	Finish(ctx context.Context, head eventlog.Head) error
+	Abort() error
+}
+
+// SQLite returns the sink that makes the database of data directory dir.
+func SQLite(dir string, opt Options) *Sink {
+	return &Sink{opt: opt, open: func(context.Context) (target, error) { return openSQLite(dir, opt.Replace) }}
+}
+
+// Postgres returns the sink that makes the data of the schema that url names.
+func Postgres(url string, opt Options) *Sink {
+	return &Sink{opt: opt, open: func(ctx context.Context) (target, error) {
+		im, err := postgres.NewImporter(ctx, postgres.ImportOptions{URL: url, Replace: opt.Replace, Logger: opt.Logger})
+		switch {
+		case errors.Is(err, postgres.ErrExists):
+			return nil, fmt.Errorf("%w: %w", ErrExists, err)
+		case errors.Is(err, postgres.ErrInUse):
+			return nil, fmt.Errorf("%w: %w", ErrInUse, err)
+		case err != nil:
+			return nil, err
+		}
+		return im, nil
+	}}
+}
+
+// sqliteTarget is an import into a data directory.
+type sqliteTarget struct{ *sqlite.Importer }
+
+func (sqliteTarget) Base() (eventlog.Position, int64) { return 0, 0 }
+
+func (t sqliteTarget) Add(_ context.Context, r *eventlog.Record, id *eventlog.BatchID) error {
+	return t.Importer.Add(r, id)
+}
+
+func (t sqliteTarget) Finish(_ context.Context, head eventlog.Head) error {
+	return t.Importer.Finish(head)
+}
+
+func openSQLite(dir string, replace bool) (target, error) {
+	if _, node, err := raftlog.Identify(dir); (node || err != nil) && !replace {
+		return nil, errors.Join(err, fmt.Errorf("%w: %s is the data directory of a node of a cluster", ErrExists, dir))
+	}
+	im, err := sqlite.NewImporter(sqlite.ImportOptions{
+		Dir: dir, Replace: replace,
+		OnReplace: func() error { return raftlog.Forget(dir) },
+	})
+	switch {
+	case errors.Is(err, sqlite.ErrExists):
+		return nil, fmt.Errorf("%w: %w", ErrExists, err)
+	case errors.Is(err, sqlite.ErrLocked):
+		return nil, fmt.Errorf("%w: %w", ErrInUse, err)
+	case err != nil:
+		return nil, err
+	}
+	return sqliteTarget{im}, nil
+}
+
+// Revision returns the current and the compact revision of the log, after
+// Begin; the latter is 0 if nothing is compacted.
+func (s *Sink) Revision() (current, compacted int64) { return s.head.Revision, s.compacted }
+
+// Dropped returns the alarms that the log does not have, after Begin. A server
+// raises NOSPACE by itself if it still has reason to; restored, it would only
+// stop writes.
+func (s *Sink) Dropped() []snapshot.Alarm { return s.dropped }
+
+// Begin implements snapshot.Sink. The errors wrap ErrExists or ErrInUse, or are
+// those of the driver.
+func (s *Sink) Begin(ctx context.Context, state snapshot.State) error {
+	revision, compacted := state.Revision, state.Compacted
+	if s.opt.BumpRevision != 0 {
+		if s.opt.BumpRevision < 0 || s.opt.BumpRevision > math.MaxInt64-revision {
+			return fmt.Errorf("revision %d cannot be raised by %d", revision, s.opt.BumpRevision)
+		}
+		revision += s.opt.BumpRevision
+		compacted = revision
+	}
+	if revision < 1 || compacted < 0 || compacted > revision {
+		return fmt.Errorf("%w: revision %d, compacted %d", snapshot.ErrInvalid, revision, compacted)
+	}
+	t, err := s.open(ctx)
+	if err != nil {
+		return err
+	}
+	s.target, s.compacted = t, compacted
+	s.head.Position, s.head.Seq = t.Base()
+	s.head.Revision = revision
+	if err := s.grant(ctx, state); err != nil {
+		return errors.Join(err, t.Abort())
+	}
+	return nil
+}
+
+// grant adds what there is beside the versions of keys.
+func (s *Sink) grant(ctx context.Context, state snapshot.State) error {
+	for _, l := range state.Leases {
+		if err := s.add(ctx, &eventlog.Record{Kind: eventlog.KindLeaseGrant, Lease: l.ID, TTL: l.TTL}, true); err != nil {
+			return err
+		}
+	}
+	for _, a := range state.Alarms {
+		if a.Alarm == int32(pb.AlarmType_NOSPACE) {
+			s.dropped = append(s.dropped, a)
+			continue
+		}
+		if err := s.add(ctx, &eventlog.Record{Kind: eventlog.KindAlarmRaise, Member: a.Member, Alarm: a.Alarm}, true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Add implements snapshot.Sink.
+func (s *Sink) Add(ctx context.Context, r *eventlog.Record) error {
+	if r.Revision.Main < 1 || r.Revision.Sub < 0 || r.Revision.Sub > math.MaxInt32 || len(r.Value) > math.MaxInt32 {
+		return fmt.Errorf("%w: revision %v, with a value of %d bytes", snapshot.ErrInvalid, r.Revision, len(r.Value))
+	}
+	whole := r.Revision.Main != s.main
+	s.main = r.Revision.Main
+	record := *r
+	return s.add(ctx, &record, whole)
+}
+
+// add adds a record; whole says that those before it are whole revisions, so
+// that a batch may end there.
+func (s *Sink) add(ctx context.Context, r *eventlog.Record, whole bool) error {
+	var id *eventlog.BatchID
+	if s.records == 0 || whole && (s.records >= batchRecords || s.bytes >= batchBytes) {
+		s.head.Position++
+		s.records, s.bytes = 0, 0
+		id = batchID(s.head.Position, s.head.Revision)
+	}
+	s.head.Seq++
+	s.records++
+	s.bytes += len(r.Key) + len(r.Value)
+	r.Seq, r.Position = s.head.Seq, s.head.Position
+	return s.target.Add(ctx, r, id)
+}
+
+// batchID is the same for the same batch of the same snapshot.
+func batchID(position eventlog.Position, revision int64) *eventlog.BatchID {
+	seed := binary.BigEndian.AppendUint64([]byte("keelson datalog"), uint64(position))
+	sum := sha256.Sum256(binary.BigEndian.AppendUint64(seed, uint64(revision)))
+	return (*eventlog.BatchID)(sum[:])
+}
+
+// Finish implements snapshot.Sink.
+func (s *Sink) Finish(ctx context.Context) error {
+	if s.compacted > 0 {
+		mark := &eventlog.Record{Kind: eventlog.KindCompact, Revision: eventlog.Revision{Main: s.compacted}}
+		if err := s.add(ctx, mark, true); err != nil {
+			return errors.Join(err, s.Abort())
+		}
+	}
+	t := s.target
+	s.target = nil
+	return t.Finish(ctx, s.head)
+}
+
+// Abort implements snapshot.Sink.
+func (s *Sink) Abort() error {
+	t := s.target
+	s.target = nil
+	return t.Abort()
+}
