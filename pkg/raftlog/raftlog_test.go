@@ -33,6 +33,10 @@ type network struct {
 	mu    sync.Mutex
 	nodes map[uint64]*raftlog.Log // mu
 	cut   map[[2]uint64]bool      // mu; from, to
+
+	// fate says after which time each copy of a message arrives; nil lets one
+	// arrive at once.
+	fate func() []time.Duration // mu
 }
 
 func newNetwork() *network {
@@ -42,7 +46,7 @@ func newNetwork() *network {
 func (n *network) Send(messages []*raftpb.Message) {
 	for _, m := range messages {
 		n.mu.Lock()
-		to := n.nodes[m.GetTo()]
+		to, fate := n.nodes[m.GetTo()], n.fate
 		if n.cut[[2]uint64{m.GetFrom(), m.GetTo()}] {
 			to = nil
 		}
@@ -58,13 +62,23 @@ func (n *network) Send(messages []*raftpb.Message) {
 		if err != nil {
 			panic(err)
 		}
-		received := new(raftpb.Message)
-		if err := proto.Unmarshal(raw, received); err != nil {
-			panic(err)
+		if fate == nil {
+			deliver(to, raw)
+			continue
 		}
-		if err := to.Step(received); err != nil && !errors.Is(err, eventlog.ErrClosed) && !errors.Is(err, eventlog.ErrFailed) {
-			panic(err)
+		for _, late := range fate() {
+			time.AfterFunc(late, func() { deliver(to, raw) })
 		}
+	}
+}
+
+func deliver(to *raftlog.Log, raw []byte) {
+	received := new(raftpb.Message)
+	if err := proto.Unmarshal(raw, received); err != nil {
+		panic(err)
+	}
+	if err := to.Step(received); err != nil && !errors.Is(err, eventlog.ErrClosed) && !errors.Is(err, eventlog.ErrFailed) {
+		panic(err)
 	}
 }
 
@@ -99,7 +113,7 @@ func (n *network) isolate(id uint64, cut bool) {
 func membersOf(size int) []raftlog.Member {
 	var members []raftlog.Member
 	for i := range size {
-		members = append(members, raftlog.Member{ID: uint64(i + 1), PeerURLs: []string{fmt.Sprint("http://node", i+1)}})
+		members = append(members, raftlog.Member{ID: uint64(i + 1), Name: fmt.Sprint("n", i+1), PeerURLs: []string{fmt.Sprint("http://node", i+1)}})
 	}
 	return members
 }
