@@ -1,0 +1,318 @@
+package backup
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+)
+
+// S3Options say where in S3-compatible storage backups are kept. What the
+// credentials are is known to the environment (AWS_ACCESS_KEY_ID and so on),
+// to AWS's files or to the machine's role, and is asked for again each time.
+type S3Options struct {
+	URL       string        // s3://bucket/prefix
+	Endpoint  string        // URL of the server; empty: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or AWS
+	Region    string        // empty: AWS_REGION, AWS_DEFAULT_REGION or what the server says
+	CAFile    string        // of the server's certificate; empty: the system's
+	PathStyle bool          // the bucket is in the path and not in the name of the host
+	Patience  time.Duration // after which a server that does nothing is given up; 0 is a minute
+}
+
+const (
+	// S3Scheme is how the URL of a bucket begins.
+	S3Scheme = "s3://"
+
+	defaultPatience = time.Minute
+	defaultRegion   = "us-east-1" // what servers that have no regions go by
+	s3Tries         = 3           // of one request; whole backups are tried again as well
+	abortTimeout    = 2 * time.Second
+)
+
+// S3 is a Place in S3-compatible storage.
+type S3 struct {
+	bucket, prefix string
+	host           string
+	secure         bool
+	aws            bool
+	region         string
+	lookup         minio.BucketLookupType
+	transport      *http.Transport
+}
+
+// NewS3 reads opt, as far as that is possible without the server; the error is
+// ErrUsage.
+func NewS3(opt S3Options) (*S3, error) {
+	u, err := url.Parse(opt.URL)
+	if err != nil || u.Scheme+"://" != S3Scheme || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		// Not repeated: it may hold a secret where none belongs.
+		return nil, fmt.Errorf("%w: write s3://bucket/prefix and nothing more; credentials are those of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS's files", ErrUsage)
+	}
+	s := &S3{bucket: u.Host, prefix: strings.Trim(u.Path, "/")}
+	s.region = cmp.Or(opt.Region, os.Getenv("AWS_REGION"), os.Getenv("AWS_DEFAULT_REGION"))
+	if opt.PathStyle {
+		s.lookup = minio.BucketLookupPath
+	}
+	if err := s.setEndpoint(cmp.Or(opt.Endpoint, os.Getenv("AWS_ENDPOINT_URL_S3"), os.Getenv("AWS_ENDPOINT_URL"))); err != nil {
+		return nil, err
+	}
+	if err := s.setTransport(opt); err != nil {
+		return nil, err
+	}
+	if _, err := s.connect(credentials.NewStaticV4("none", "none", "")); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
+	}
+	return s, nil
+}
+
+func (s *S3) setEndpoint(endpoint string) error {
+	if endpoint == "" {
+		s.host, s.secure, s.aws = "s3.amazonaws.com", true, true
+		return nil
+	}
+	if !strings.Contains(endpoint, "://") {
+		endpoint = "https://" + endpoint
+	}
+	u, err := url.Parse(endpoint)
+	if err != nil || u.Host == "" || u.User != nil || u.Path != "" && u.Path != "/" || u.Scheme != "http" && u.Scheme != "https" {
+		return fmt.Errorf("%w: the endpoint is not a URL such as https://s3.example.com:9000", ErrUsage)
+	}
+	s.host, s.secure = u.Host, u.Scheme == "https"
+	s.aws = strings.HasSuffix(u.Hostname(), ".amazonaws.com")
+	if !s.aws {
+		s.region = cmp.Or(s.region, defaultRegion)
+	}
+	return nil
+}
+
+func (s *S3) setTransport(opt S3Options) error {
+	transport, err := minio.DefaultTransport(s.secure)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUsage, err)
+	}
+	patience := cmp.Or(opt.Patience, defaultPatience)
+	dialer := &net.Dialer{Timeout: min(patience, 10*time.Second)}
+	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := dialer.DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return &patientConn{c, patience}, nil
+	}
+	transport.ResponseHeaderTimeout = patience
+	if opt.CAFile != "" {
+		if !s.secure {
+			return fmt.Errorf("%w: a CA file is of no use without an https endpoint", ErrUsage)
+		}
+		pem, err := os.ReadFile(opt.CAFile)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrUsage, err)
+		}
+		pool := x509.NewCertPool()
+		if !pool.AppendCertsFromPEM(pem) {
+			return fmt.Errorf("%w: %s has no certificate", ErrUsage, opt.CAFile)
+		}
+		transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}
+	}
+	s.transport = transport
+	return nil
+}
+
+// patientConn is a connection on which something happens within some time.
+type patientConn struct {
+	net.Conn
+	patience time.Duration
+}
+
+func (c *patientConn) Read(p []byte) (int, error) {
+	if err := c.SetReadDeadline(time.Now().Add(c.patience)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Read(p)
+}
+
+// Write also lets a Read wait on that is for the answer to a long request.
+func (c *patientConn) Write(p []byte) (int, error) {
+	if err := c.SetDeadline(time.Now().Add(c.patience)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(p)
+}
+
+// Secure reports whether the connection is encrypted.
+func (s *S3) Secure() bool { return s.secure }
+
+func (s *S3) String() string { return S3Scheme + path.Join(s.bucket, s.prefix) }
+
+func (s *S3) object(name string) string { return path.Join(s.prefix, name) }
+
+func (s *S3) connect(c *credentials.Credentials) (*minio.Client, error) {
+	return minio.New(s.host, &minio.Options{
+		Creds: c, Secure: s.secure, Transport: s.transport, Region: s.region, BucketLookup: s.lookup, MaxRetries: s3Tries,
+	})
+}
+
+// client connects with the credentials that there are now.
+func (s *S3) client(ctx context.Context) (*minio.Client, error) {
+	providers := []credentials.Provider{&credentials.EnvAWS{}, &credentials.FileAWSCredentials{}}
+	if s.aws || os.Getenv("AWS_WEB_IDENTITY_TOKEN_FILE")+os.Getenv("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")+os.Getenv("AWS_CONTAINER_CREDENTIALS_FULL_URI") != "" {
+		providers = append(providers, &credentials.IAM{Client: &http.Client{Timeout: 10 * time.Second}})
+	}
+	var errs []error
+	for _, p := range providers {
+		value, err := p.RetrieveWithCredContext(&credentials.CredContext{Client: http.DefaultClient, Context: ctx})
+		if err == nil && value.AccessKeyID != "" && value.SecretAccessKey != "" {
+			return s.connect(credentials.New(p))
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return nil, errors.Join(append([]error{
+		fmt.Errorf("%s: there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SHARED_CREDENTIALS_FILE", s),
+	}, errs...)...)
+}
+
+// List implements Place.
+func (s *S3) List(ctx context.Context, prefix string) ([]string, error) {
+	c, err := s.client(ctx)
+	if err != nil {
+		return nil, err
+	}
+	start := prefix
+	if s.prefix != "" {
+		start = s.prefix + "/" + prefix
+	}
+	var names []string
+	for object := range c.ListObjectsIter(ctx, s.bucket, minio.ListObjectsOptions{Prefix: start, Recursive: true}) {
+		if object.Err != nil {
+			return nil, s.explain("list the backups", object.Err)
+		}
+		// What is further down is not a backup.
+		if name := object.Key[len(start)-len(prefix):]; !strings.Contains(name, "/") {
+			names = append(names, name)
+		}
+	}
+	return names, ctx.Err()
+}
+
+// Keep implements Place: what was uploaded is read again and compared.
+func (s *S3) Keep(ctx context.Context, file, name string) error {
+	c, err := s.client(ctx)
+	if err != nil {
+		return err
+	}
+	sent, err := s.upload(ctx, c, file, name)
+	if err == nil {
+		if err = s.compare(ctx, c, name, sent); err == nil {
+			return nil
+		}
+	}
+	// Whatever is there must not be taken for a backup; also when the server
+	// stops, though not for long.
+	aborting, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
+	defer cancel()
+	_ = c.RemoveIncompleteUpload(aborting, s.bucket, s.object(name))
+	removeErr := c.RemoveObject(aborting, s.bucket, s.object(name), minio.RemoveObjectOptions{})
+	if removeErr != nil && sent != nil { // else nothing, or all of it, is there
+		err = errors.Join(err, s.explain("remove "+name+", which is not a backup", removeErr))
+	}
+	return err
+}
+
+// upload returns the checksum of what the server has taken.
+func (s *S3) upload(ctx context.Context, c *minio.Client, file, name string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.New()
+	_, err = c.PutObject(ctx, s.bucket, s.object(name), &hashing{f, sum}, info.Size(), minio.PutObjectOptions{
+		ContentType: "application/octet-stream", SendContentMd5: true,
+	})
+	if err != nil {
+		return nil, s.explain("upload", err)
+	}
+	return sum.Sum(nil), nil
+}
+
+// hashing reads and hashes a file: only in order, so that nothing is read
+// twice.
+type hashing struct {
+	f   *os.File
+	sum hash.Hash
+}
+
+func (h *hashing) Read(p []byte) (int, error) {
+	n, err := h.f.Read(p)
+	h.sum.Write(p[:n])
+	return n, err
+}
+
+// compare reads an object and compares its checksum.
+func (s *S3) compare(ctx context.Context, c *minio.Client, name string, want []byte) error {
+	object, err := c.GetObject(ctx, s.bucket, s.object(name), minio.GetObjectOptions{})
+	if err != nil {
+		return s.explain("read back", err)
+	}
+	sum := sha256.New()
+	_, err = io.Copy(sum, object)
+	if err = errors.Join(err, object.Close()); err != nil {
+		return s.explain("read back", err)
+	}
+	if !bytes.Equal(sum.Sum(nil), want) {
+		return fmt.Errorf("%s: %s: %w", s, name, ErrMismatch)
+	}
+	return nil
+}
+
+// Remove implements Place.
+func (s *S3) Remove(ctx context.Context, name string) error {
+	c, err := s.client(ctx)
+	if err != nil {
+		return err
+	}
+	return s.explain("remove", c.RemoveObject(ctx, s.bucket, s.object(name), minio.RemoveObjectOptions{}))
+}
+
+// explain says what was tried where, and what there is to do about it.
+func (s *S3) explain(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	advice := ""
+	var response minio.ErrorResponse
+	if errors.As(err, &response) {
+		switch response.Code {
+		case "NoSuchBucket":
+			advice = ": make the bucket first"
+		case "InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "InvalidTokenId", "ExpiredToken":
+			advice = ": look at the credentials and what they allow"
+		case "RequestTimeTooSkewed":
+			advice = ": set the clock of this machine, or the server's"
+		}
+	}
+	return fmt.Errorf("%s: %s: %w%s", s, what, err, advice)
+}
