@@ -90,8 +90,23 @@ func (c *Config) AddFlags(fs *pflag.FlagSet) {
 }
 
 // Load completes what the command line said, which fs has parsed, with the
-// environment and the file.
+// environment and the file, and checks that a server can run so.
 func (c *Config) Load(fs *pflag.FlagSet, environ []string) error {
+	if err := c.Read(fs, environ); err != nil {
+		return err
+	}
+	c.zeroIsOff()
+	if err := c.Log.validate(); err != nil {
+		return err
+	}
+	if err := c.Server.Validate(); err != nil {
+		return Usagef("%s", strings.TrimPrefix(err.Error(), embed.ErrConfig.Error()+": "))
+	}
+	return nil
+}
+
+// Read is Load without the check.
+func (c *Config) Read(fs *pflag.FlagSet, environ []string) error {
 	env := readEnviron(environ)
 	if !fs.Changed("config-file") {
 		c.ConfigFile = env.configFile()
@@ -123,13 +138,6 @@ func (c *Config) Load(fs *pflag.FlagSet, environ []string) error {
 	})
 	if len(errs) > 0 {
 		return usageLines(errs)
-	}
-	c.zeroIsOff()
-	if err := c.Log.validate(); err != nil {
-		return err
-	}
-	if err := c.Server.Validate(); err != nil {
-		return Usagef("%s", strings.TrimPrefix(err.Error(), embed.ErrConfig.Error()+": "))
 	}
 	return nil
 }

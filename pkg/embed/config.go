@@ -221,6 +221,18 @@ func (c Config) resolve() (*settings, error) {
 	return s, nil
 }
 
+// Data returns where the data is: the directory of an SQLite database, or the
+// URL of a PostgreSQL one.
+func (c Config) Data() (sqliteDir, postgresURL string, err error) {
+	s := &settings{Config: c}
+	s.setDefaults()
+	orDefault(&s.DataDir, s.Name+".keelson")
+	if err := s.resolveData(); err != nil {
+		return "", "", fmt.Errorf("%w: %w", ErrConfig, err)
+	}
+	return s.sqliteDir, s.postgres, nil
+}
+
 func (s *settings) resolveData() error {
 	dir, err := filepath.Abs(s.DataDir)
 	if err != nil {

@@ -35,7 +35,7 @@ const (
 var ErrExists = errors.New("there is data already")
 
 // ErrInUse: a server uses the place.
-var ErrInUse = errors.New("in use by a server")
+var ErrInUse = errors.New("a server uses it")
 
 // Options are those of a Sink.
 type Options struct {
@@ -88,7 +88,7 @@ func Postgres(url string, opt Options) *Sink {
 		im, err := postgres.NewImporter(ctx, postgres.ImportOptions{URL: url, Replace: opt.Replace, Logger: opt.Logger})
 		switch {
 		case errors.Is(err, postgres.ErrExists):
-			return nil, fmt.Errorf("%w: %w", ErrExists, err)
+			return nil, ErrExists
 		case errors.Is(err, postgres.ErrInUse):
 			return nil, fmt.Errorf("%w: %w", ErrInUse, err)
 		case err != nil:
@@ -121,7 +121,7 @@ func openSQLite(dir string, replace bool) (target, error) {
 	})
 	switch {
 	case errors.Is(err, sqlite.ErrExists):
-		return nil, fmt.Errorf("%w: %w", ErrExists, err)
+		return nil, fmt.Errorf("%w: %s", ErrExists, dir)
 	case errors.Is(err, sqlite.ErrLocked):
 		return nil, fmt.Errorf("%w: %w", ErrInUse, err)
 	case err != nil:

@@ -1,0 +1,209 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/keelson-io/keelson/pkg/config"
+	"github.com/keelson-io/keelson/pkg/drivers/postgres"
+	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
+	"github.com/keelson-io/keelson/pkg/embed"
+	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/snapshot"
+	"github.com/keelson-io/keelson/pkg/snapshot/datalog"
+)
+
+// placeKind says what there is at a place.
+type placeKind int
+
+const (
+	placeSQLite   placeKind = iota // keelson's data directory
+	placePostgres                  // keelson's schema in PostgreSQL
+	placeServer                    // a server: keelson or etcd
+	placeFile                      // a file: a snapshot, or etcd's db
+)
+
+// place is where data is, or is to go.
+type place struct {
+	kind placeKind
+	at   string // directory, URL or path
+}
+
+// parsePlace reads a place as people type it:
+//
+//	postgres://user@host/database         keelson's data in PostgreSQL
+//	sqlite:///directory                   keelson's data directory
+//	http://host:port, https://, unix://   a server
+//	a directory                           keelson's data, or etcd's
+//	anything else                         a file
+func parsePlace(text string) (place, error) {
+	scheme, rest, isURL := strings.Cut(text, "://")
+	if !isURL {
+		return placeOnDisk(text)
+	}
+	switch scheme {
+	case "postgres", "postgresql":
+		if err := postgres.CheckURL(text); err != nil {
+			return place{}, config.Usagef("%s", err)
+		}
+		return place{placePostgres, text}, nil
+	case "sqlite":
+		return place{placeSQLite, rest}, nil
+	case "http", "https", "unix", "unixs":
+		return place{placeServer, text}, nil
+	case "file":
+		return placeOnDisk(rest)
+	}
+	return place{}, config.Usagef("%s://… is not a place that keelson knows: name a file or a directory, or use sqlite, postgres, http, https, unix or unixs", scheme)
+}
+
+// etcdFile is where etcd has its data in its data directory.
+var etcdFile = filepath.Join("member", "snap", "db")
+
+func placeOnDisk(path string) (place, error) {
+	if path == "" {
+		return place{}, config.Usagef("the name of a place is empty")
+	}
+	info, err := os.Stat(path)
+	if err != nil || !info.IsDir() {
+		if errors.Is(err, fs.ErrNotExist) && strings.HasSuffix(path, string(filepath.Separator)) {
+			return place{placeSQLite, path}, nil
+		}
+		return place{placeFile, path}, nil
+	}
+	if _, err := os.Stat(filepath.Join(path, etcdFile)); err == nil {
+		return place{placeFile, filepath.Join(path, etcdFile)}, nil
+	}
+	return place{placeSQLite, path}, nil
+}
+
+// String names the place without a password.
+func (p place) String() string {
+	if p.kind != placePostgres {
+		return p.at
+	}
+	u, err := url.Parse(p.at)
+	if err != nil {
+		return "PostgreSQL"
+	}
+	q := u.Query()
+	q.Del("password")
+	u.RawQuery = q.Encode()
+	if u.User != nil {
+		u.User = url.User(u.User.Username())
+	}
+	return u.String()
+}
+
+// openLog opens keelson's data at p, which no server has open if it is a data
+// directory. One that is not there is not made.
+func (p place) openLog(ctx context.Context, logger *logrus.Entry) (eventlog.Log, error) {
+	switch p.kind {
+	case placeSQLite:
+		if _, err := os.Stat(filepath.Join(p.at, sqlite.FileName)); err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil, fmt.Errorf("%s is not a data directory of keelson: it has no %s", p.at, sqlite.FileName)
+			}
+			return nil, err
+		}
+		return sqlite.Open(ctx, sqlite.Options{Dir: p.at, Logger: logger})
+	case placePostgres:
+		return postgres.Open(ctx, postgres.Options{URL: p.at, Logger: logger})
+	}
+	return nil, config.Usagef("%s is not data of keelson: name a data directory or postgres://…", p)
+}
+
+// logSink returns what makes keelson's data at p.
+func (p place) logSink(opt datalog.Options) (*datalog.Sink, error) {
+	switch p.kind {
+	case placeSQLite:
+		return datalog.SQLite(p.at, opt), nil
+	case placePostgres:
+		return datalog.Postgres(p.at, opt), nil
+	}
+	return nil, config.Usagef("%s is not a place for keelson's data: name a data directory or postgres://…", p)
+}
+
+// dataFlags are the server's flags that say where its data is. They are read as
+// the server reads them, from its variables and its file too.
+type dataFlags struct {
+	config *config.Config
+	all    *pflag.FlagSet
+}
+
+// dataFlagNames are the flags of dataFlags.
+var dataFlagNames = []string{"config-file", "name", "data-dir", "datastore"}
+
+// addDataFlags adds them to cmd.
+func addDataFlags(cmd *cobra.Command) *dataFlags {
+	d := &dataFlags{config: config.New(), all: pflag.NewFlagSet("", pflag.ContinueOnError)}
+	d.config.AddFlags(d.all)
+	for _, name := range dataFlagNames {
+		cmd.Flags().AddFlag(d.all.Lookup(name))
+	}
+	return d
+}
+
+// typed reports whether the command line says where the data is.
+func (d *dataFlags) typed() bool {
+	for _, name := range dataFlagNames {
+		if name != "name" && d.all.Changed(name) {
+			return true
+		}
+	}
+	return false
+}
+
+// place returns where the data is.
+func (d *dataFlags) place(cmd *cobra.Command, environ []string) (place, error) {
+	typed := d.all.Changed("datastore")
+	if err := d.config.Read(d.all, environ); err != nil {
+		return place{}, err
+	}
+	dir, database, err := d.config.Server.Data()
+	if err != nil {
+		return place{}, config.Usagef("%s", strings.TrimPrefix(err.Error(), embed.ErrConfig.Error()+": "))
+	}
+	if database == "" {
+		return place{placeSQLite, dir}, nil
+	}
+	if u, err := url.Parse(database); typed && err == nil && hasPassword(u) {
+		fmt.Fprintln(cmd.ErrOrStderr(), "keelson: warning: every user of this machine can see the database's password among the processes (ps): leave it out of --datastore, and use KEELSON_DATASTORE, PGPASSFILE or the configuration file")
+	}
+	return place{placePostgres, database}, nil
+}
+
+// quietLogger is for the parts that log what happens to a server; the commands
+// say themselves what matters.
+func quietLogger(cmd *cobra.Command) *logrus.Entry {
+	logger := logrus.New()
+	logger.SetOutput(cmd.ErrOrStderr())
+	logger.SetLevel(logrus.WarnLevel)
+	return logrus.NewEntry(logger)
+}
+
+// explain says of an error of a Copy to p what it means to people. A sink that
+// has not finished has changed nothing.
+func (p place) explain(err error) error {
+	switch {
+	case errors.Is(err, datalog.ErrExists):
+		return fmt.Errorf("%s has data already: nothing was changed; --force replaces it", p)
+	case errors.Is(err, datalog.ErrInUse):
+		return fmt.Errorf("%s: nothing was changed: %w", p, err)
+	case errors.Is(err, context.Canceled):
+		return fmt.Errorf("interrupted: nothing was changed at %s", p)
+	case errors.Is(err, snapshot.ErrInvalid), errors.Is(err, eventlog.ErrUnknown):
+		return err
+	}
+	return fmt.Errorf("%s: %w", p, err)
+}
