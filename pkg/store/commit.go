@@ -354,8 +354,9 @@ func (s *Store) publish(ev *evaluation) {
 	for _, seq := range ev.superseded {
 		s.values.cache.drop(seq)
 	}
-	s.install(ev.state)
+	told := s.install(ev.state)
 	s.opt.OnApply(applied)
+	close(told)
 }
 
 // logAlarm tells the operator of an alarm that was raised or taken back.
@@ -371,10 +372,13 @@ func (s *Store) logAlarm(kind int32, raised bool) {
 	}
 }
 
-// install makes st the state that readers see.
-func (s *Store) install(st state) {
-	old := s.published.Swap(&published{state: st, next: make(chan struct{})})
+// install makes st the state that readers see. The result is to be closed once
+// OnApply was told what it needs to know of it.
+func (s *Store) install(st state) (told chan struct{}) {
+	told = make(chan struct{})
+	old := s.published.Swap(&published{state: st, told: told, next: make(chan struct{})})
 	close(old.next)
+	return told
 }
 
 // follow catches up if another instance has written.

@@ -31,7 +31,7 @@ func (s *Store) trim() {
 	for _, seq := range freed {
 		s.values.cache.drop(seq)
 	}
-	s.install(next)
+	close(s.install(next))
 	s.compactor.add(freed, of, through)
 }
 

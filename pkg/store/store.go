@@ -47,7 +47,7 @@ type Options struct {
 	MemberID uint64
 	// OnApply is called once at the end of Open with the leases there are, and
 	// then for every batch, in log order, when its state is visible to readers
-	// and before its writers are answered. It must not block.
+	// and before its writers, Fence and Reach are answered. It must not block.
 	OnApply func(Applied)
 	// WantsPrev is asked for every batch whether its events are to have a
 	// PrevKv, which may have to be read from the log; nil: they are.
@@ -94,11 +94,11 @@ type Store struct {
 	plans     plans
 }
 
-// published is a state that readers may see; next is closed when another one
-// has taken its place.
+// published is a state that readers may see.
 type published struct {
 	state
-	next chan struct{}
+	told chan struct{} // closed when OnApply has returned
+	next chan struct{} // closed when another one has taken its place
 }
 
 // Open loads log into a new Store, which takes writes once Run runs. It takes
@@ -145,11 +145,12 @@ func Open(ctx context.Context, log eventlog.Log, opt Options) (*Store, error) {
 		patience: patience{limit: opt.RequestTimeout},
 	}
 	s.compactor = newCompactor(log, opt.Logger)
-	s.published.Store(&published{state: st, next: make(chan struct{})})
+	s.published.Store(&published{state: st, told: make(chan struct{}), next: make(chan struct{})})
 	for _, a := range st.alarms {
 		s.logAlarm(a.alarm, true)
 	}
 	opt.OnApply(Applied{Revision: st.revision, Granted: s.Leases()})
+	close(s.published.Load().told)
 	return s, nil
 }
 
@@ -188,7 +189,7 @@ func (s *Store) Notify(position eventlog.Position) {
 func (s *Store) now() *state { return &s.published.Load().state }
 
 // Fence returns once every write acknowledged before the call, by any
-// instance, is visible to reads of this store.
+// instance, is visible to reads of this store, and OnApply was told of it.
 func (s *Store) Fence(ctx context.Context) error {
 	head, err := s.log.Head(ctx)
 	if err != nil {
@@ -198,6 +199,7 @@ func (s *Store) Fence(ctx context.Context) error {
 	for {
 		p := s.published.Load()
 		if p.position >= head {
+			<-p.told
 			return nil
 		}
 		if over == nil {
@@ -216,11 +218,13 @@ func (s *Store) Fence(ctx context.Context) error {
 	}
 }
 
-// Reach returns once reads of this store show revision.
+// Reach returns once reads of this store show revision, and OnApply was told of
+// it.
 func (s *Store) Reach(ctx context.Context, revision int64) error {
 	for {
 		p := s.published.Load()
 		if p.revision >= revision {
+			<-p.told
 			return nil
 		}
 		s.queue.wakeUp()
