@@ -94,7 +94,7 @@ func jsonGateway(e *env) {
 		{"/v3/maintenance/alarm", `{}`, `200 {"header":6}`},
 		{"/v3/maintenance/hash", `{}`, `200 {"hash":"N","header":6}`},
 		{"/v3/maintenance/hashkv", `{"revision":"99"}`, `400 {"code":11,"message":"etcdserver: mvcc: required revision is a future revision"}`},
-		{"/v3/maintenance/transfer-leadership", `{"targetID":"5"}`, `400 {"code":9,"message":"etcdserver: bad leader transferee"}`},
+		{"/v3/maintenance/transfer-leadership", `{"targetID":"5"}`, `400 {"code":9,"message":"` + e.textNoTransferee() + `"}`},
 		{"/v3/cluster/member/remove", `{"ID":"5"}`, `404 {"code":5,"message":"etcdserver: member not found"}`},
 		{"/v3/no/such", `{}`, `404 {"code":5,"message":"Not Found"}`},
 	} {

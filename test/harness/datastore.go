@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 )
@@ -42,7 +40,7 @@ func Main(m *testing.M) {
 // DatastoreArgs returns the flags that say where a new keelson's data is, by
 // KEELSON_TEST_DATASTORE: none for SQLite in its data directory, or a new
 // schema of a PostgreSQL that the tests of this process share. With "cluster"
-// it is in SQLite too: see startOthers.
+// it is in SQLite too: see inCluster.
 func DatastoreArgs(t testing.TB) []string {
 	t.Helper()
 	switch name := os.Getenv("KEELSON_TEST_DATASTORE"); name {
@@ -85,37 +83,4 @@ func sharedPostgres() (*Postgres, error) {
 		return nil, errors.Join(err, p.close())
 	}
 	return p, nil
-}
-
-// otherNodes is how many further nodes a server has in a cluster.
-const otherNodes = 2
-
-// clusterArgs returns the flags that make a keelson node number i of a cluster
-// whose sockets are in dir.
-func clusterArgs(dir string, i int) []string {
-	var nodes []string
-	for n := range otherNodes + 1 {
-		nodes = append(nodes, fmt.Sprintf("node%d=unix://%s", n, filepath.Join(dir, fmt.Sprint("peer", n))))
-	}
-	return []string{
-		"--name", fmt.Sprint("node", i), "--initial-cluster", strings.Join(nodes, ","),
-		"--heartbeat-interval", "50", "--election-timeout", "500",
-	}
-}
-
-// startOthers starts the other nodes of a cluster of which s is the first, with
-// the same settings: KEELSON_TEST_DATASTORE=cluster. They run until the test
-// ends, whatever becomes of s, which may lead or not.
-func (s *Server) startOthers(settings []string) {
-	s.t.Helper()
-	for i := 1; i <= otherNodes; i++ {
-		dir := filepath.Join(s.Dir, fmt.Sprint("node", i))
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			s.t.Fatal(err)
-		}
-		client := "unix://" + filepath.Join(dir, "client.sock")
-		args := append([]string{"--data-dir", filepath.Join(dir, "data")}, settings...)
-		args = append(args, "--listen-client-urls", client, "--advertise-client-urls", client)
-		StartProcess(s.t, dir, string(s.Backend), s.Program, append(args, clusterArgs(s.Dir, i)...)...)
-	}
 }

@@ -50,7 +50,12 @@ type Server struct {
 	Endpoint string // unix://<socket>
 	Program  string // what Restart starts
 
+	// Nodes are those of the cluster that the server is a node of, by their
+	// number, itself included. Without a cluster it is the only one.
+	Nodes []*Server
+
 	t    testing.TB
+	name string // of the log
 	args []string
 }
 
@@ -59,10 +64,16 @@ type Server struct {
 // DatastoreArgs says, unless args have a --datastore.
 func StartServer(t testing.TB, backend Backend, args ...string) *Server {
 	t.Helper()
+	return StartProgram(t, backend, program(t, backend), args...)
+}
+
+// program is the path of the backend's program.
+func program(t testing.TB, backend Backend) string {
+	t.Helper()
 	if backend == Etcd {
-		return StartProgram(t, backend, Tool(t, "etcd"), args...)
+		return Tool(t, "etcd")
 	}
-	return StartProgram(t, backend, KeelsonBinary(t), args...)
+	return KeelsonBinary(t)
 }
 
 // StartProgram is StartServer for another program of the backend: another
@@ -75,17 +86,18 @@ func StartProgram(t testing.TB, backend Backend, program string, args ...string)
 }
 
 // NewServer is StartProgram for a server that is yet to be started, with
-// Restart or TryRestart.
+// Restart or TryRestart. Where it is a node of a cluster (see inCluster), the
+// others run already, and until the test ends.
 func NewServer(t testing.TB, backend Backend, program string, args ...string) *Server {
 	t.Helper()
-	s := &Server{Backend: backend, Dir: TempDir(t), Program: program, t: t}
-	s.Socket = filepath.Join(s.Dir, "client.sock")
-	s.Endpoint = "unix://" + s.Socket
-	s.args = []string{
-		"--data-dir", filepath.Join(s.Dir, "data"),
-		"--listen-client-urls", s.Endpoint,
-		"--advertise-client-urls", s.Endpoint,
+	if inCluster(backend) && !slices.Contains(args, "--initial-cluster") {
+		nodes := newNodes(t, backend, program, args)
+		for _, other := range nodes[1:] {
+			other.start()
+		}
+		return nodes[0]
 	}
+	s := newServer(t, backend, program, TempDir(t), "")
 	if backend == Etcd {
 		peer := "unix://" + filepath.Join(s.Dir, "peer.sock")
 		s.args = append(s.args,
@@ -96,17 +108,31 @@ func NewServer(t testing.TB, backend Backend, program string, args ...string) *S
 		s.args = append(s.args, DatastoreArgs(t)...)
 	}
 	s.args = append(s.args, args...)
-	if backend == Keelson && os.Getenv("KEELSON_TEST_DATASTORE") == "cluster" && !slices.Contains(args, "--initial-cluster") {
-		s.startOthers(args)
-		s.args = append(s.args, clusterArgs(s.Dir, 0)...)
+	return s
+}
+
+// newServer returns a server whose files in dir have names that end with
+// number.
+func newServer(t testing.TB, backend Backend, program, dir, number string) *Server {
+	s := &Server{Backend: backend, Dir: dir, Program: program, t: t, name: string(backend) + number}
+	s.Nodes = []*Server{s}
+	s.Socket = filepath.Join(dir, "client"+number+".sock")
+	s.Endpoint = "unix://" + s.Socket
+	s.args = []string{
+		"--data-dir", filepath.Join(dir, "data"+number),
+		"--listen-client-urls", s.Endpoint,
+		"--advertise-client-urls", s.Endpoint,
 	}
 	t.Cleanup(func() {
+		if s.Process == nil {
+			return
+		}
 		// A server that is killed cannot say by its exit status that it raced.
 		if bytes.Contains(s.Log(), []byte("WARNING: DATA RACE")) {
-			t.Errorf("%s has a data race:\n%s", backend, s.Log())
+			t.Errorf("%s has a data race:\n%s", s.name, s.Log())
 		}
 		if t.Failed() {
-			t.Logf("end of the log of %s:\n%s", backend, s.LogTail(25))
+			t.Logf("end of the log of %s:\n%s", s.name, s.LogTail(25))
 		}
 	})
 	return s
@@ -126,7 +152,7 @@ func (s *Server) TryRestart() error {
 	if s.Process != nil {
 		s.Kill()
 	}
-	s.Process = StartProcess(s.t, s.Dir, string(s.Backend), s.Program, s.args...)
+	s.start()
 	err := s.WaitReady(time.Minute, func(ctx context.Context) error {
 		status, body, err := s.Get(ctx, "/health?exclude=NOSPACE")
 		if err == nil && status != http.StatusOK {
@@ -138,6 +164,12 @@ func (s *Server) TryRestart() error {
 		return fmt.Errorf("%s: %w", s.Backend, err)
 	}
 	return nil
+}
+
+// start starts the process and does not wait until it is healthy.
+func (s *Server) start() {
+	s.t.Helper()
+	s.Process = StartProcess(s.t, s.Dir, s.name, s.Program, s.args...)
 }
 
 // Get sends an HTTP GET to the client socket.
