@@ -1,0 +1,241 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sirupsen/logrus"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/keelson-io/keelson/pkg/embed"
+	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/snapshot"
+)
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// startServer starts a keelson and returns a client of it.
+func startServer(t *testing.T) *clientv3.Client {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "kr") // short enough for a unix socket
+	check(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	config := embed.DefaultConfig()
+	logger := logrus.New()
+	logger.SetOutput(io.Discard)
+	config.DataDir, config.Logger = dir+"/data", logrus.NewEntry(logger)
+	config.ListenClientURLs = []string{"unix://" + dir + "/k.sock"}
+	server, err := embed.Start(t.Context(), config)
+	check(t, err)
+	client, err := Dial(t.Context(), Config{Endpoints: server.Endpoints()})
+	check(t, err)
+	t.Cleanup(func() {
+		_ = client.Close()
+		check(t, server.Close())
+	})
+	return client
+}
+
+func put(t *testing.T, c *clientv3.Client, key, value string, opts ...clientv3.OpOption) int64 {
+	t.Helper()
+	resp, err := c.Put(t.Context(), key, value, opts...)
+	check(t, err)
+	return resp.Header.Revision
+}
+
+func grant(t *testing.T, c *clientv3.Client, id, ttl int64) {
+	t.Helper()
+	_, err := clientv3.RetryLeaseClient(c).LeaseGrant(t.Context(), &pb.LeaseGrantRequest{ID: id, TTL: ttl})
+	check(t, err)
+}
+
+// render is everything that a source has.
+func render(t *testing.T, src snapshot.Source) string {
+	t.Helper()
+	var b strings.Builder
+	fmt.Fprintf(&b, "revision %d compacted %d\n", src.State().Revision, src.State().Compacted)
+	for _, l := range src.State().Leases {
+		fmt.Fprintf(&b, "lease %d ttl %d remaining %v\n", l.ID, l.TTL, l.Remaining > 0)
+	}
+	check(t, src.Records(t.Context(), func(r *eventlog.Record) error {
+		fmt.Fprintf(&b, "%v %s=%s create %d version %d lease %d\n", r.Revision, r.Key, r.Value, r.CreateRevision, r.Version, r.Lease)
+		return nil
+	}))
+	return b.String()
+}
+
+func open(t *testing.T, c *clientv3.Client) *Source {
+	t.Helper()
+	src, err := Open(t.Context(), c, nil)
+	check(t, err)
+	t.Cleanup(func() { check(t, src.Close()) })
+	return src
+}
+
+// fill writes what TestOpen expects.
+func fill(t *testing.T, c *clientv3.Client) {
+	grant(t, c, 77, 300)
+	grant(t, c, 78, 600)
+	put(t, c, "z", "first")
+	put(t, c, "a", "second", clientv3.WithLease(77))
+	put(t, c, "gone", "")
+	put(t, c, "z", "again")
+	_, err := c.Txn(t.Context()).Then(clientv3.OpPut("m2", ""), clientv3.OpPut("m1", "x"), clientv3.OpDelete("gone")).Commit()
+	check(t, err)
+	put(t, c, "\xff\xfe not text", "\x00\xff")
+	put(t, c, "late", "")
+	_, err = c.Delete(t.Context(), "late")
+	check(t, err)
+}
+
+func TestOpen(t *testing.T) {
+	c := startServer(t)
+	if got, want := render(t, open(t, c)), "revision 1 compacted 0\n"; got != want {
+		t.Errorf("an empty server: %q", got)
+	}
+	fill(t, c)
+	want := `revision 9 compacted 9
+lease 77 ttl 300 remaining true
+lease 78 ttl 600 remaining true
+3.0 a=second create 3 version 1 lease 77
+5.0 z=again create 2 version 2 lease 0
+6.0 m1=x create 6 version 1 lease 0
+6.1 m2= create 6 version 1 lease 0
+7.0 ` + "\xff\xfe not text=\x00\xff" + ` create 7 version 1 lease 0
+`
+	if got := render(t, open(t, c)); got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+}
+
+// TestPages: many keys and large ones, of one revision although others write.
+func TestPages(t *testing.T) {
+	c := startServer(t)
+	const n = 450
+	for i := range n {
+		value := fmt.Sprint(i)
+		if i%40 == 0 {
+			value = strings.Repeat("large", 200_000)
+		}
+		put(t, c, fmt.Sprintf("key%04d", i), value)
+	}
+	r, err := newReader(t.Context(), c)
+	check(t, err)
+	var keys []string
+	limits := map[int64]bool{}
+	check(t, r.each(t.Context(), func(kv *mvccpb.KeyValue) error {
+		if len(keys) == 10 {
+			put(t, c, "key0449", "changed")
+			put(t, c, "key0005a", "new")
+		}
+		keys = append(keys, string(kv.Key))
+		limits[r.limit] = true
+		if string(kv.Value) == "changed" {
+			t.Error("a change after the start is seen")
+		}
+		return nil
+	}))
+	if len(keys) != n || !slices.IsSorted(keys) || len(limits) < 2 {
+		t.Errorf("%d keys, sorted %v, in pages of %v", len(keys), slices.IsSorted(keys), limits)
+	}
+	stop := errors.New("stop")
+	if err := r.each(t.Context(), func(*mvccpb.KeyValue) error { return stop }); !errors.Is(err, stop) {
+		t.Errorf("an error of the caller's: %v", err)
+	}
+	_, err = c.Compact(t.Context(), put(t, c, "x", ""))
+	check(t, err)
+	if err := r.each(t.Context(), func(*mvccpb.KeyValue) error { return nil }); !errors.Is(err, rpctypes.ErrCompacted) {
+		t.Errorf("a revision that is compacted: %v", err)
+	}
+}
+
+func TestSink(t *testing.T) {
+	from, to := startServer(t), startServer(t)
+	fill(t, from)
+	var last, total snapshot.Progress
+	opt := SinkOptions{Report: func(a, b snapshot.Progress) { last, total = a, b }}
+	_, err := snapshot.Copy(t.Context(), NewSink(to, opt), open(t, from), nil)
+	check(t, err)
+	if last != total || total.Records != 5 {
+		t.Errorf("reported %v of %v", last, total)
+	}
+	got := render(t, open(t, to))
+	for _, want := range []string{
+		"revision 6 ", "lease 77 ttl 300", "lease 78 ttl 600", "a=second create 2 version 1 lease 77\n", "z=again create", "not text=\x00\xff",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("there is no %q in\n%s", want, got)
+		}
+	}
+	if _, err := snapshot.Copy(t.Context(), NewSink(to, SinkOptions{}), open(t, from), nil); !errors.Is(err, ErrNotEmpty) {
+		t.Errorf("into a server with keys: %v", err)
+	}
+}
+
+// TestSinkExisting: a copy goes on where it was cut off, mends what differs,
+// and reports what is not its own.
+func TestSinkExisting(t *testing.T) {
+	from, to := startServer(t), startServer(t)
+	fill(t, from)
+	grant(t, to, 77, 300)
+	skipped := put(t, to, "a", "second", clientv3.WithLease(77))
+	put(t, to, "m1", "x", clientv3.WithLease(77)) // not attached there
+	put(t, to, "z", "other")
+	resume := func() error {
+		_, err := snapshot.Copy(t.Context(), NewSink(to, SinkOptions{Existing: true}), open(t, from), nil)
+		return err
+	}
+	check(t, resume())
+	resp, err := to.Get(t.Context(), "a")
+	check(t, err)
+	if resp.Kvs[0].ModRevision != skipped {
+		t.Error("an equal key was written again")
+	}
+	before := resp.Header.Revision
+	check(t, resume())
+	if after := put(t, to, "mine", ""); after != before+1 {
+		t.Errorf("the second time %d keys were written", after-before-1)
+	}
+	if err := resume(); !errors.Is(err, ErrDifferent) || !strings.Contains(err.Error(), `"mine"`) {
+		t.Errorf("with a key of another origin: %v", err)
+	}
+}
+
+// TestSinkFails: a key that the server does not take is named.
+func TestSinkFails(t *testing.T) {
+	to := startServer(t)
+	sink := NewSink(to, SinkOptions{})
+	check(t, sink.Begin(t.Context(), snapshot.State{Revision: 3}))
+	check(t, sink.Add(t.Context(), &eventlog.Record{Kind: eventlog.KindPut, Revision: eventlog.Revision{Main: 2}, Key: []byte("k"), Lease: 5}))
+	if err := sink.Finish(t.Context()); !errors.Is(err, rpctypes.ErrLeaseNotFound) || !strings.Contains(err.Error(), `"k"`) {
+		t.Errorf("a key of a lease that is not there: %v", err)
+	}
+	sink = NewSink(to, SinkOptions{})
+	check(t, sink.Begin(t.Context(), snapshot.State{Revision: 3}))
+	check(t, sink.Abort())
+}
+
+func TestDial(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Dial(ctx, Config{Endpoints: []string{"http://127.0.0.1:1"}}); err == nil {
+		t.Error("a server that is not there")
+	}
+	if _, err := Dial(t.Context(), Config{Endpoints: []string{"https://127.0.0.1:1"}, CACert: "/nowhere"}); err == nil || !strings.Contains(err.Error(), "/nowhere") {
+		t.Errorf("a certificate that is not there: %v", err)
+	}
+}
