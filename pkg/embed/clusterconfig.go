@@ -63,9 +63,14 @@ func (s *settings) resolveCluster() error {
 	return c.resolveTLS()
 }
 
-// resolveMembers parses InitialCluster: name=URL,name=URL,…, a name for each of
-// its URLs.
-func (c *clusterSettings) resolveMembers(string) error {
+func (c *clusterSettings) resolveMembers(string) (err error) {
+	c.members, err = c.Members()
+	return err
+}
+
+// Members parses InitialCluster: name=URL,name=URL,…, a name for each of its
+// URLs. The members have no ids yet.
+func (c *ClusterConfig) Members() (members []raftlog.Member, err error) {
 	for _, part := range strings.Split(c.InitialCluster, ",") {
 		if part = strings.TrimSpace(part); part == "" {
 			continue
@@ -73,21 +78,21 @@ func (c *clusterSettings) resolveMembers(string) error {
 		name, text, ok := strings.Cut(part, "=")
 		u, err := listen.ParseURL(text)
 		if !ok || name == "" || err != nil {
-			return fmt.Errorf("--initial-cluster: %q is not name=URL, as in node1=https://10.0.0.1:2380", part)
+			return nil, fmt.Errorf("--initial-cluster: %q is not name=URL, as in node1=https://10.0.0.1:2380", part)
 		}
-		at := slices.IndexFunc(c.members, func(m raftlog.Member) bool { return m.Name == name })
+		at := slices.IndexFunc(members, func(m raftlog.Member) bool { return m.Name == name })
 		if at < 0 {
-			at = len(c.members)
-			c.members = append(c.members, raftlog.Member{Name: name})
+			at = len(members)
+			members = append(members, raftlog.Member{Name: name})
 		}
-		for _, m := range c.members {
+		for _, m := range members {
 			if slices.Contains(m.PeerURLs, u.String()) {
-				return fmt.Errorf("--initial-cluster: %s is there twice: every node needs a URL of its own", u)
+				return nil, fmt.Errorf("--initial-cluster: %s is there twice: every node needs a URL of its own", u)
 			}
 		}
-		c.members[at].PeerURLs = append(c.members[at].PeerURLs, u.String())
+		members[at].PeerURLs = append(members[at].PeerURLs, u.String())
 	}
-	return nil
+	return members, nil
 }
 
 // resolvePeerURLs finds out where this node listens for others, and where they
