@@ -172,6 +172,22 @@ type Size struct {
 	InUse int64 // Total less what Defragment could give back
 }
 
+// Scan shows the records of a log up to some seq, none of which is deleted
+// until Close. It is used by one goroutine.
+type Scan interface {
+	// Records calls fn with every record there is, in order of Seq, with its
+	// value, some of them at a time: about ScanBytes, as far as one value
+	// allows. They are fn's to keep. An error of fn ends it and is returned. A
+	// wrong checksum is ErrCorrupt. It may be called again.
+	Records(ctx context.Context, fn func([]Record) error) error
+
+	// Close lets compaction go on. Later calls do nothing.
+	Close() error
+}
+
+// ScanBytes is how much of keys and values a Scan reads at a time.
+const ScanBytes = 1 << 20
+
 // Log is a durable log of batches with compare-and-append. Implementations
 // are safe for concurrent use unless a method says otherwise. The context of
 // a method bounds waiting; none of the methods leaves half an effect behind
@@ -224,6 +240,14 @@ type Log interface {
 	// deletion is durable or would be repeated after a crash. It runs in
 	// small steps beside Append.
 	Compact(ctx context.Context, seqs []int64) error
+
+	// Scan begins to read the whole log beside Append. Once nothing is
+	// deleted any more, it calls begin, which says up to which seq records are
+	// wanted. All that was deleted before was freed by compactions at or before
+	// position head, so that one who has read up to there knows what is left.
+	// Until the Scan is closed Compact and Defragment may wait, and so may
+	// another Scan; what others delete of a shared log is still shown.
+	Scan(ctx context.Context, begin func(head Position) (through int64, err error)) (Scan, error)
 
 	// Size returns the space taken. It is cheap enough to call for every
 	// batch.

@@ -3,14 +3,13 @@ package store
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
-	"fmt"
-	"hash/crc32"
 	"slices"
 	"sync"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"google.golang.org/protobuf/proto"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/snapshot"
 )
 
 // revisionRef is one version of a key, in the entry of some snapshot.
@@ -24,6 +23,19 @@ func (r revisionRef) version() *version {
 		return &r.entry.last
 	}
 	return &r.entry.older[r.index]
+}
+
+// record returns what is known of the version without its record, but Seq.
+func (r revisionRef) record() eventlog.Record {
+	v := r.version()
+	out := eventlog.Record{
+		Kind: eventlog.KindPut, Revision: eventlog.Revision{Main: v.main, Sub: int64(v.sub)},
+		Key: bytesOf(r.entry.key), CreateRevision: v.create, Version: v.version, Lease: v.lease,
+	}
+	if v.tombstone() {
+		out.Kind = eventlog.KindDelete
+	}
+	return out
 }
 
 func compareRefs(a, b revisionRef) int {
@@ -226,9 +238,6 @@ const (
 
 // HashKV hashes the revisions up to revision, or the current one for 0; up to
 // a negative one there are none, which etcd hashes, too.
-//
-// Source: etcd's kvHasher: CRC-32C over "key" and, for every revision in
-// order, its 17-byte key (18 with a tombstone's "t") and marshalled KeyValue.
 func (s *Store) HashKV(ctx context.Context, revision int64) (HashKV, error) {
 	var h HashKV
 	err := s.read(ctx, true, func(st *state) (err error) {
@@ -247,12 +256,10 @@ func (s *Store) hashState(ctx context.Context, st *state, revision int64) (HashK
 	case revision > 0 && revision < st.compacted:
 		return HashKV{}, ErrCompacted
 	}
-	crc := crc32.New(crc32.MakeTable(crc32.Castagnoli))
-	crc.Write([]byte("key"))
 	refs := st.revisions(span{unbounded: true}, 0, revision)
 	alive := st.count(span{unbounded: true}, revision) > 0
 	refs = slices.DeleteFunc(refs, func(r revisionRef) bool { return !st.hashed(r, revision, alive) })
-	var raw, marshalled []byte
+	hasher := snapshot.NewHasher()
 	for len(refs) > 0 {
 		n, bytes := 0, 0
 		for n < min(len(refs), hashPage) && bytes < hashBytes {
@@ -266,23 +273,12 @@ func (s *Store) hashState(ctx context.Context, st *state, revision int64) (HashK
 			return HashKV{}, err
 		}
 		for i, ref := range page {
-			v, kv := ref.version(), events[i].Kv
-			raw = binary.BigEndian.AppendUint64(raw[:0], uint64(v.main))
-			raw = append(raw, '_')
-			raw = binary.BigEndian.AppendUint64(raw, uint64(v.sub))
-			if v.tombstone() {
-				raw = append(raw, 't')
-				kv = &mvccpb.KeyValue{Key: kv.Key}
-			}
-			var err error
-			if marshalled, err = (proto.MarshalOptions{Deterministic: true}).MarshalAppend(marshalled[:0], kv); err != nil {
-				return HashKV{}, fmt.Errorf("marshalling revision %d: %w", v.main, err)
-			}
-			crc.Write(raw)
-			crc.Write(marshalled)
+			r := ref.record()
+			r.Value = events[i].Kv.Value
+			hasher.Add(&r)
 		}
 	}
-	return HashKV{Hash: crc.Sum32(), HashRevision: revision, CompactRevision: st.compacted, Revision: st.revision}, nil
+	return HashKV{Hash: hasher.Sum(), HashRevision: revision, CompactRevision: st.compacted, Revision: st.revision}, nil
 }
 
 // hashed reports whether the hash at revision covers r: all after the compact

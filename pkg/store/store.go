@@ -195,6 +195,11 @@ func (s *Store) Fence(ctx context.Context) error {
 	if err != nil {
 		return logError(err)
 	}
+	return s.reachPosition(ctx, head)
+}
+
+// reachPosition returns once reads of this store show position head.
+func (s *Store) reachPosition(ctx context.Context, head eventlog.Position) error {
 	var over <-chan struct{} // one limit for all of the waiting, if there is any
 	for {
 		p := s.published.Load()

@@ -80,6 +80,19 @@ func (l *Log) vacuumLoop() {
 // alone runs fn when no other is under way, and then leaves nothing for
 // batches to take along.
 func (l *Log) alone(ctx context.Context, fn func() error) error {
+	if err := l.enter(ctx); err != nil {
+		return err
+	}
+	defer l.leave()
+	return fn()
+}
+
+// enter waits until no Compact, Defragment or Scan is under way; leave lets the
+// next one in.
+func (l *Log) enter(ctx context.Context) error {
+	if err := errors.Join(l.check(), ctx.Err()); err != nil {
+		return err
+	}
 	l.waiting.Add(1)
 	var err error
 	select {
@@ -90,17 +103,15 @@ func (l *Log) alone(ctx context.Context, fn func() error) error {
 		err = ctx.Err()
 	}
 	l.waiting.Add(-1)
-	if err != nil {
-		return err
+	return err
+}
+
+func (l *Log) leave() {
+	if l.acquire(context.Background()) == nil { // else nobody writes any more
+		l.doomed, l.spare = nil, nil
+		l.release()
 	}
-	defer func() {
-		if l.acquire(context.Background()) == nil { // else nobody writes any more
-			l.doomed, l.spare = nil, nil
-			l.release()
-		}
-		<-l.compacting
-	}()
-	return fn()
+	<-l.compacting
 }
 
 // doom notes what is to be deleted.

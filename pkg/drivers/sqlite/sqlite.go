@@ -91,7 +91,7 @@ type Log struct {
 	countDue     bool      // this transaction ends with a look at the sizes
 	onCommit     func(commit func() error) error
 
-	// compacting holds the one Compact or Defragment under way. left is the
+	// compacting holds the one Compact, Defragment or Scan under way. left is the
 	// length of doomed after the last commit; along counts the batches that
 	// took some of the work along.
 	compacting  chan struct{}

@@ -392,6 +392,11 @@ func testCorrupt(t *testing.T, h Harness) {
 			t.Errorf("Tail(%d): %v, want ErrCorrupt", after, err)
 		}
 	}
+	scan := s.scan()
+	if err := scan.Records(context.Background(), func([]eventlog.Record) error { return nil }); !errors.Is(err, eventlog.ErrCorrupt) {
+		t.Errorf("Records: %v, want ErrCorrupt", err)
+	}
+	s.close(scan)
 	s.values(1, 3)
 	s.tail(2, 10)
 }

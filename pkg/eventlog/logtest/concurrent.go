@@ -168,6 +168,11 @@ func testRandom(t *testing.T, h Harness) {
 				s.settle()
 				s.tail(b.Base, 1)
 			},
+			"scan": func(*rapid.T) {
+				scan := s.scan()
+				s.scanned(scan, s.model.left())
+				s.close(scan)
+			},
 			"reopen": func(*rapid.T) { s.reopen() },
 		})
 		s.check()

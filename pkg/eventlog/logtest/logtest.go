@@ -67,6 +67,10 @@ func Run(t *testing.T, h Harness) {
 		{"Shared", testShared},
 		{"Concurrent", testConcurrent},
 		{"CompactBesideAppend", testCompactBesideAppend},
+		{"Scan", testScan},
+		{"ScanHolds", testScanHolds},
+		{"ScanShared", testScanShared},
+		{"ScanEnds", testScanEnds},
 		{"Random", testRandom},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, h) })

@@ -238,6 +238,57 @@ func (l *Log) Compact(ctx context.Context, seqs []int64) error {
 	return nil
 }
 
+// Scan implements eventlog.Log, on a copy.
+func (l *Log) Scan(ctx context.Context, begin func(eventlog.Position) (int64, error)) (eventlog.Scan, error) {
+	if err := l.check(ctx); err != nil {
+		return nil, err
+	}
+	l.disk.mu.Lock()
+	s := &scan{log: l, records: slices.Clone(l.disk.records)}
+	head := l.disk.head
+	l.disk.mu.Unlock()
+	through, err := begin(head.Position)
+	if err != nil {
+		return nil, err
+	}
+	l.disk.mu.Lock()
+	defer l.disk.mu.Unlock()
+	since, _ := slices.BinarySearchFunc(l.disk.records, head.Seq+1, bySeq)
+	s.records = append(s.records, l.disk.records[since:]...) // what begin has waited for
+	end, _ := slices.BinarySearchFunc(s.records, through+1, bySeq)
+	s.records = s.records[:end]
+	return s, nil
+}
+
+type scan struct {
+	log     *Log
+	records []eventlog.Record
+	closed  bool
+}
+
+// Records implements eventlog.Scan, one by one.
+func (s *scan) Records(ctx context.Context, fn func([]eventlog.Record) error) error {
+	if s.closed {
+		return eventlog.ErrClosed
+	}
+	for _, r := range s.records {
+		if err := s.log.check(ctx); err != nil {
+			return err
+		}
+		r.Key, r.Value = slices.Clone(r.Key), slices.Clone(r.Value)
+		if err := fn([]eventlog.Record{r}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close implements eventlog.Scan.
+func (s *scan) Close() error {
+	s.closed = true
+	return nil
+}
+
 // Size implements eventlog.Log; it counts keys and values.
 func (l *Log) Size() eventlog.Size {
 	d := l.disk

@@ -1,0 +1,183 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+const (
+	// lockKept lets every Compact wait, whose it may be, before it commits.
+	lockKept = `SELECT h.position FROM keelson.head h CROSS JOIN keelson.kept k
+		WHERE h.id = 1 AND k.id = 1 FOR SHARE OF k`
+
+	// selectPast tells whether the log is still the one that was read so far.
+	selectPast = `SELECT h.epoch, (SELECT batch FROM keelson.log WHERE position = $1 AND batch IS NOT NULL)
+		FROM keelson.head h WHERE h.id = 1`
+
+	// selectScan gives a page of records after seq $1 and up to $2: at most $3
+	// records, and no more once they have $4 bytes.
+	selectScan = `SELECT seq, header, key, value FROM (
+			SELECT p.*, sum(coalesce(octet_length(p.value), 0)) OVER (ORDER BY p.seq) - coalesce(octet_length(p.value), 0) AS before
+			FROM (
+				SELECT seq, header, key, value FROM keelson.log
+				WHERE seq > $1 AND seq <= $2 ORDER BY seq LIMIT $3
+			) p
+		) r WHERE before < $4 ORDER BY seq`
+
+	scanRows = 1000
+)
+
+// scan is an eventlog.Scan: a transaction that sees one state of the database,
+// whatever is deleted meanwhile. It asks for a page in each statement, so that
+// none lasts long.
+type scan struct {
+	log     *Log
+	through int64 // seq
+	conn    *pgx.Conn
+	tx      pgx.Tx
+}
+
+// Scan implements eventlog.Log. Between begin and the transaction that reads
+// nothing must be deleted that begin counts on: the row that every Compact
+// changes is locked meanwhile.
+func (l *Log) Scan(ctx context.Context, begin func(eventlog.Position) (int64, error)) (eventlog.Scan, error) {
+	if err := errors.Join(l.check(), ctx.Err()); err != nil {
+		return nil, err
+	}
+	select {
+	case l.scanning <- struct{}{}:
+	case <-l.done:
+		return nil, eventlog.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	s := &scan{log: l}
+	bounded, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	var refused error
+	err := l.with(bounded, func(c *pgx.Conn) error {
+		return pgx.BeginFunc(bounded, c, func(tx pgx.Tx) error {
+			var head eventlog.Position
+			if err := tx.QueryRow(bounded, l.sql.holdKept).Scan(&head); err != nil {
+				return err
+			}
+			if s.through, refused = begin(head); refused != nil {
+				return refused
+			}
+			return s.begin(bounded)
+		})
+	})
+	if err == nil {
+		return s, nil
+	}
+	_ = s.Close() // err says more
+	if refused != nil {
+		return nil, refused
+	}
+	return nil, fmt.Errorf("scan %s: %w", l.set, l.scanError(ctx, err))
+}
+
+// begin begins the transaction that reads. Its connection leaves the pool: Close
+// of the log does not wait for it.
+func (s *scan) begin(ctx context.Context) error {
+	l := s.log
+	c, err := l.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	s.conn = c.Hijack()
+	s.tx, err = s.conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	given, known := l.given, l.epoch
+	l.mu.Unlock()
+	var epoch int64
+	var previous []byte
+	if err := s.tx.QueryRow(ctx, l.sql.scanState, int64(given.position)).Scan(&epoch, &previous); err != nil {
+		return err
+	}
+	if cause := otherPast(given, previous, known, epoch); cause != nil {
+		return l.lost(cause)
+	}
+	return nil
+}
+
+// scanError is what err, met by a Scan, means. The transaction cannot be tried
+// again: its state of the database is gone with it.
+func (l *Log) scanError(ctx context.Context, err error) error {
+	if !isTransient(err) {
+		return classify(err)
+	}
+	if ended := errors.Join(l.check(), ctx.Err()); ended != nil {
+		return ended
+	}
+	return unavailable(err)
+}
+
+// Records implements eventlog.Scan.
+func (s *scan) Records(ctx context.Context, fn func([]eventlog.Record) error) error {
+	for after := int64(0); after < s.through; {
+		if s.tx == nil {
+			return eventlog.ErrClosed
+		}
+		if err := errors.Join(s.log.check(), ctx.Err()); err != nil {
+			return err
+		}
+		records, err := s.page(ctx, after)
+		if err != nil {
+			return fmt.Errorf("scan %s: %w", s.log.set, s.log.scanError(ctx, err))
+		}
+		if len(records) == 0 {
+			return nil
+		}
+		after = records[len(records)-1].Seq
+		if err := fn(records); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *scan) page(ctx context.Context, after int64) (records []eventlog.Record, err error) {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	rows, err := s.tx.Query(ctx, s.log.sql.scan, after, s.through, scanRows, int64(eventlog.ScanBytes))
+	if err != nil {
+		return nil, err
+	}
+	var row pageRow
+	_, err = pgx.ForEachRow(rows, []any{&row.seq, &row.header, &row.key, &row.value}, func() error {
+		r, h, err := decodeRow(row.seq, row.header, row.key)
+		if err == nil {
+			err = takeValue(r, h, row.value)
+		}
+		if err != nil {
+			return err
+		}
+		records = append(records, *r)
+		return nil
+	})
+	return records, err
+}
+
+// Close implements eventlog.Scan.
+func (s *scan) Close() error {
+	if s.log == nil {
+		return nil
+	}
+	if s.conn != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), pingTimeout)
+		defer cancel()
+		_ = s.conn.Close(ctx) // it has changed nothing
+	}
+	<-s.log.scanning
+	s.tx, s.conn, s.log = nil, nil, nil
+	return nil
+}

@@ -1,0 +1,15 @@
+package raftlog
+
+import (
+	"context"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+// Scan implements eventlog.Log, on what this node has.
+func (l *Log) Scan(ctx context.Context, begin func(eventlog.Position) (int64, error)) (eventlog.Scan, error) {
+	if err := l.check(); err != nil {
+		return nil, err
+	}
+	return l.local.Scan(ctx, begin)
+}

@@ -1,0 +1,130 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/binary"
+	"hash/crc32"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+// AppendRevision appends the name under which etcd stores a version: main and
+// sub revision, 8 bytes each, with '_' between, and 't' after a tombstone's.
+func AppendRevision(dst []byte, r eventlog.Revision, tombstone bool) []byte {
+	dst = binary.BigEndian.AppendUint64(dst, uint64(r.Main))
+	dst = append(dst, '_')
+	dst = binary.BigEndian.AppendUint64(dst, uint64(r.Sub))
+	if tombstone {
+		dst = append(dst, 't')
+	}
+	return dst
+}
+
+// The fields of mvccpb.KeyValue.
+const (
+	fieldKey     = 1
+	fieldCreate  = 2
+	fieldMod     = 3
+	fieldVersion = 4
+	fieldValue   = 5
+	fieldLease   = 6
+)
+
+// AppendKeyValue appends what etcd stores of a version, byte by byte: an
+// mvccpb.KeyValue, of which a tombstone has the key only.
+func AppendKeyValue(dst []byte, r *eventlog.Record) []byte {
+	dst = appendBytes(dst, fieldKey, r.Key)
+	if r.Kind == eventlog.KindDelete {
+		return dst
+	}
+	dst = appendInt(dst, fieldCreate, r.CreateRevision)
+	dst = appendInt(dst, fieldMod, r.Revision.Main)
+	dst = appendInt(dst, fieldVersion, r.Version)
+	dst = appendBytes(dst, fieldValue, r.Value)
+	return appendInt(dst, fieldLease, r.Lease)
+}
+
+func appendBytes(dst []byte, field protowire.Number, b []byte) []byte {
+	if len(b) == 0 {
+		return dst
+	}
+	return protowire.AppendBytes(protowire.AppendTag(dst, field, protowire.BytesType), b)
+}
+
+func appendInt(dst []byte, field protowire.Number, v int64) []byte {
+	if v == 0 {
+		return dst
+	}
+	return protowire.AppendVarint(protowire.AppendTag(dst, field, protowire.VarintType), uint64(v))
+}
+
+// Hasher makes the hash that etcd's HashKV gives, of versions in order.
+//
+// Source: etcd's kvHasher: CRC-32C over "key" and, for every revision in
+// order, its 17-byte name (18 with a tombstone's "t") and marshalled KeyValue.
+type Hasher struct {
+	crc uint32
+	buf []byte
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// NewHasher returns a Hasher of no versions.
+func NewHasher() *Hasher { return &Hasher{crc: crc32.Checksum([]byte("key"), castagnoli)} }
+
+// Add takes in the next version.
+func (h *Hasher) Add(r *eventlog.Record) {
+	h.buf = AppendRevision(h.buf[:0], r.Revision, r.Kind == eventlog.KindDelete)
+	h.buf = AppendKeyValue(h.buf, r)
+	h.crc = crc32.Update(h.crc, castagnoli, h.buf)
+}
+
+// Sum returns the hash.
+func (h *Hasher) Sum() uint32 { return h.crc }
+
+// Hash returns what HashKV of a store with the data of src would be at its
+// revision: it covers all after the compact revision, and before it what is
+// alive; or, where nothing is alive, all but a tombstone at the compact revision. It reads src up to three times and remembers the keys that were changed since
+// the compact revision.
+func Hash(ctx context.Context, src Source) (uint32, error) {
+	compacted := src.State().Compacted
+	changed := make(map[string]bool) // since compaction; whether the key is alive
+	if compacted > 0 {
+		if err := src.Records(ctx, func(r *eventlog.Record) error {
+			if r.Revision.Main > compacted {
+				changed[string(r.Key)] = r.Kind == eventlog.KindPut
+			}
+			return nil
+		}); err != nil {
+			return 0, err
+		}
+	}
+	alive := compacted == 0 // else all is hashed anyhow
+	for _, put := range changed {
+		alive = alive || put
+	}
+	last := func(r *eventlog.Record) bool {
+		_, later := changed[string(r.Key)]
+		return r.Kind == eventlog.KindPut && !later
+	}
+	if !alive {
+		if err := src.Records(ctx, func(r *eventlog.Record) error {
+			alive = alive || r.Revision.Main <= compacted && last(r)
+			return nil
+		}); err != nil {
+			return 0, err
+		}
+	}
+	h := NewHasher()
+	err := src.Records(ctx, func(r *eventlog.Record) error {
+		switch main := r.Revision.Main; {
+		case main == compacted && r.Kind == eventlog.KindDelete:
+		case main > compacted || !alive || last(r):
+			h.Add(r)
+		}
+		return nil
+	})
+	return h.Sum(), err
+}

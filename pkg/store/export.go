@@ -1,0 +1,111 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/snapshot"
+)
+
+// export is the data of a state as a snapshot.Source.
+type export struct {
+	scan  eventlog.Scan
+	state snapshot.State
+	seqs  []int64 // of all versions, in order
+}
+
+// Export returns the data as it is now. Writes go on, but until the source is
+// closed what compactions free stays in the log.
+func (s *Store) Export(ctx context.Context) (snapshot.Source, error) {
+	var st *state
+	scan, err := s.log.Scan(ctx, func(head eventlog.Position) (int64, error) {
+		if err := s.reachPosition(ctx, head); err != nil {
+			return 0, err
+		}
+		st = s.now()
+		return st.seq, nil
+	})
+	if err != nil {
+		return nil, logError(err)
+	}
+	e := &export{scan: scan, state: snapshot.State{Revision: st.revision, Compacted: max(st.compacted, 0)}}
+	st.leases.Ascend(math.MinInt64, func(g grant) bool {
+		e.state.Leases = append(e.state.Leases, snapshot.Lease{ID: g.id, TTL: g.ttl})
+		return true
+	})
+	for _, a := range st.alarms {
+		e.state.Alarms = append(e.state.Alarms, snapshot.Alarm{Member: a.member, Alarm: a.alarm})
+	}
+	e.list(st)
+	return e, nil
+}
+
+// list notes the versions that st has: without what is compacted and was not
+// taken out of the index yet.
+func (e *export) list(st *state) {
+	e.seqs = make([]int64, 0, st.keys.Count())
+	st.ascend(span{unbounded: true}, 0, func(entry *entry) bool {
+		for i := 0; i <= len(entry.older); i++ {
+			if entry.kept(i, st.compacted) {
+				v := revisionRef{entry, i}.version()
+				e.seqs = append(e.seqs, v.seq)
+				e.state.Bytes += int64(len(entry.key)) + int64(max(v.size, 0))
+			}
+		}
+		return true
+	})
+	slices.Sort(e.seqs)
+	e.state.Records = int64(len(e.seqs))
+}
+
+// State implements snapshot.Source.
+func (e *export) State() snapshot.State { return e.state }
+
+// Records implements snapshot.Source. The log must have exactly the versions of
+// the index, but for those that are compacted and wait for being deleted.
+func (e *export) Records(ctx context.Context, fn func(*eventlog.Record) error) error {
+	wanted := e.seqs
+	var refused error
+	err := e.scan.Records(ctx, func(records []eventlog.Record) error {
+		for i := range records {
+			r := &records[i]
+			event := r.Kind == eventlog.KindPut || r.Kind == eventlog.KindDelete
+			switch {
+			case len(wanted) > 0 && wanted[0] < r.Seq || len(wanted) > 0 && wanted[0] == r.Seq && !event:
+				return missing(wanted[0])
+			case !event:
+				continue
+			case len(wanted) > 0 && wanted[0] == r.Seq:
+				wanted = wanted[1:]
+			case r.Revision.Main > e.state.Compacted:
+				return fmt.Errorf("%w: record %d of revision %v is in the log, and not in the index", eventlog.ErrCorrupt, r.Seq, r.Revision)
+			default:
+				continue
+			}
+			r.Seq, r.Position = 0, 0
+			if refused = fn(r); refused != nil {
+				return refused
+			}
+		}
+		return nil
+	})
+	switch {
+	case refused != nil:
+		return refused
+	case err != nil:
+		return logError(err)
+	case len(wanted) > 0:
+		return missing(wanted[0])
+	}
+	return nil
+}
+
+func missing(seq int64) error {
+	return fmt.Errorf("%w: record %d is in the index, and not in the log", eventlog.ErrCorrupt, seq)
+}
+
+// Close implements snapshot.Source.
+func (e *export) Close() error { return e.scan.Close() }
