@@ -63,9 +63,10 @@ func (l *Log) applyEntry(ctx context.Context, e *raftpb.Entry) (err error) {
 	if err != nil {
 		return err
 	}
+	first := e.GetTerm() != l.term // of its leader: it is empty
 	l.term = e.GetTerm()
 	l.proposals.lost(e.GetTerm())
-	l.changes.dropped(e)
+	l.changes.dropped(e, first)
 	l.applied.advance(e.GetIndex())
 	return l.noteMark(e)
 }

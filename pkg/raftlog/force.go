@@ -2,7 +2,6 @@ package raftlog
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -10,7 +9,6 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"go.etcd.io/raft/v3/raftpb"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
@@ -106,8 +104,9 @@ func applyAlone(ctx context.Context, opt Options, members Members, entries []*ra
 		}
 		switch {
 		case e.GetType() == raftpb.EntryConfChange:
-			cc, c := new(raftpb.ConfChange), change{}
-			if err = errors.Join(proto.Unmarshal(e.Data, cc), json.Unmarshal(cc.Context, &c)); err == nil {
+			var cc *raftpb.ConfChange
+			var c change
+			if cc, c, err = decodeChange(e); err == nil {
 				members, _ = members.with(cc.GetType(), c.Member) // refused then as now
 			}
 		case len(e.Data) > 0:

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -30,7 +31,8 @@ var (
 	ErrNotLearner      = errors.New("raft: the node votes already")
 	ErrTooManyLearners = fmt.Errorf("raft: there are %d learners, as many as may be", maxLearners)
 	ErrLearnerNotReady = errors.New("raft: the learner is not up to date yet")
-	ErrNotEnoughNodes  = errors.New("raft: too few nodes are up: without a majority nothing could be written any more")
+	ErrNotStarted      = errors.New("raft: too few of the nodes that vote have ever been up: without a majority nothing could be written any more")
+	ErrUnhealthy       = errors.New("raft: too few nodes are up: without a majority nothing could be written any more")
 
 	// ErrRemoved ends the log of a node that its cluster has removed.
 	ErrRemoved = errors.New("raft: this node was removed from the cluster")
@@ -115,7 +117,7 @@ func (ms Members) with(kind raftpb.ConfChangeType, m Member) (Members, error) {
 	case !exists:
 		return ms, ErrMemberNotFound
 	case kind == raftpb.ConfChangeRemoveNode && !old.Learner && len(ms.ids(false)) == 1:
-		return ms, fmt.Errorf("%w: the last node that votes cannot be removed", ErrNotEnoughNodes)
+		return ms, fmt.Errorf("%w: the last node that votes cannot be removed", ErrNotStarted)
 	case kind == raftpb.ConfChangeRemoveNode:
 		out.Members = slices.Delete(out.Members, at, at+1)
 		out.Removed = append(out.Removed, m.ID)
@@ -152,8 +154,16 @@ func (l *Log) PromoteMember(ctx context.Context, id uint64) error {
 }
 
 // RemoveMember removes node id for good; its node stops with ErrRemoved when
-// it hears of it.
+// it hears of it. A leader that is to remove itself hands over first, and it is
+// ErrNotLeader: once it has stopped nobody could tell the last one of two that
+// the change is committed.
 func (l *Log) RemoveMember(ctx context.Context, id uint64) error {
+	if m, ok := l.Members().Member(id); id == l.id && ok && !m.Learner && len(l.Members().ids(false)) > 1 && l.Status().Leads {
+		if err := l.HandOver(ctx); err != nil {
+			return err
+		}
+		return fmt.Errorf("%w: it has handed over, to be removed by the next one", ErrNotLeader)
+	}
 	return l.changeMembers(ctx, raftpb.ConfChangeRemoveNode, id, func(m Member) Member { return m })
 }
 
@@ -180,10 +190,36 @@ type changes struct {
 	open map[uint64]*openChange // mu; by request
 }
 
-// openChange is a change that was proposed in term, or is about to be (0).
+// openChange is a change that was proposed in term.
 type openChange struct {
+	request uint64
 	term    uint64
 	outcome chan error // has room for one
+}
+
+func (cs *changes) add(c *openChange, term uint64) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if cs.open == nil {
+		cs.open = make(map[uint64]*openChange)
+	}
+	c.term = term
+	cs.open[c.request] = c
+}
+
+func (cs *changes) forget(c *openChange) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	delete(cs.open, c.request)
+}
+
+// settle sets the outcome of a change, if it is this node's.
+func (cs *changes) settle(request uint64, outcome error) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if c := cs.open[request]; c != nil {
+		c.settle(outcome)
+	}
 }
 
 // errDropped: raft has dropped the change, since one before it was not applied
@@ -191,12 +227,14 @@ type openChange struct {
 var errDropped = fmt.Errorf("%w: the change was dropped; try again", ErrNotLeader)
 
 // dropped ends the changes that can be in no log any more: raft leaves an empty
-// entry for one that it drops, and none of an earlier term comes after e.
-func (cs *changes) dropped(e *raftpb.Entry) {
+// entry for one that it drops, as which the first of a leader must not be taken,
+// and none of an earlier term comes after e.
+func (cs *changes) dropped(e *raftpb.Entry, first bool) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
+	empty := e.GetType() == raftpb.EntryNormal && len(e.Data) == 0 && !first
 	for _, c := range cs.open {
-		if c.term != 0 && (c.term < e.GetTerm() || c.term == e.GetTerm() && e.GetType() == raftpb.EntryNormal && len(e.Data) == 0) {
+		if c.term < e.GetTerm() || c.term == e.GetTerm() && empty {
 			c.settle(errDropped)
 		}
 	}
@@ -226,40 +264,13 @@ func (l *Log) changeMembers(ctx context.Context, kind raftpb.ConfChangeType, id 
 	}
 	m, _ := l.Members().Member(id)
 	m.ID = id
-	m = edit(m)
-	if _, err := l.Members().with(kind, m); err != nil {
-		return err
-	}
-	c := change{Request: rand.Uint64(), Member: m}
-	data, err := json.Marshal(c)
-	if err != nil {
-		return err
-	}
-	open := &openChange{outcome: make(chan error, 1)}
-	l.changes.mu.Lock()
-	if l.changes.open == nil {
-		l.changes.open = make(map[uint64]*openChange)
-	}
-	l.changes.open[c.Request] = open
-	l.changes.mu.Unlock()
-	defer func() {
-		l.changes.mu.Lock()
-		delete(l.changes.open, c.Request)
-		l.changes.mu.Unlock()
-	}()
-	refused := make(chan error, 1)
-	l.node.inputs.put(func(raw *raft.RawNode) {
-		l.changes.mu.Lock()
-		open.term = raw.BasicStatus().GetTerm()
-		l.changes.mu.Unlock()
-		refused <- proposeChange(raw, &raftpb.ConfChange{Type: kind.Enum(), NodeId: &m.ID, Context: data})
-	})
-	for {
+	return l.whileUnsure(ctx, func() error {
+		open, err := l.proposeMember(kind, edit(m))
+		if err != nil {
+			return err
+		}
+		defer l.changes.forget(open)
 		select {
-		case err := <-refused:
-			if err != nil {
-				return err
-			}
 		case err := <-open.outcome:
 			return err
 		case <-ctx.Done():
@@ -267,51 +278,117 @@ func (l *Log) changeMembers(ctx context.Context, kind raftpb.ConfChangeType, id 
 		case <-l.ended:
 			return l.check()
 		}
+	})
+}
+
+// whileUnsure repeats fn while that returns ErrUnhealthy, for an election
+// timeout: a leader that is new has not heard of the others yet, and raft
+// forgets once in that time whom it has heard of.
+func (l *Log) whileUnsure(ctx context.Context, fn func() error) error {
+	patience := time.NewTimer(l.node.election)
+	defer patience.Stop()
+	for {
+		err := fn()
+		if !errors.Is(err, ErrUnhealthy) {
+			return err
+		}
+		select {
+		case <-time.After(l.node.tick):
+		case <-patience.C:
+			return err
+		case <-ctx.Done():
+			return err
+		case <-l.ended:
+			return l.check()
+		}
 	}
 }
 
-// proposeChange proposes cc if this node leads and the cluster would go on
-// with it. The conditions are those of etcd's strict check.
-func proposeChange(raw *raft.RawNode, cc *raftpb.ConfChange) error {
+// proposeMember hands a change that makes a member m to raft, or says why it
+// will not be made.
+func (l *Log) proposeMember(kind raftpb.ConfChangeType, m Member) (*openChange, error) {
+	if _, err := l.Members().with(kind, m); err != nil {
+		return nil, err
+	}
+	open := &openChange{request: rand.Uint64(), outcome: make(chan error, 1)}
+	data, err := json.Marshal(change{Request: open.request, Member: m})
+	if err != nil {
+		return nil, err
+	}
+	proposed := make(chan error, 1)
+	l.node.inputs.put(func(raw *raft.RawNode) {
+		l.changes.add(open, raw.BasicStatus().GetTerm())
+		proposed <- proposeChange(raw, l.Members(), &raftpb.ConfChange{Type: kind.Enum(), NodeId: &m.ID, Context: data})
+	})
+	select { // the loop answers at once; without it there is no loop any more
+	case err = <-proposed:
+	case <-l.ended:
+		err = l.check()
+	}
+	if err != nil {
+		l.changes.forget(open)
+		return nil, err
+	}
+	return open, nil
+}
+
+// proposeChange proposes cc, a change of members, if this node leads and the
+// cluster would go on with it. The conditions are those of etcd's strict check,
+// but that a learner may be added whoever is up, and has to be up to be promoted.
+func proposeChange(raw *raft.RawNode, members Members, cc *raftpb.ConfChange) error {
 	if raw.BasicStatus().RaftState != raft.StateLeader {
 		return ErrNotLeader
 	}
-	voters, up, match, last, learner := 0, 0, uint64(0), uint64(0), false
-	gone := 0 // voters that are down and removed by cc
-	raw.WithProgress(func(id uint64, typ raft.ProgressType, p tracker.Progress) {
-		active := p.RecentActive || id == raw.BasicStatus().ID
-		if id == cc.GetNodeId() {
-			match, learner = p.Match, typ == raft.ProgressTypeLearner
-		}
-		if id == raw.BasicStatus().ID {
-			last = p.Match
-		}
-		if typ != raft.ProgressTypePeer {
-			return
-		}
-		voters++
-		if active {
-			up++
-		}
-		if id == cc.GetNodeId() && cc.GetType() == raftpb.ConfChangeRemoveNode {
-			gone = 1
-			if active {
-				up--
+	var voters, started, up int // after cc
+	for _, m := range members.Members {
+		if !m.Learner && (cc.GetType() != raftpb.ConfChangeRemoveNode || m.ID != cc.GetNodeId()) {
+			voters++
+			if m.Name != "" {
+				started++
 			}
 		}
+	}
+	last, subject := uint64(0), tracker.Progress{}
+	raw.WithProgress(func(id uint64, typ raft.ProgressType, p tracker.Progress) {
+		self := id == raw.BasicStatus().ID
+		if self {
+			last = p.Match
+		}
+		if id == cc.GetNodeId() {
+			subject = p
+		} else if typ == raft.ProgressTypePeer && (self || p.RecentActive) {
+			up++
+		}
 	})
+	old, exists := members.Member(cc.GetNodeId())
 	switch cc.GetType() {
 	case raftpb.ConfChangeAddNode:
-		if learner && match*10 < last*9 {
-			return ErrLearnerNotReady
+		alone := voters == 1 // the first other node may be added although it is not up yet
+		voters++
+		if exists { // a learner is promoted
+			alone = false
+			started++
+			if subject.RecentActive {
+				up++
+			}
+			if subject.Match*10 < last*9 {
+				return ErrLearnerNotReady
+			}
 		}
-		// The first other node may be added although it is not up yet.
-		if up <= voters/2 || !learner && voters > 1 && up < (voters+1)/2+1 {
-			return ErrNotEnoughNodes
+		switch {
+		case alone:
+		case started < voters/2+1:
+			return ErrNotStarted
+		case up < voters/2+1:
+			return ErrUnhealthy
 		}
 	case raftpb.ConfChangeRemoveNode:
-		if left := voters - gone; gone == 1 && up <= left/2 {
-			return ErrNotEnoughNodes
+		switch {
+		case old.Learner:
+		case started < voters/2+1:
+			return ErrNotStarted
+		case up < voters/2+1:
+			return ErrUnhealthy
 		}
 	}
 	if err := raw.ProposeConfChange(cc); err != nil {
@@ -320,12 +397,20 @@ func proposeChange(raw *raft.RawNode, cc *raftpb.ConfChange) error {
 	return nil
 }
 
+// decodeChange returns what an entry changes about the members.
+func decodeChange(e *raftpb.Entry) (*raftpb.ConfChange, change, error) {
+	cc, c := new(raftpb.ConfChange), change{}
+	if err := errors.Join(proto.Unmarshal(e.Data, cc), json.Unmarshal(cc.Context, &c)); err != nil {
+		return nil, c, fmt.Errorf("%w: a change of the members cannot be decoded: %w", eventlog.ErrCorrupt, err)
+	}
+	return cc, c, nil
+}
+
 // applyChange applies a change of the members.
 func (l *Log) applyChange(ctx context.Context, e *raftpb.Entry) error {
-	cc := new(raftpb.ConfChange)
-	c := change{}
-	if err := errors.Join(proto.Unmarshal(e.Data, cc), json.Unmarshal(cc.Context, &c)); err != nil {
-		return fmt.Errorf("%w: a change of the members cannot be decoded: %w", eventlog.ErrCorrupt, err)
+	cc, c, err := decodeChange(e)
+	if err != nil {
+		return err
 	}
 	members, refused := l.Members().with(cc.GetType(), c.Member)
 	if refused == nil {
@@ -340,11 +425,7 @@ func (l *Log) applyChange(ctx context.Context, e *raftpb.Entry) error {
 		l.logger.WithField("members", members.Members).Infof("the members have changed: %v of %x", cc.GetType(), c.Member.ID)
 		l.onMembers(members)
 	}
-	l.changes.mu.Lock()
-	if open := l.changes.open[c.Request]; open != nil {
-		open.settle(refused)
-	}
-	l.changes.mu.Unlock()
+	l.changes.settle(c.Request, refused)
 	if slices.Contains(members.Removed, l.id) {
 		return ErrRemoved
 	}

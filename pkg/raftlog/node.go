@@ -36,7 +36,8 @@ type node struct {
 	raw       *raft.RawNode
 	disk      *disk
 	transport Transport
-	tick      time.Duration
+	tick      time.Duration // between two heartbeats
+	election  time.Duration // the election timeout
 
 	inputs  *mailbox[func(*raft.RawNode)]
 	appends *mailbox[*raftpb.Message]
@@ -62,6 +63,7 @@ func newNode(d *disk, opt Options) (*node, error) {
 		disk:      d,
 		transport: opt.Transport,
 		tick:      opt.HeartbeatInterval,
+		election:  opt.ElectionTimeout,
 		inputs:    newMailbox[func(*raft.RawNode)](),
 		appends:   newMailbox[*raftpb.Message](),
 		applies:   newMailbox[*raftpb.Message](),
@@ -106,12 +108,8 @@ func (n *node) run(ctx context.Context) error {
 
 // loop has the state machine: nothing else touches raw.
 func (n *node) loop(ctx context.Context) error {
-	if voters := n.raw.Status().Config.Voters.IDs(); len(voters) == 1 {
-		if _, alone := voters[n.raw.BasicStatus().ID]; alone {
-			if err := n.raw.Campaign(); err != nil { // nobody else could win
-				return err
-			}
-		}
+	if err := n.begin(); err != nil {
+		return err
 	}
 	ticker := time.NewTicker(n.tick)
 	defer ticker.Stop()
@@ -132,6 +130,16 @@ func (n *node) loop(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// begin makes a node that alone votes the leader, without a timeout.
+func (n *node) begin() error {
+	if voters := n.raw.Status().Config.Voters.IDs(); len(voters) == 1 {
+		if _, alone := voters[n.raw.BasicStatus().ID]; alone {
+			return n.raw.Campaign()
+		}
+	}
+	return nil
 }
 
 // dispatch hands out what raft wants done. Messages may leave at once: those

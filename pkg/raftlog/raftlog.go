@@ -323,6 +323,8 @@ func (l *Log) MoveLeader(ctx context.Context, id uint64) error {
 		raw.TransferLeader(id)
 		asked <- nil
 	})
+	again := time.NewTicker(l.node.tick)
+	defer again.Stop()
 	for {
 		s, changed := l.Leadership()
 		switch {
@@ -337,6 +339,8 @@ func (l *Log) MoveLeader(ctx context.Context, id uint64) error {
 				return err
 			}
 		case <-changed:
+		case <-again.C:
+			l.node.inputs.put(func(raw *raft.RawNode) { transferAgain(raw, id) })
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-l.ended:
@@ -345,36 +349,78 @@ func (l *Log) MoveLeader(ctx context.Context, id uint64) error {
 	}
 }
 
+// transferAgain repeats a transfer to node id that raft has given up: the node
+// does not take it while it has a change of the members to apply. One that is
+// down is not waited for, since nothing can be written meanwhile.
+func transferAgain(raw *raft.RawNode, id uint64) {
+	if s := raw.BasicStatus(); s.RaftState != raft.StateLeader || s.LeadTransferee != 0 {
+		return
+	}
+	active := false
+	raw.WithProgress(func(other uint64, _ raft.ProgressType, p tracker.Progress) {
+		active = active || other == id && p.RecentActive
+	})
+	if active {
+		raw.TransferLeader(id)
+	}
+}
+
 // HandOver hands the leadership, if this node has it, over to the node that is
-// furthest of those that vote and answer, if there is one.
+// furthest of those that vote and answer. ErrUnhealthy: none of them does.
 func (l *Log) HandOver(ctx context.Context) error {
 	if err := l.check(); err != nil {
 		return err
 	}
-	found := make(chan uint64, 1)
+	var to uint64
+	if err := l.whileUnsure(ctx, func() (err error) {
+		to, err = l.successor(ctx)
+		return err
+	}); err != nil || to == 0 {
+		return err
+	}
+	return l.MoveLeader(ctx, to)
+}
+
+// successor returns whom to hand the leadership over to; 0 if this node does
+// not lead, or alone votes.
+func (l *Log) successor(ctx context.Context) (uint64, error) {
+	type answer struct {
+		id  uint64
+		err error
+	}
+	found := make(chan answer, 1)
 	l.node.inputs.put(func(raw *raft.RawNode) {
-		var best, match uint64
-		self := raw.BasicStatus()
-		if self.RaftState == raft.StateLeader {
-			raw.WithProgress(func(id uint64, typ raft.ProgressType, p tracker.Progress) {
-				if id != self.ID && typ == raft.ProgressTypePeer && p.RecentActive && (best == 0 || p.Match > match) {
-					best, match = id, p.Match
-				}
-			})
-		}
-		found <- best
+		id, err := successor(raw)
+		found <- answer{id, err}
 	})
 	select {
-	case id := <-found:
-		if id == 0 {
-			return nil
-		}
-		return l.MoveLeader(ctx, id)
+	case a := <-found:
+		return a.id, a.err
 	case <-ctx.Done():
-		return ctx.Err()
+		return 0, ctx.Err()
 	case <-l.ended:
-		return l.check()
+		return 0, l.check()
 	}
+}
+
+func successor(raw *raft.RawNode) (best uint64, err error) {
+	self := raw.BasicStatus()
+	if self.RaftState != raft.StateLeader {
+		return 0, nil
+	}
+	var match uint64
+	raw.WithProgress(func(id uint64, typ raft.ProgressType, p tracker.Progress) {
+		if id == self.ID || typ != raft.ProgressTypePeer {
+			return
+		}
+		if best == 0 {
+			err = ErrUnhealthy
+		}
+		if p.RecentActive && (best == 0 || p.Match > match) {
+			best, match, err = id, p.Match, nil
+		}
+	})
+	return best, err
 }
 
 // Append implements eventlog.Log, on the leader: ErrNotLeader elsewhere. The

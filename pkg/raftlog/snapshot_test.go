@@ -165,7 +165,7 @@ func TestMembers(t *testing.T) {
 		all = append(all, joined)
 		await(t, "the learner is ready", func() bool {
 			err := first.PromoteMember(ctx, id)
-			if err != nil && !errors.Is(err, raftlog.ErrLearnerNotReady) && !errors.Is(err, raftlog.ErrNotEnoughNodes) {
+			if err != nil && !errors.Is(err, raftlog.ErrLearnerNotReady) && !errors.Is(err, raftlog.ErrUnhealthy) {
 				t.Fatalf("PromoteMember %d: %v", id, err)
 			}
 			return err == nil
@@ -212,5 +212,65 @@ func TestMembers(t *testing.T) {
 	appendTo(t, leaderOf(t, again...), head, "with two")
 	if got := again[0].Members(); len(got.Members) != 2 || len(got.Removed) != 1 {
 		t.Errorf("the members after a restart: %+v", got)
+	}
+}
+
+// TestChangeAtOnce: a leader that has heard of nobody yet waits until it has,
+// before it says that nobody is there.
+func TestChangeAtOnce(t *testing.T) {
+	nodes := nodesOf(t, newNetwork(), t.TempDir(), 3)
+	leader := leaderOf(t, nodes...)
+	for round := range 8 {
+		before := leader.Status().ID
+		if err := leader.HandOver(t.Context()); err != nil {
+			t.Fatalf("HandOver %d: %v", round, err)
+		}
+		for leader.Status().ID == before {
+			for _, n := range nodes {
+				if n.Status().Leads {
+					leader = n
+				}
+			}
+		}
+		m := raftlog.Member{ID: uint64(10 + round), PeerURLs: []string{fmt.Sprint("http://node", 10+round)}}
+		if err := leader.AddMember(t.Context(), m); err != nil {
+			t.Fatalf("AddMember %d: %v", round, err)
+		}
+		if err := leader.RemoveMember(t.Context(), m.ID); err != nil {
+			t.Fatalf("RemoveMember %d: %v", round, err)
+		}
+	}
+}
+
+// TestRemoveLeader: a leader that is to be removed is so by another one, also if
+// there are but two.
+func TestRemoveLeader(t *testing.T) {
+	net := newNetwork()
+	nodes := nodesOf(t, net, t.TempDir(), 3)
+	var head eventlog.Head
+	for len(nodes) > 1 {
+		leader := leaderOf(t, nodes...)
+		id := leader.Status().ID
+		head = appendTo(t, leader, head, fmt.Sprint("before ", id))
+		if err := leader.RemoveMember(t.Context(), id); !errors.Is(err, raftlog.ErrNotLeader) {
+			t.Fatalf("RemoveMember of the leader: %v, want ErrNotLeader", err)
+		}
+		next := leaderOf(t, nodes...)
+		if next == leader {
+			t.Fatal("the leader that is to be removed has not handed over")
+		}
+		if err := next.RemoveMember(t.Context(), id); err != nil {
+			t.Fatalf("RemoveMember: %v", err)
+		}
+		<-leader.Failed()
+		if err := leader.Err(); !errors.Is(err, raftlog.ErrRemoved) {
+			t.Errorf("the node that was removed ended with %v", err)
+		}
+		net.set(id, nil)
+		nodes = others(nodes, leader)
+		head = appendTo(t, leaderOf(t, nodes...), head, fmt.Sprint("after ", id))
+	}
+	if err := nodes[0].RemoveMember(t.Context(), nodes[0].Status().ID); !errors.Is(err, raftlog.ErrNotStarted) {
+		t.Errorf("RemoveMember of the last one: %v, want ErrNotStarted", err)
 	}
 }
