@@ -21,6 +21,7 @@ import (
 	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/snapshot"
 	"github.com/keelson-io/keelson/pkg/snapshot/datalog"
+	"github.com/keelson-io/keelson/pkg/store"
 )
 
 // placeKind says what there is at a place.
@@ -121,6 +122,44 @@ func (p place) openLog(ctx context.Context, logger *logrus.Entry) (eventlog.Log,
 		return postgres.Open(ctx, postgres.Options{URL: p.at, Logger: logger})
 	}
 	return nil, config.Usagef("%s is not data of keelson: name a data directory or postgres://…", p)
+}
+
+// logSource is the data of a log as of when it was opened.
+type logSource struct {
+	snapshot.Source
+	log  eventlog.Log
+	stop func() error
+}
+
+// Close implements snapshot.Source.
+func (s *logSource) Close() error { return errors.Join(s.Source.Close(), s.stop(), s.log.Close()) }
+
+// logSource returns keelson's data at p, which no server has open if it is a
+// data directory.
+func (p place) logSource(ctx context.Context, logger *logrus.Entry) (snapshot.Source, error) {
+	log, err := p.openLog(ctx, logger)
+	if err != nil {
+		return nil, err
+	}
+	st, err := store.Open(ctx, log, store.Options{Logger: logger, CacheBytes: -1})
+	if err != nil {
+		return nil, errors.Join(err, log.Close())
+	}
+	stop := func() error { return nil }
+	if p.kind == placePostgres { // others write meanwhile
+		running, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		ended := make(chan error, 1)
+		go func() { ended <- st.Run(running) }()
+		stop = func() error {
+			cancel()
+			return <-ended
+		}
+	}
+	src, err := st.Export(ctx)
+	if err != nil {
+		return nil, errors.Join(err, stop(), log.Close())
+	}
+	return &logSource{Source: src, log: log, stop: stop}, nil
 }
 
 // logSink returns what makes keelson's data at p.

@@ -13,7 +13,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"math"
+	"slices"
 
 	"github.com/sirupsen/logrus"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -49,21 +51,37 @@ type Options struct {
 	// the snapshot list anew.
 	BumpRevision int64
 
+	// Cluster, if set, makes the data directory that of a node of a new
+	// cluster. It is for SQLite.
+	Cluster *Cluster
+
 	// Logger is logrus's standard logger unless set.
 	Logger *logrus.Entry
 }
 
+// Cluster is a new cluster all of whose nodes begin with the same snapshot. Its
+// id and those of its nodes are made of a digest of the log, among others, so
+// that nodes which were made of other snapshots do not know each other.
+type Cluster struct {
+	Name    string           // of the node
+	Members []raftlog.Member // their names and peer URLs, the same for each node
+	Token   string           // tells the cluster from others with the same peer URLs
+}
+
 // Sink is a snapshot.Sink that makes a log.
 type Sink struct {
-	opt  Options
-	open func(context.Context) (target, error)
+	opt   Options
+	open  func(context.Context) (target, error)
+	begin func(digest []byte) error // makes the node of a cluster; nil if there is none
 
 	target    target // nil before Begin
 	head      eventlog.Head
 	compacted int64
-	main      int64 // revision of the newest record
-	records   int   // in the open batch
-	bytes     int   // in the open batch
+	main      int64     // revision of the newest record
+	records   int       // in the open batch
+	bytes     int       // in the open batch
+	digest    hash.Hash // of the records; nil without a cluster
+	scratch   []byte
 	dropped   []snapshot.Alarm
 }
 
@@ -79,7 +97,12 @@ type target interface {
 
 // SQLite returns the sink that makes the database of data directory dir.
 func SQLite(dir string, opt Options) *Sink {
-	return &Sink{opt: opt, open: func(context.Context) (target, error) { return openSQLite(dir, opt.Replace) }}
+	s := &Sink{opt: opt, open: func(context.Context) (target, error) { return openSQLite(dir, opt.Replace) }}
+	if opt.Cluster != nil {
+		s.digest = sha256.New()
+		s.begin = func(digest []byte) error { return opt.Cluster.begin(dir, digest) }
+	}
+	return s
 }
 
 // Postgres returns the sink that makes the data of the schema that url names.
@@ -209,6 +232,12 @@ func (s *Sink) add(ctx context.Context, r *eventlog.Record, whole bool) error {
 	s.records++
 	s.bytes += len(r.Key) + len(r.Value)
 	r.Seq, r.Position = s.head.Seq, s.head.Position
+	if s.digest != nil {
+		s.scratch = eventlog.AppendHeader(s.scratch[:0], r) // it has the lengths and checksums of what follows
+		s.digest.Write(s.scratch)
+		s.digest.Write(r.Key)
+		s.digest.Write(r.Value)
+	}
 	return s.target.Add(ctx, r, id)
 }
 
@@ -229,7 +258,25 @@ func (s *Sink) Finish(ctx context.Context) error {
 	}
 	t := s.target
 	s.target = nil
-	return t.Finish(ctx, s.head)
+	if err := t.Finish(ctx, s.head); err != nil || s.begin == nil {
+		return err
+	}
+	return s.begin(binary.BigEndian.AppendUint64(s.digest.Sum(nil), uint64(s.head.Revision)))
+}
+
+// begin makes dir, which has the data by now, that of the node. Before that it
+// is refused to the node, since it is not empty.
+func (c *Cluster) begin(dir string, digest []byte) error {
+	cluster, members := raftlog.NewMembers(fmt.Sprintf("%s %x", c.Token, digest), c.Members)
+	at := slices.IndexFunc(members, func(m raftlog.Member) bool { return m.Name == c.Name })
+	if at < 0 {
+		return fmt.Errorf("the cluster has no node %q", c.Name)
+	}
+	id := raftlog.Identity{Cluster: cluster, Node: members[at].ID}
+	if err := raftlog.Begin(dir, id, raftlog.Members{Members: members}); err != nil {
+		return fmt.Errorf("the data is there, but not yet that of a node of a cluster; restore it again: %w", err)
+	}
+	return nil
 }
 
 // Abort implements snapshot.Sink.

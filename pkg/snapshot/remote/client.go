@@ -1,10 +1,12 @@
 package remote
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"os"
 	"time"
@@ -62,7 +64,8 @@ func Dial(ctx context.Context, c Config) (*clientv3.Client, error) {
 }
 
 // Fetch writes a snapshot of the server to the file at path, which must not
-// be there. report, if not nil, is told how many bytes have come.
+// be there, and compares it with its checksum. report, if not nil, is told how
+// many bytes have come.
 func Fetch(ctx context.Context, client *clientv3.Client, path string, report func(bytes int64)) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // or the stream would stay open after an error
@@ -75,9 +78,9 @@ func Fetch(ctx context.Context, client *clientv3.Client, path string, report fun
 	if err != nil {
 		return err
 	}
-	size, err := io.Copy(&counted{Writer: file, report: report}, stream.Snapshot)
-	if err == nil && size%512 != sha256.Size {
-		err = fmt.Errorf("the stream ended after %d bytes, which is no snapshot", size)
+	w := &checked{Writer: file, sum: sha256.New(), report: report}
+	if _, err = io.Copy(w, stream.Snapshot); err == nil {
+		err = w.check()
 	}
 	if err = errors.Join(err, file.Close()); err != nil {
 		return errors.Join(fmt.Errorf("snapshot: %w", err), os.Remove(path))
@@ -85,18 +88,37 @@ func Fetch(ctx context.Context, client *clientv3.Client, path string, report fun
 	return nil
 }
 
-// counted reports how much was written.
-type counted struct {
+// checked computes the checksum of all that is written but its end, which is
+// the checksum, and reports how much was written.
+type checked struct {
 	io.Writer
+	sum    hash.Hash
+	end    []byte // the last bytes, not in sum yet
 	n      int64
 	report func(int64)
 }
 
-func (c *counted) Write(p []byte) (int, error) {
+func (c *checked) Write(p []byte) (int, error) {
 	n, err := c.Writer.Write(p)
 	c.n += int64(n)
+	c.end = append(c.end, p[:n]...)
+	if more := len(c.end) - sha256.Size; more > 0 {
+		c.sum.Write(c.end[:more])
+		c.end = append(c.end[:0], c.end[more:]...)
+	}
 	if c.report != nil {
 		c.report(c.n)
 	}
 	return n, err
+}
+
+// check makes sure that a whole snapshot was written: pages, and the checksum.
+func (c *checked) check() error {
+	if c.n%512 != sha256.Size {
+		return fmt.Errorf("the stream ended after %d bytes, which is no snapshot", c.n)
+	}
+	if !bytes.Equal(c.sum.Sum(nil), c.end) {
+		return errors.New("the checksum at its end does not match: it was damaged on its way")
+	}
+	return nil
 }
