@@ -342,6 +342,9 @@ func TestURLs(t *testing.T) {
 		if _, err := OpenURL(t.Context(), raw, Options{}); !errors.Is(err, ErrURL) || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s: %v", raw, err)
 		}
+		if strings.Contains(Redact(raw), "secret") {
+			t.Errorf("shown as %s", Redact(raw))
+		}
 	}
 	path := newFile(t, createTable, compactRow)
 	src, err := OpenURL(t.Context(), "sqlite://"+path+"?_journal_mode=WAL", Options{})

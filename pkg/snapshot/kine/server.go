@@ -68,6 +68,20 @@ func OpenURL(ctx context.Context, endpoint string, opt Options) (src *Source, er
 	return s, s.load(ctx)
 }
 
+// Redact returns an endpoint, or a path, without user and parameters, which may
+// be secret.
+func Redact(endpoint string) string {
+	scheme, rest, ok := strings.Cut(endpoint, "://")
+	if !ok {
+		return endpoint
+	}
+	rest, _, _ = strings.Cut(rest, "?")
+	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
+		rest = rest[at+1:]
+	}
+	return "kine:" + scheme + "://" + rest
+}
+
 // snapshotOnly makes every statement of a transaction see the same state.
 var snapshotOnly = &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true}
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"hash"
@@ -41,15 +42,9 @@ func Dial(ctx context.Context, c Config) (*clientv3.Client, error) {
 	if config.DialTimeout == 0 {
 		config.DialTimeout = defaultDialTimeout
 	}
-	if c.CACert != "" || c.Cert != "" || c.Key != "" || c.InsecureSkipTLSVerify {
-		info := transport.TLSInfo{
-			TrustedCAFile: c.CACert, CertFile: c.Cert, KeyFile: c.Key,
-			InsecureSkipVerify: c.InsecureSkipTLSVerify, EmptyCN: true, Logger: zap.NewNop(),
-		}
-		var err error
-		if config.TLS, err = info.ClientConfig(); err != nil {
-			return nil, fmt.Errorf("TLS: %w", err)
-		}
+	var err error
+	if config.TLS, err = c.TLS(); err != nil {
+		return nil, err
 	}
 	client, err := clientv3.New(config)
 	if err != nil {
@@ -61,6 +56,22 @@ func Dial(ctx context.Context, c Config) (*clientv3.Client, error) {
 		return nil, errors.Join(fmt.Errorf("%v: %w", c.Endpoints, err), client.Close())
 	}
 	return client, nil
+}
+
+// TLS is what the files say; nil if nothing was said.
+func (c Config) TLS() (*tls.Config, error) {
+	if c.CACert == "" && c.Cert == "" && c.Key == "" && !c.InsecureSkipTLSVerify {
+		return nil, nil
+	}
+	info := transport.TLSInfo{
+		TrustedCAFile: c.CACert, CertFile: c.Cert, KeyFile: c.Key,
+		InsecureSkipVerify: c.InsecureSkipTLSVerify, Logger: zap.NewNop(),
+	}
+	config, err := info.ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("TLS: %w", err)
+	}
+	return config, nil
 }
 
 // Fetch writes a snapshot of the server to the file at path, which must not
