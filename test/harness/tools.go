@@ -18,6 +18,7 @@ import (
 const (
 	EtcdVersion = "v3.7.3"
 	KubeVersion = "v1.36.3"
+	KineVersion = "v0.16.4"
 )
 
 const rootModule = "module github.com/keelson-io/keelson\n"
@@ -28,6 +29,7 @@ type tool struct {
 	pkg     string
 	version string
 	ldflags string
+	env     []string
 }
 
 var kubeLdflags = "-s -w" +
@@ -38,18 +40,20 @@ var kubeLdflags = "-s -w" +
 	" -X k8s.io/client-go/pkg/version.gitVersion=" + KubeVersion
 
 var tools = map[string]tool{
-	"etcd":           {"test/tools/etcd", "go.etcd.io/etcd/server/v3", EtcdVersion, "-s -w"},
-	"etcdctl":        {"test/tools/etcd", "go.etcd.io/etcd/etcdctl/v3", EtcdVersion, "-s -w"},
-	"etcdutl":        {"test/tools/etcd", "go.etcd.io/etcd/etcdutl/v3", EtcdVersion, "-s -w"},
-	"kube-apiserver": {"test/apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", KubeVersion, kubeLdflags},
-	"kubectl":        {"test/apiserver", "k8s.io/kubernetes/cmd/kubectl", KubeVersion, kubeLdflags},
+	"etcd":           {"test/tools/etcd", "go.etcd.io/etcd/server/v3", EtcdVersion, "-s -w", nil},
+	"etcdctl":        {"test/tools/etcd", "go.etcd.io/etcd/etcdctl/v3", EtcdVersion, "-s -w", nil},
+	"etcdutl":        {"test/tools/etcd", "go.etcd.io/etcd/etcdutl/v3", EtcdVersion, "-s -w", nil},
+	"kube-apiserver": {"test/apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", KubeVersion, kubeLdflags, nil},
+	"kubectl":        {"test/apiserver", "k8s.io/kubernetes/cmd/kubectl", KubeVersion, kubeLdflags, nil},
+	// As kine's own releases are built: without cgo it has another SQLite.
+	"kine": {"bench/tools/kine", "github.com/k3s-io/kine", KineVersion, "-s -w", []string{"CGO_ENABLED=1", "CGO_CFLAGS=-O2 -DSQLITE_USE_ALLOCA=1"}},
 }
 
 // ToolNames returns the programs that BuildTool can build, in order.
 func ToolNames() []string { return slices.Sorted(maps.Keys(tools)) }
 
 // Tool returns the path of the named program (etcd, etcdctl, etcdutl,
-// kube-apiserver, kubectl), built from its Go module if the cache does not have it yet.
+// kube-apiserver, kubectl, kine), built from its Go module if the cache does not have it yet.
 func Tool(t testing.TB, name string) string {
 	t.Helper()
 	path, err := BuildTool(name)
@@ -78,7 +82,7 @@ func BuildTool(name string) (string, error) {
 		return "", err
 	}
 	args := []string{"-trimpath", "-ldflags", spec.ldflags, spec.pkg}
-	return path, goBuild(filepath.Join(root, spec.module), path, args...)
+	return path, goBuild(filepath.Join(root, spec.module), path, spec.env, args...)
 }
 
 var built struct {
@@ -112,15 +116,15 @@ func buildKeelson() (string, error) {
 	}
 	if os.Getenv("KEELSON_RACE") != "" {
 		path := filepath.Join(bin, "keelson-race")
-		return path, goBuild(root, path, "-race", ".")
+		return path, goBuild(root, path, nil, "-race", ".")
 	}
 	path := filepath.Join(bin, "keelson")
-	return path, goBuild(root, path, ".")
+	return path, goBuild(root, path, nil, ".")
 }
 
 // goBuild builds to a name of its own and renames, since test processes that
 // run at the same time may build the same program.
-func goBuild(dir, out string, args ...string) error {
+func goBuild(dir, out string, env []string, args ...string) error {
 	f, err := os.CreateTemp(filepath.Dir(out), filepath.Base(out)+".*.tmp")
 	if err != nil {
 		return err
@@ -133,7 +137,7 @@ func goBuild(dir, out string, args ...string) error {
 	cmd := exec.Command("go", append([]string{"build", "-o", tmp}, args...)...)
 	cmd.Dir = dir
 	// A go.work of the caller must not choose the dependencies.
-	cmd.Env = append(os.Environ(), "GOWORK=off")
+	cmd.Env = append(append(os.Environ(), "GOWORK=off"), env...)
 	if output, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go build in %s: %w\n%s", dir, err, output)
 	}
