@@ -60,6 +60,47 @@ func appendInt(dst []byte, field protowire.Number, v int64) []byte {
 	return protowire.AppendVarint(protowire.AppendTag(dst, field, protowire.VarintType), uint64(v))
 }
 
+// ParseKeyValue sets what an mvccpb.KeyValue says of r, but for the modification
+// revision, which it returns. Key and Value are parts of src.
+func ParseKeyValue(src []byte, r *eventlog.Record) (mod int64, ok bool) {
+	for len(src) > 0 {
+		field, kind, n := protowire.ConsumeTag(src)
+		if n < 0 {
+			return 0, false
+		}
+		src = src[n:]
+		var b []byte
+		var v uint64
+		switch kind {
+		case protowire.BytesType:
+			b, n = protowire.ConsumeBytes(src)
+		case protowire.VarintType:
+			v, n = protowire.ConsumeVarint(src)
+		default:
+			n = protowire.ConsumeFieldValue(field, kind, src)
+		}
+		if n < 0 || (field == fieldKey || field == fieldValue) != (kind == protowire.BytesType) && field <= fieldLease {
+			return 0, false
+		}
+		src = src[n:]
+		switch field {
+		case fieldKey:
+			r.Key = b
+		case fieldCreate:
+			r.CreateRevision = int64(v)
+		case fieldMod:
+			mod = int64(v)
+		case fieldVersion:
+			r.Version = int64(v)
+		case fieldValue:
+			r.Value = b
+		case fieldLease:
+			r.Lease = int64(v)
+		}
+	}
+	return mod, true
+}
+
 // Hasher makes the hash that etcd's HashKV gives, of versions in order.
 //
 // Source: etcd's kvHasher: CRC-32C over "key" and, for every revision in

@@ -1,0 +1,431 @@
+package etcdfile_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/snapshot"
+	"github.com/keelson-io/keelson/pkg/snapshot/etcdfile"
+)
+
+// memory is a source.
+type memory struct {
+	state   snapshot.State
+	records []eventlog.Record
+}
+
+func (m *memory) State() snapshot.State { return m.state }
+func (m *memory) Close() error          { return nil }
+
+func (m *memory) Records(_ context.Context, fn func(*eventlog.Record) error) error {
+	for _, r := range m.records {
+		if err := fn(&r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func put(main, sub int64, key, value string) eventlog.Record {
+	return eventlog.Record{
+		Kind: eventlog.KindPut, Revision: eventlog.Revision{Main: main, Sub: sub}, Key: []byte(key), Value: []byte(value),
+		CreateRevision: main, Version: 1,
+	}
+}
+
+func del(main, sub int64, key string) eventlog.Record {
+	return eventlog.Record{Kind: eventlog.KindDelete, Revision: eventlog.Revision{Main: main, Sub: sub}, Key: []byte(key)}
+}
+
+// example has something of everything.
+func example() *memory {
+	m := &memory{
+		state: snapshot.State{
+			Revision: 40, Compacted: 7,
+			Leases: []snapshot.Lease{{ID: 3, TTL: 60}, {ID: 1 << 62, TTL: 5, Remaining: 2}},
+			Alarms: []snapshot.Alarm{{Member: 77, Alarm: 1}},
+		},
+		records: []eventlog.Record{
+			put(2, 0, "empty", ""), put(5, 0, "a", "1"), del(7, 0, "b"),
+			put(8, 0, "a", strings.Repeat("large", 100_000)), put(8, 1, "c", "\x00\xff"), del(8, 2, "d"),
+		},
+	}
+	m.records[1].Lease, m.records[1].Version, m.records[1].CreateRevision = 3, 4, 2
+	for i := range int64(30) {
+		m.records = append(m.records, put(10+i, 0, fmt.Sprint("k", i), strings.Repeat("v", int(i)*100)))
+	}
+	return m
+}
+
+// write makes a file of src and returns its path.
+func write(t testing.TB, src snapshot.Source, opt etcdfile.Options) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "snapshot.db")
+	w, err := etcdfile.Create(path, opt)
+	if err != nil {
+		t.Fatalf("Create: %v", err)
+	}
+	if _, err := snapshot.Copy(t.Context(), w, src, nil); err != nil {
+		t.Fatalf("Copy: %v", err)
+	}
+	if files, err := os.ReadDir(filepath.Dir(path)); err != nil || len(files) != 1 {
+		t.Errorf("%d files are left, %v", len(files), err)
+	}
+	return path
+}
+
+func open(t testing.TB, path string) *etcdfile.Reader {
+	t.Helper()
+	r, err := etcdfile.Open(path)
+	if err != nil {
+		t.Fatalf("Open: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	return r
+}
+
+// dump is all that src has, one thing a line.
+func dump(t testing.TB, src snapshot.Source) string {
+	t.Helper()
+	s := src.State()
+	var b strings.Builder
+	fmt.Fprintf(&b, "revision %d compacted %d leases %v alarms %v\n", s.Revision, s.Compacted, s.Leases, s.Alarms)
+	err := src.Records(t.Context(), func(r *eventlog.Record) error {
+		fmt.Fprintf(&b, "%v %v %q create %d version %d lease %d value %v %d %x\n", r.Kind, r.Revision, r.Key, r.CreateRevision, r.Version, r.Lease,
+			r.Value != nil, len(r.Value), r.Value[:min(len(r.Value), 20)])
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("Records: %v", err)
+	}
+	return b.String()
+}
+
+func equal(t testing.TB, what, got, want string) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s is\n%s\nwant\n%s", what, got, want)
+	}
+}
+
+func TestWriteAndRead(t *testing.T) {
+	src := example()
+	path := write(t, src, etcdfile.Options{Index: 9, Term: 4})
+	r := open(t, path)
+	if !r.HasChecksum() {
+		t.Error("the file has no checksum")
+	}
+	if got := r.State(); got.Records != int64(len(src.records)) || got.Bytes < 500_000 {
+		t.Errorf("%d records and %d bytes, want %d", got.Records, got.Bytes, len(src.records))
+	}
+	equal(t, "what was read", dump(t, r), dump(t, src))
+	equal(t, "what was read again", dump(t, r), dump(t, src))
+	got, gotErr := snapshot.Hash(t.Context(), r)
+	want, wantErr := snapshot.Hash(t.Context(), src)
+	if got != want || gotErr != nil || wantErr != nil {
+		t.Errorf("hash is %d, %v, want %d, %v", got, gotErr, want, wantErr)
+	}
+	equal(t, "what was written again", dump(t, open(t, write(t, r, etcdfile.Options{}))), dump(t, src))
+
+	// The same without its end is the database of a member.
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bare := filepath.Join(t.TempDir(), "db")
+	if err := os.WriteFile(bare, raw[:len(raw)-32], 0o400); err != nil {
+		t.Fatal(err)
+	}
+	db := open(t, bare)
+	equal(t, "the database", dump(t, db), dump(t, src))
+	if db.HasChecksum() {
+		t.Error("a database has a checksum")
+	}
+	scratch := write(t, src, etcdfile.Options{Scratch: true})
+	if r := open(t, scratch); r.HasChecksum() {
+		t.Error("a scratch file has a checksum")
+	}
+	stop := errors.New("stop")
+	if err := r.Records(t.Context(), func(*eventlog.Record) error { return stop }); !errors.Is(err, stop) {
+		t.Errorf("Records: %v, want fn's error", err)
+	}
+}
+
+// TestRevision has heads whose record is gone.
+func TestRevision(t *testing.T) {
+	for _, s := range []snapshot.State{
+		{Revision: 1},
+		{Revision: 90},
+		{Revision: 90, Compacted: 90},
+		{Revision: 90, Compacted: 50},
+	} {
+		m := &memory{state: s}
+		if s.Revision > 1 {
+			m.records = []eventlog.Record{put(20, 0, "a", "1")}
+		}
+		r := open(t, write(t, m, etcdfile.Options{}))
+		equal(t, "what was read", dump(t, r), dump(t, m))
+	}
+}
+
+func TestManyTransactions(t *testing.T) {
+	m := &memory{state: snapshot.State{Revision: 50_001}}
+	for i := range int64(50_000) {
+		m.records = append(m.records, put(i+2, 0, fmt.Sprint("k", i), strings.Repeat("v", int(i%700))))
+	}
+	r := open(t, write(t, m, etcdfile.Options{}))
+	equal(t, "what was read", dump(t, r), dump(t, m))
+}
+
+func TestNothingIsWrittenOver(t *testing.T) {
+	path := write(t, example(), etcdfile.Options{})
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := etcdfile.Create(path, etcdfile.Options{}); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("Create of a file that is there: %v", err)
+	}
+	later := filepath.Join(t.TempDir(), "x")
+	w, err := etcdfile.Create(later, etcdfile.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Begin(t.Context(), snapshot.State{Revision: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(later, before, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Finish(t.Context()); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("Finish where a file has come to be: %v", err)
+	}
+	// One that is aborted leaves nothing.
+	broken := example()
+	broken.records[3].Revision.Main = 1
+	w, err = etcdfile.Create(filepath.Join(filepath.Dir(later), "y"), etcdfile.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := snapshot.Copy(t.Context(), w, broken, nil); !errors.Is(err, snapshot.ErrInvalid) {
+		t.Errorf("Copy: %v, want ErrInvalid", err)
+	}
+	files, err := os.ReadDir(filepath.Dir(later))
+	if err != nil || len(files) != 1 {
+		t.Errorf("%d files are left, want 1, %v", len(files), err)
+	}
+}
+
+// change makes a bbolt database of a file and changes it.
+func change(t testing.TB, path string, fn func(*bbolt.Tx) error) string {
+	t.Helper()
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := filepath.Join(t.TempDir(), "db")
+	if err := os.WriteFile(changed, raw[:len(raw)-32], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	db, err := bbolt.Open(changed, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(db.Update(fn), db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return changed
+}
+
+func meta(name, value string) func(*bbolt.Tx) error {
+	return func(tx *bbolt.Tx) error { return tx.Bucket([]byte("meta")).Put([]byte(name), []byte(value)) }
+}
+
+func TestBadInput(t *testing.T) {
+	good := write(t, example(), etcdfile.Options{})
+	raw, err := os.ReadFile(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := func(content []byte) string {
+		path := filepath.Join(t.TempDir(), "f")
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	flipped := func(at int) []byte {
+		c := bytes.Clone(raw)
+		c[at] ^= 4
+		return c
+	}
+	random := make([]byte, 8192)
+	_, _ = rand.Read(random)
+	var zipped bytes.Buffer
+	z := gzip.NewWriter(&zipped)
+	_, _ = z.Write(raw)
+	_ = z.Close()
+	pageSize := bytes.Clone(raw[:len(raw)-32])
+	for _, meta := range []int{0, 4096} {
+		binary.LittleEndian.PutUint32(pageSize[meta+24:], 12345)
+	}
+	for _, c := range []struct{ name, path, want string }{
+		{"empty", file(nil), "it is empty"},
+		{"short", file(raw[:100]), "it is cut off"},
+		{"cut off", file(raw[:len(raw)-500]), "it is cut off"},
+		{"without its last byte", file(raw[:len(raw)-1]), "it is cut off"},
+		{"cut off at a page", file(raw[:len(raw)/2/4096*4096]), "it is cut off"},
+		{"cut off like a checksum", file(raw[:len(raw)/2/4096*4096+32]), "checksum does not match"},
+		{"flipped bit", file(flipped(len(raw) / 2)), "checksum does not match"},
+		{"flipped bit of the checksum", file(flipped(len(raw) - 1)), "checksum does not match"},
+		{"gzip", file(zipped.Bytes()), "compressed with gzip"},
+		{"SQLite", file(append([]byte("SQLite format 3\x00"), random...)), "an SQLite database"},
+		{"text", file([]byte(strings.Repeat("apiVersion: v1\n", 200))), "it is text"},
+		{"encrypted", file(random), "encrypted"},
+		{"page size", file(pageSize), "damaged"},
+		{"directory", t.TempDir(), "is not a file"},
+		{"too new", change(t, good, meta("storageVersion", "3.8.0")), "storage version 3.8.0; this keelson knows up to 3.7.0"},
+		{"no version", change(t, good, meta("storageVersion", "new")), "not a storage version"},
+		{"compact revision", change(t, good, meta("finishedCompactRev", "7")), "not the name of a revision"},
+		{"no keys", change(t, good, func(tx *bbolt.Tx) error { return tx.DeleteBucket([]byte("key")) }), "no buckets key and meta"},
+		{"no meta", change(t, good, func(tx *bbolt.Tx) error { return tx.DeleteBucket([]byte("meta")) }), "no buckets key and meta"},
+		{"lease", change(t, good, func(tx *bbolt.Tx) error { return tx.Bucket([]byte("lease")).Put([]byte("x"), nil) }), "lease 78 cannot be read"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			before, _ := os.ReadFile(c.path)
+			r, err := etcdfile.Open(c.path)
+			if err == nil {
+				_ = r.Close()
+			}
+			if !errors.Is(err, snapshot.ErrInvalid) || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("Open: %v, want %q", err, c.want)
+			}
+			if after, _ := os.ReadFile(c.path); !bytes.Equal(before, after) {
+				t.Error("the file was changed")
+			}
+		})
+	}
+	if _, err := etcdfile.Open(filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Open of what is not there: %v", err)
+	}
+}
+
+// TestBadRecords: what the checksums cannot tell.
+func TestBadRecords(t *testing.T) {
+	good := write(t, example(), etcdfile.Options{})
+	for name, value := range map[string]string{
+		"x": "", "\x00\x00\x00\x00\x00\x00\x00\x63_\x00\x00\x00\x00\x00\x00\x00\x00": "\xff",
+		"\x00\x00\x00\x00\x00\x00\x00\x63_\x00\x00\x00\x00\x00\x00\x00\x01": "\n\x01a\x18\x07",
+	} {
+		path := change(t, good, func(tx *bbolt.Tx) error { return tx.Bucket([]byte("key")).Put([]byte(name), []byte(value)) })
+		r, err := etcdfile.Open(path)
+		if err == nil {
+			err = r.Records(t.Context(), func(*eventlog.Record) error { return nil })
+			_ = r.Close()
+		}
+		if !errors.Is(err, snapshot.ErrInvalid) {
+			t.Errorf("a record %q of %q: %v, want ErrInvalid", name, value, err)
+		}
+	}
+}
+
+func TestAuth(t *testing.T) {
+	path := change(t, write(t, example(), etcdfile.Options{}), func(tx *bbolt.Tx) error {
+		return tx.Bucket([]byte("auth")).Put([]byte("authEnabled"), []byte{1})
+	})
+	if _, err := etcdfile.Open(path); !errors.Is(err, etcdfile.ErrAuth) {
+		t.Errorf("Open: %v, want ErrAuth", err)
+	}
+	r, err := etcdfile.OpenWithoutAuth(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	equal(t, "what was read", dump(t, r), dump(t, example()))
+}
+
+func TestInUse(t *testing.T) {
+	path := change(t, write(t, example(), etcdfile.Options{}), func(*bbolt.Tx) error { return nil })
+	db, err := bbolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := etcdfile.Open(path); err == nil || !strings.Contains(err.Error(), "another process has it open") {
+		t.Errorf("Open of a file in use: %v", err)
+	}
+}
+
+// TestUnfinishedCompaction has a compaction that was scheduled and not done, or
+// only in part.
+func TestUnfinishedCompaction(t *testing.T) {
+	m := &memory{
+		state: snapshot.State{Revision: 12, Compacted: 2},
+		records: []eventlog.Record{
+			put(2, 0, "a", "1"), put(3, 0, "a", "2"), put(3, 1, "a", "3"), put(4, 0, "b", "1"), del(5, 0, "b"), put(6, 0, "c", "1"), del(7, 0, "c"),
+			put(7, 1, "d", "1"), put(8, 0, "a", "4"), del(9, 0, "d"), put(12, 0, "b", "2"),
+		},
+	}
+	done := &memory{
+		state:   snapshot.State{Revision: 12, Compacted: 7},
+		records: []eventlog.Record{m.records[2], m.records[6], m.records[7], m.records[8], m.records[9], m.records[10]},
+	}
+	file := write(t, m, etcdfile.Options{})
+	path := change(t, file, meta("scheduledCompactRev", "\x00\x00\x00\x00\x00\x00\x00\x07_\x00\x00\x00\x00\x00\x00\x00\x00"))
+	equal(t, "what was read", dump(t, open(t, path)), dump(t, done))
+}
+
+// FuzzFlip flips a byte: of a snapshot that is always noticed, and of a database
+// nothing worse happens than that it is not.
+func FuzzFlip(f *testing.F) {
+	path := write(f, example(), etcdfile.Options{})
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for at := range 200 {
+		f.Add(uint32(at*4099), byte(1<<(at%8)))
+	}
+	f.Fuzz(func(t *testing.T, at uint32, mask byte) {
+		if mask == 0 {
+			t.Skip("nothing is flipped")
+		}
+		damaged := bytes.Clone(raw)
+		damaged[int(at)%len(raw)] ^= mask
+		path := filepath.Join(t.TempDir(), "f")
+		if err := os.WriteFile(path, damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := etcdfile.Open(path); !errors.Is(err, snapshot.ErrInvalid) {
+			_ = r.Close()
+			t.Fatalf("a snapshot with byte %d changed by %x: %v", at, mask, err)
+		}
+		if err := os.Truncate(path, int64(len(raw)-32)); err != nil {
+			t.Fatal(err)
+		}
+		r, err := etcdfile.OpenWithoutAuth(path)
+		if err == nil {
+			err = errors.Join(r.Records(t.Context(), func(*eventlog.Record) error { return nil }), r.Close())
+		}
+		if err != nil && !errors.Is(err, snapshot.ErrInvalid) {
+			t.Fatalf("a database with byte %d changed by %x: %v", at, mask, err)
+		}
+	})
+}

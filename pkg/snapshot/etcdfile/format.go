@@ -1,0 +1,132 @@
+// Package etcdfile reads and writes the files in which etcd keeps and backs up
+// its data: a bbolt database, which etcdctl snapshot save ends with a SHA-256.
+//
+//	bucket           key                          value
+//	key              revision (17 bytes, 18 'ed)  mvccpb.KeyValue
+//	meta             consistent_index, term       8 bytes, big-endian
+//	                 confState                    JSON
+//	                 storageVersion               3.7.0
+//	                 scheduledCompactRev,         revision
+//	                 finishedCompactRev
+//	lease            id (8 bytes, big-endian)     leasepb.Lease
+//	alarm            etcdserverpb.AlarmMember     nothing
+//	cluster          clusterVersion               3.7.0
+//	members          id in hexadecimal            JSON
+//	members_removed  id in hexadecimal            removed
+//	auth             authRevision, authEnabled    8 bytes; 0 or 1
+//	authUsers, authRoles
+//
+// etcdutl snapshot restore puts other members into the file, and an index of
+// its own.
+package etcdfile
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/keelson-io/keelson/pkg/snapshot"
+)
+
+// ErrAuth: the data has users and roles, and authentication is on. Without them
+// it would be open to everybody.
+var ErrAuth = errors.New("etcdfile: the data is protected by users and roles")
+
+// The buckets, and what is in some of them.
+const (
+	bucketKey     = "key"
+	bucketMeta    = "meta"
+	bucketLease   = "lease"
+	bucketAlarm   = "alarm"
+	bucketCluster = "cluster"
+	bucketMembers = "members"
+	bucketAuth    = "auth"
+
+	metaIndex     = "consistent_index"
+	metaTerm      = "term"
+	metaConf      = "confState"
+	metaVersion   = "storageVersion"
+	metaScheduled = "scheduledCompactRev"
+	metaFinished  = "finishedCompactRev"
+
+	clusterVersion = "clusterVersion"
+	authRevision   = "authRevision"
+	authEnabled    = "authEnabled"
+
+	// storageVersion is that of the files written, and the newest one read, but
+	// for its last number.
+	storageVersion = "3.7.0"
+)
+
+// buckets are all that etcd makes.
+var buckets = []string{
+	bucketAlarm, bucketAuth, "authRoles", "authUsers", bucketCluster, bucketKey, bucketLease, bucketMembers, "members_removed", bucketMeta,
+}
+
+const (
+	revisionSize = 8 + 1 + 8
+	sector       = 512 // sizes of databases are a multiple of it
+)
+
+// decodeRevision returns the main and sub revision of a name, and whether it is
+// a tombstone's.
+func decodeRevision(name []byte) (main, sub int64, tombstone bool, err error) {
+	tombstone = len(name) == revisionSize+1 && name[revisionSize] == 't'
+	if len(name) != revisionSize && !tombstone || name[8] != '_' {
+		return 0, 0, false, fmt.Errorf("%w: %q is not the name of a revision", snapshot.ErrInvalid, name)
+	}
+	main, sub = int64(binary.BigEndian.Uint64(name)), int64(binary.BigEndian.Uint64(name[9:]))
+	if main < 0 || sub < 0 {
+		return 0, 0, false, fmt.Errorf("%w: %q is not the name of a revision", snapshot.ErrInvalid, name)
+	}
+	return main, sub, tombstone, nil
+}
+
+func bigEndian(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
+
+// Member is a member of a cluster, as its data names it.
+type Member struct {
+	ID         uint64
+	Name       string
+	PeerURLs   []string
+	ClientURLs []string
+	IsLearner  bool
+}
+
+// defaultMember is an etcd's that is started without flags.
+var defaultMember = Member{ID: 0x8e9e05c52164694d, Name: "default", PeerURLs: []string{"http://localhost:2380"}, ClientURLs: []string{"http://localhost:2379"}}
+
+func (m *Member) key() []byte { return strconv.AppendUint(nil, m.ID, 16) }
+
+func (m *Member) json() ([]byte, error) {
+	return json.Marshal(struct {
+		ID         uint64   `json:"id"`
+		PeerURLs   []string `json:"peerURLs"`
+		IsLearner  bool     `json:"isLearner,omitempty"`
+		Name       string   `json:"name,omitempty"`
+		ClientURLs []string `json:"clientURLs,omitempty"`
+	}{m.ID, m.PeerURLs, m.IsLearner, m.Name, m.ClientURLs})
+}
+
+// confState is Raft's configuration of these members.
+func confState(members []Member) ([]byte, error) {
+	var conf struct {
+		Voters    []uint64 `json:"voters,omitempty"`
+		Learners  []uint64 `json:"learners,omitempty"`
+		AutoLeave bool     `json:"auto_leave"`
+	}
+	for _, m := range members {
+		if m.IsLearner {
+			conf.Learners = append(conf.Learners, m.ID)
+		} else {
+			conf.Voters = append(conf.Voters, m.ID)
+		}
+	}
+	return json.Marshal(conf)
+}
+
+// checksumSize is how much longer a snapshot is than a database.
+const checksumSize = sha256.Size

@@ -1,0 +1,127 @@
+package etcdfile
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"os"
+	"unicode/utf8"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/snapshot"
+)
+
+// boltMagic stands behind the header of the first page of a bbolt database, in
+// the order of bytes of the machine that made it.
+const (
+	boltMagic       = 0xED0CDAED
+	boltMagicOffset = 16
+)
+
+// foreign are other files that a path may name by mistake, by how they begin.
+var foreign = []struct{ magic, what string }{
+	{"SQLite format 3\x00", "an SQLite database; keelson's own, or that of kine, is imported as what it is"},
+	{"\x1f\x8b", "compressed with gzip: decompress it first"},
+	{"\x28\xb5\x2f\xfd", "compressed with zstd: decompress it first"},
+	{"\xfd7zXZ\x00", "compressed with xz: decompress it first"},
+	{"BZh", "compressed with bzip2: decompress it first"},
+	{"PK\x03\x04", "a zip archive: unpack it first"},
+	{"PGDMP", "a dump of PostgreSQL"},
+	{"age-encryption.org/", "encrypted with age: decrypt it first"},
+	{"Salted__", "encrypted with openssl: decrypt it first"},
+}
+
+// inspect verifies what can be told before bbolt opens the file, and whether it
+// ends with its checksum.
+func inspect(path string) (checksum bool, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	if !info.Mode().IsRegular() {
+		return false, fmt.Errorf("%w: it is not a file", snapshot.ErrInvalid)
+	}
+	head := make([]byte, sector)
+	n, err := io.ReadFull(f, head)
+	if err != nil && n == 0 && info.Size() > 0 {
+		return false, err
+	}
+	if err := identify(head[:n]); err != nil {
+		return false, err
+	}
+	switch info.Size() % sector {
+	case 0:
+		return false, nil
+	case checksumSize:
+		return true, verify(f, info.Size())
+	}
+	return false, fmt.Errorf("%w: it is cut off: neither a snapshot nor a database has %d bytes", snapshot.ErrInvalid, info.Size())
+}
+
+// identify refuses a file that is not a bbolt database.
+func identify(head []byte) error {
+	if len(head) >= boltMagicOffset+4 {
+		magic := head[boltMagicOffset:]
+		if binary.LittleEndian.Uint32(magic) == boltMagic || binary.BigEndian.Uint32(magic) == boltMagic {
+			return nil
+		}
+	}
+	what := "no database of etcd, or it is encrypted or damaged"
+	switch {
+	case len(head) == 0:
+		what = "empty"
+	case utf8.Valid(head) && !bytes.ContainsRune(head, 0):
+		what = "text, and no database of etcd"
+	}
+	for _, f := range foreign {
+		if bytes.HasPrefix(head, []byte(f.magic)) {
+			what = f.what
+		}
+	}
+	return fmt.Errorf("%w: it is %s", snapshot.ErrInvalid, what)
+}
+
+// verify compares a file of that size with the checksum at its end.
+func verify(f *os.File, size int64) error {
+	h := sha256.New()
+	if _, err := io.Copy(h, io.NewSectionReader(f, 0, size-checksumSize)); err != nil {
+		return err
+	}
+	stored := make([]byte, checksumSize)
+	if _, err := f.ReadAt(stored, size-checksumSize); err != nil {
+		return err
+	}
+	if !bytes.Equal(stored, h.Sum(nil)) {
+		return fmt.Errorf("%w: its checksum does not match: it is damaged or was cut off", snapshot.ErrInvalid)
+	}
+	return nil
+}
+
+// decodeRecord makes r of an entry of the bucket of the keys. Key and Value
+// are parts of value.
+func decodeRecord(name, value []byte, r *eventlog.Record) error {
+	main, sub, tombstone, err := decodeRevision(name)
+	if err != nil {
+		return err
+	}
+	*r = eventlog.Record{Kind: eventlog.KindPut, Revision: eventlog.Revision{Main: main, Sub: sub}}
+	mod, ok := snapshot.ParseKeyValue(value, r)
+	switch {
+	case !ok:
+		return fmt.Errorf("%w: what is stored for revision %v cannot be read", snapshot.ErrInvalid, r.Revision)
+	case tombstone:
+		*r = eventlog.Record{Kind: eventlog.KindDelete, Revision: r.Revision, Key: r.Key}
+	case len(r.Key) > 0 && mod != main:
+		return fmt.Errorf("%w: revision %v has the key of revision %d", snapshot.ErrInvalid, r.Revision, mod)
+	case r.Value == nil:
+		r.Value = []byte{}
+	}
+	return nil
+}
