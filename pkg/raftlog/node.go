@@ -49,8 +49,9 @@ type node struct {
 	logger *logrus.Entry
 	halted error // belongs to the loop, which ends with it
 
-	status  atomic.Pointer[Status]
-	changes *progress // of the status
+	status    atomic.Pointer[Status]
+	changes   *progress     // of the status
+	committed atomic.Uint64 // index of the newest entry known to be committed
 }
 
 // newNode makes the node of id over what d holds.
@@ -242,6 +243,7 @@ func (q quiet) Infof(format string, args ...any) { q.Debugf(format, args...) }
 // publish makes the node's status known.
 func (n *node) publish() {
 	s := n.raw.BasicStatus()
+	n.committed.Store(s.GetCommit())
 	now := &Status{ID: s.ID, Leader: s.Lead, Term: s.GetTerm(), Leads: s.RaftState == raft.StateLeader}
 	if old := n.status.Load(); old != nil {
 		if now.Leaders = old.Leaders; now.Leader != old.Leader && now.Leader != 0 {

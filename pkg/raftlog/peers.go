@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
@@ -37,8 +38,9 @@ type Peers struct {
 	log atomic.Pointer[Log] // set by Serve
 
 	mu      sync.Mutex
-	peers   map[uint64]*peer // mu
-	closing sync.WaitGroup   // those that were replaced or removed
+	peers   map[uint64]*peer    // mu
+	traffic map[uint64]*traffic // mu; by node
+	closing sync.WaitGroup      // those that were replaced or removed
 }
 
 // PeersOptions are those of NewPeers.
@@ -50,6 +52,10 @@ type PeersOptions struct {
 	// Credentials are how connections to other nodes are secured; plain if nil.
 	Credentials credentials.TransportCredentials
 
+	// OnRoundTrip, unless nil, hears from time to time how long the way to
+	// another node and back takes. It does not block.
+	OnRoundTrip func(id uint64, took time.Duration)
+
 	Logger *logrus.Entry
 }
 
@@ -59,6 +65,7 @@ const (
 	snapshotMethod = "/" + serviceName + "/Snapshot"
 	clusterMethod  = "/" + serviceName + "/Cluster"
 	publishMethod  = "/" + serviceName + "/Publish"
+	pingMethod     = "/" + serviceName + "/Ping"
 
 	snapshotPiece = 1 << 20 // bytes of a snapshot in one message
 
@@ -83,7 +90,10 @@ func NewPeers(opt PeersOptions) *Peers {
 	if opt.Credentials == nil {
 		opt.Credentials = insecure.NewCredentials()
 	}
-	return &Peers{opt: opt, peers: make(map[uint64]*peer)}
+	if opt.OnRoundTrip == nil {
+		opt.OnRoundTrip = func(uint64, time.Duration) {}
+	}
+	return &Peers{opt: opt, peers: make(map[uint64]*peer), traffic: make(map[uint64]*traffic)}
 }
 
 // Set says where node id is reached: target is a name of gRPC's. One that was
@@ -118,6 +128,7 @@ func (ps *Peers) Remove(id uint64) {
 	defer ps.mu.Unlock()
 	ps.leave(ps.peers[id])
 	delete(ps.peers, id)
+	delete(ps.traffic, id)
 }
 
 // Close ends all connections.
@@ -160,6 +171,7 @@ func (ps *Peers) put(m *raftpb.Message) bool {
 
 // lost tells raft that a message to node id was dropped.
 func (ps *Peers) lost(id uint64) {
+	ps.failed(id)
 	if log := ps.log.Load(); log != nil {
 		log.Unreachable(id)
 	}
@@ -170,6 +182,7 @@ type peer struct {
 	id      uint64
 	target  string
 	conn    *grpc.ClientConn
+	traffic *traffic
 	entries chan *raftpb.Message
 	others  chan *raftpb.Message
 	ctx     context.Context // of all streams; ends with close
@@ -177,6 +190,7 @@ type peer struct {
 	done    sync.WaitGroup
 }
 
+// dial makes the way to node id. The caller holds ps.mu.
 func (ps *Peers) dial(id uint64, target string) (*peer, error) {
 	conn, err := grpc.NewClient(target,
 		grpc.WithTransportCredentials(ps.opt.Credentials),
@@ -192,13 +206,14 @@ func (ps *Peers) dial(id uint64, target string) (*peer, error) {
 	}
 	ctx, cancel := context.WithCancel(ps.outgoing(context.Background(), id))
 	p := &peer{
-		id: id, target: target, conn: conn, ctx: ctx, cancel: cancel,
+		id: id, target: target, conn: conn, traffic: ps.trafficWith(id), ctx: ctx, cancel: cancel,
 		entries: make(chan *raftpb.Message, queued),
 		others:  make(chan *raftpb.Message, queued),
 	}
 	for _, queue := range []chan *raftpb.Message{p.entries, p.others} {
 		p.done.Go(func() { ps.pump(p, queue) })
 	}
+	p.done.Go(func() { ps.ping(p) })
 	return p, nil
 }
 
@@ -226,7 +241,8 @@ func (p *peer) close() error {
 func (ps *Peers) pump(p *peer, queue chan *raftpb.Message) {
 	logger := ps.opt.Logger.WithFields(logrus.Fields{"node": formatID(p.id), "target": p.target})
 	for lost := false; ; {
-		err := p.stream(queue, func() {
+		err := p.stream(queue, func(m *raftpb.Message) {
+			p.traffic.sent.Add(int64(proto.Size(m)))
 			if lost {
 				logger.Info("the node is reached again")
 			}
@@ -261,9 +277,9 @@ func (ps *Peers) pump(p *peer, queue chan *raftpb.Message) {
 	}
 }
 
-// stream sends what is in queue until that fails; sent is called after the
-// first message.
-func (p *peer) stream(queue chan *raftpb.Message, sent func()) error {
+// stream sends what is in queue until that fails; sent is called after each
+// message.
+func (p *peer) stream(queue chan *raftpb.Message, sent func(*raftpb.Message)) error {
 	ctx, cancel := context.WithCancel(p.ctx)
 	defer cancel()
 	s, err := p.conn.NewStream(ctx, stream, messagesMethod)
@@ -271,8 +287,9 @@ func (p *peer) stream(queue chan *raftpb.Message, sent func()) error {
 		return err
 	}
 	for {
+		var m *raftpb.Message
 		select {
-		case m := <-queue:
+		case m = <-queue:
 			err = s.SendMsg(m)
 		case <-s.Context().Done():
 			err = io.EOF
@@ -283,7 +300,7 @@ func (p *peer) stream(queue chan *raftpb.Message, sent func()) error {
 		if err != nil {
 			return err
 		}
-		sent()
+		sent(m)
 	}
 }
 
@@ -312,7 +329,7 @@ func (p *peer) writeSnapshot(log *Log) error {
 	if err != nil {
 		return err
 	}
-	pieces := bufio.NewWriterSize(pieceWriter{s}, snapshotPiece)
+	pieces := bufio.NewWriterSize(pieceWriter{s, &p.traffic.sent}, snapshotPiece)
 	err = log.WriteSnapshot(ctx, pieces)
 	if err == nil {
 		err = pieces.Flush()
@@ -327,7 +344,10 @@ func (p *peer) writeSnapshot(log *Log) error {
 }
 
 // pieceWriter sends what is written as messages.
-type pieceWriter struct{ grpc.ClientStream }
+type pieceWriter struct {
+	grpc.ClientStream
+	sent *atomic.Int64 // bytes
+}
 
 func (w pieceWriter) Write(p []byte) (int, error) {
 	for rest := p; len(rest) > 0; {
@@ -335,6 +355,7 @@ func (w pieceWriter) Write(p []byte) (int, error) {
 		if err := w.SendMsg(wrapperspb.Bytes(piece)); err != nil {
 			return 0, err
 		}
+		w.sent.Add(int64(len(piece)))
 		rest = rest[len(piece):]
 	}
 	return len(p), nil
@@ -343,7 +364,8 @@ func (w pieceWriter) Write(p []byte) (int, error) {
 // pieceReader reads what a pieceWriter sends.
 type pieceReader struct {
 	grpc.ServerStream
-	rest []byte
+	rest     []byte
+	received *atomic.Int64 // bytes
 }
 
 func (r *pieceReader) Read(p []byte) (int, error) {
@@ -353,6 +375,7 @@ func (r *pieceReader) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		r.rest = m.Value
+		r.received.Add(int64(len(m.Value)))
 	}
 	n := copy(p, r.rest)
 	r.rest = r.rest[n:]
@@ -369,6 +392,7 @@ func (ps *Peers) Serve(s grpc.ServiceRegistrar, log *Log) {
 		Methods: []grpc.MethodDesc{
 			{MethodName: "Cluster", Handler: unary(ps.answerCluster)},
 			{MethodName: "Publish", Handler: unary(ps.answerPublish)},
+			{MethodName: "Ping", Handler: unary(ps.answerPing)},
 		},
 		Streams: []grpc.StreamDesc{
 			{StreamName: "Messages", ClientStreams: true, Handler: func(_ any, s grpc.ServerStream) error { return ps.receive(s) }},
@@ -505,7 +529,7 @@ func (ps *Peers) receiveSnapshot(s grpc.ServerStream) error {
 		return status.Error(codes.PermissionDenied, err.Error())
 	}
 	ps.opt.Logger.WithField("node", formatID(from)).Info("receiving a snapshot")
-	if err := ps.log.Load().ReadSnapshot(s.Context(), &pieceReader{ServerStream: s}); err != nil {
+	if err := ps.log.Load().ReadSnapshot(s.Context(), &pieceReader{ServerStream: s, received: &ps.trafficOf(from).received}); err != nil {
 		ps.opt.Logger.WithError(err).Warn("a snapshot was not received")
 		return status.Error(codes.Aborted, err.Error())
 	}
@@ -518,6 +542,7 @@ func (ps *Peers) receive(s grpc.ServerStream) error {
 	if err != nil {
 		return status.Error(codes.PermissionDenied, err.Error())
 	}
+	traffic := ps.trafficOf(from)
 	for {
 		m := new(raftpb.Message)
 		if err := s.RecvMsg(m); errors.Is(err, io.EOF) {
@@ -525,6 +550,7 @@ func (ps *Peers) receive(s grpc.ServerStream) error {
 		} else if err != nil {
 			return err
 		}
+		traffic.received.Add(int64(proto.Size(m)))
 		if slices.Contains(ps.log.Load().Members().Removed, from) {
 			return status.Error(removedCode, ErrRemoved.Error())
 		}

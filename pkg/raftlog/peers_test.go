@@ -22,14 +22,22 @@ type remote struct {
 	peers  *raftlog.Peers
 	server *grpc.Server
 	hook   *test.Hook
+	trips  chan uint64 // to which nodes the way was measured
 }
 
 // startRemote starts node id of three in dir, which serves on a unix socket.
 func startRemote(t *testing.T, dir string, cluster, id uint64) *remote {
 	t.Helper()
 	logger, hook := test.NewNullLogger()
-	r := &remote{hook: hook, server: grpc.NewServer(grpc.MaxRecvMsgSize(1<<30), grpc.WaitForHandlers(true))}
-	r.peers = raftlog.NewPeers(raftlog.PeersOptions{Cluster: cluster, ID: id, Logger: logrus.NewEntry(logger)})
+	r := &remote{hook: hook, server: grpc.NewServer(grpc.MaxRecvMsgSize(1<<30), grpc.WaitForHandlers(true)), trips: make(chan uint64, 100)}
+	r.peers = raftlog.NewPeers(raftlog.PeersOptions{
+		Cluster: cluster, ID: id, Logger: logrus.NewEntry(logger),
+		OnRoundTrip: func(id uint64, took time.Duration) {
+			if took > 0 {
+				r.trips <- id
+			}
+		},
+	})
 	log, err := raftlog.Open(t.Context(), raftlog.Options{
 		Dir: filepath.Join(dir, fmt.Sprint("node", id)), Cluster: cluster, ID: id, Members: membersOf(3),
 		Transport: r.peers, HeartbeatInterval: 20 * time.Millisecond, ElectionTimeout: 400 * time.Millisecond,
@@ -108,6 +116,19 @@ func TestPeers(t *testing.T) {
 		t.Fatalf("Append without node %d: %v", down, err)
 	}
 	head = after(large)
+	up := 6 - leader.Status().ID - down
+	sent, received := all[leader.Status().ID-1].peers.Traffic(), all[up-1].peers.Traffic()[leader.Status().ID]
+	if sent[up].Sent < 6<<20 || received.Received < 6<<20 || received.Sent == 0 || sent[down].Failures == 0 || sent[down].Sent > 6<<20 {
+		t.Errorf("traffic of the leader: %+v; of node %d with it: %+v", sent, up, received)
+	}
+	if committed := leader.Status().Committed; committed == 0 || committed < leader.Status().Applied {
+		t.Errorf("status %+v", leader.Status())
+	}
+	for trip := range all[leader.Status().ID-1].trips {
+		if trip == up {
+			break
+		}
+	}
 	for i := range 20 {
 		head = appendTo(t, leader, head, fmt.Sprint("key", i))
 	}

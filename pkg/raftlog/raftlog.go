@@ -81,12 +81,13 @@ type Options struct {
 
 // Status is what a node knows of its cluster.
 type Status struct {
-	ID      uint64 // the node
-	Leader  uint64 // 0 if it knows of none
-	Leads   bool   // it is the leader
-	Term    uint64
-	Applied uint64 // index of the newest entry that is in the database
-	Leaders uint64 // how many changes of the leader the node has seen
+	ID        uint64 // the node
+	Leader    uint64 // 0 if it knows of none
+	Leads     bool   // it is the leader
+	Term      uint64
+	Committed uint64 // index of the newest entry that it knows to be committed
+	Applied   uint64 // of the newest one that is in the database
+	Leaders   uint64 // how many changes of the leader the node has seen
 }
 
 // Log is a node's copy of the log.
@@ -297,7 +298,8 @@ func (l *Log) ReportSnapshot(id uint64, received bool) {
 // Status returns what the node knows of its cluster.
 func (l *Log) Status() Status {
 	s := *l.node.status.Load()
-	s.Applied, _ = l.applied.now()
+	s.Applied, _ = l.applied.now() // before the other: it is not larger
+	s.Committed = l.node.committed.Load()
 	return s
 }
 
