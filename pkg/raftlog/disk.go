@@ -35,9 +35,10 @@ type disk struct {
 	wal *wal.WAL
 	mem *raft.MemoryStorage
 
-	committed atomic.Uint64 // newest commit index in the WAL
-	marked    uint64        // index of the newest mark; belongs to the caller of mark
-	members   Members       // as of the newest mark when it was opened
+	committed atomic.Uint64      // newest commit index in the WAL
+	marked    uint64             // index of the newest mark; belongs to the caller of mark
+	members   Members            // as of the newest mark when it was opened
+	reached   *eventlog.Position // of a database with all that it had when it was opened; nil if not known
 }
 
 func (d *disk) walDir() string { return filepath.Join(d.dir, "wal") }
@@ -118,7 +119,12 @@ func (d *disk) open(metadata []byte, members Members) error {
 		}
 	}
 	if mark.GetIndex() > 0 {
-		if d.members, err = readMembers(d.dir, mark.GetIndex()); err != nil {
+		file, err := readMark(d.dir, mark.GetIndex())
+		if err != nil {
+			return err
+		}
+		d.members = file.Members
+		if d.reached, err = reach(file.Position, entries); err != nil {
 			return err
 		}
 	}
@@ -150,7 +156,11 @@ func (d *disk) newestMark() (*walpb.Snapshot, error) {
 
 // bootstrap writes the state of a new cluster.
 func (d *disk) bootstrap(members Members) (*walpb.Snapshot, *raftpb.HardState, error) {
-	if err := writeMembers(d.dir, firstIndex, members); err != nil {
+	begin := markFile{Members: members}
+	if len(members.Members) > 1 {
+		begin.Position = new(eventlog.Position(0)) // a node alone may have data
+	}
+	if err := begin.write(d.dir, firstIndex); err != nil {
 		return nil, nil, err
 	}
 	state := &raftpb.HardState{Term: new(uint64(firstTerm)), Vote: new(uint64(0)), Commit: new(uint64(firstIndex))}
@@ -207,13 +217,13 @@ func (d *disk) mark(m mark) (bool, error) {
 	if m.index > d.committed.Load() {
 		return false, nil
 	}
-	if err := writeMembers(d.dir, m.index, m.members); err != nil {
+	if err := (markFile{Members: m.members, Position: &m.position}).write(d.dir, m.index); err != nil {
 		return false, err
 	}
 	if err := d.wal.SaveSnapshot(&walpb.Snapshot{Index: &m.index, Term: &m.term, ConfState: m.conf}); err != nil {
 		return false, err
 	}
-	if err := removeMembers(d.dir, m.index); err != nil {
+	if err := removeMarks(d.dir, m.index); err != nil {
 		return false, err
 	}
 	if _, err := d.mem.CreateSnapshot(m.index, m.conf, nil); err != nil {

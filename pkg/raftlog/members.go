@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -18,7 +16,6 @@ import (
 	"go.etcd.io/raft/v3/tracker"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/keelson-io/keelson/pkg/durable"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
@@ -28,6 +25,7 @@ var (
 	ErrMemberRemoved   = errors.New("raft: a node with this id was removed, and ids are not used again")
 	ErrMemberNotFound  = errors.New("raft: no node has this id")
 	ErrPeerURLExists   = errors.New("raft: another node has this peer URL")
+	ErrBadURLs         = errors.New("raft: no URLs at which others reach a node")
 	ErrNotLearner      = errors.New("raft: the node votes already")
 	ErrTooManyLearners = fmt.Errorf("raft: there are %d learners, as many as may be", maxLearners)
 	ErrLearnerNotReady = errors.New("raft: the learner is not up to date yet")
@@ -430,43 +428,4 @@ func (l *Log) applyChange(ctx context.Context, e *raftpb.Entry) error {
 		return ErrRemoved
 	}
 	return nil
-}
-
-// membersFile is where the members as of mark index stand.
-func membersFile(dir string, index uint64) string {
-	return filepath.Join(dir, fmt.Sprintf("members-%016x.json", index))
-}
-
-// writeMembers makes the members as of mark index durable, before the mark.
-func writeMembers(dir string, index uint64, ms Members) error {
-	data, err := json.MarshalIndent(ms, "", "\t")
-	if err != nil {
-		return err
-	}
-	return durable.Write(membersFile(dir, index), append(data, '\n'))
-}
-
-// readMembers reads those of mark index, and removes others.
-func readMembers(dir string, index uint64) (Members, error) {
-	var ms Members
-	path := membersFile(dir, index)
-	data, err := os.ReadFile(path)
-	if err == nil {
-		err = json.Unmarshal(data, &ms)
-	}
-	if err != nil {
-		return ms, fmt.Errorf("%w: the members as of entry %d: %w", eventlog.ErrCorrupt, index, err)
-	}
-	return ms, removeMembers(dir, index)
-}
-
-// removeMembers removes the files of marks other than index.
-func removeMembers(dir string, index uint64) error {
-	files, err := filepath.Glob(filepath.Join(dir, "members-*.json"))
-	for _, file := range files {
-		if file != membersFile(dir, index) {
-			err = errors.Join(err, os.Remove(file))
-		}
-	}
-	return err
 }

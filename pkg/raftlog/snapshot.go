@@ -462,7 +462,11 @@ func renewWAL(raftDir string, id Identity, state *raftpb.HardState, meta snapsho
 	if meta.Term > state.GetTerm() {
 		renewed.Term, renewed.Vote = &meta.Term, new(uint64(0))
 	}
-	err = writeMembers(raftDir, meta.Index, meta.Members)
+	mark := markFile{Members: meta.Members}
+	if meta.Head.Position > 0 { // else nothing is known of it
+		mark.Position = &meta.Head.Position
+	}
+	err = mark.write(raftDir, meta.Index)
 	if err == nil {
 		err = w.Save(renewed, nil)
 	}

@@ -1,0 +1,114 @@
+package raftlog
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/keelson-io/keelson/pkg/durable"
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+// markFile is what is known of a mark beside what the WAL has of it.
+type markFile struct {
+	Members
+
+	// Position is that of the database with all up to the mark; nil if it is
+	// not known.
+	Position *eventlog.Position `json:"position,omitempty"`
+
+	// Checksum is the CRC-32C of this as JSON, without it.
+	Checksum string `json:"checksum,omitempty"`
+}
+
+// membersFile is where the file of mark index stands.
+func membersFile(dir string, index uint64) string {
+	return filepath.Join(dir, fmt.Sprintf("members-%016x.json", index))
+}
+
+func (f markFile) checksum() (string, error) {
+	f.Checksum = ""
+	data, err := json.Marshal(f)
+	return fmt.Sprintf("%08x", crc32.Checksum(data, castagnoli)), err
+}
+
+// write makes it durable, before mark index is made.
+func (f markFile) write(dir string, index uint64) error {
+	var err error
+	if f.Checksum, err = f.checksum(); err != nil {
+		return err
+	}
+	data, err := json.MarshalIndent(f, "", "\t")
+	if err != nil {
+		return err
+	}
+	return durable.Write(membersFile(dir, index), append(data, '\n'))
+}
+
+// readMark reads the file of mark index, and removes others.
+func readMark(dir string, index uint64) (markFile, error) {
+	var f markFile
+	data, err := os.ReadFile(membersFile(dir, index))
+	if err == nil {
+		err = json.Unmarshal(data, &f)
+	}
+	if err == nil {
+		var sum string
+		if sum, err = f.checksum(); err == nil && sum != f.Checksum {
+			err = errors.New("the checksum does not match")
+		}
+	}
+	if err != nil {
+		return f, fmt.Errorf("%w: the members as of entry %d: %w", eventlog.ErrCorrupt, index, err)
+	}
+	return f, removeMarks(dir, index)
+}
+
+// removeMarks removes the files of marks other than index.
+func removeMarks(dir string, index uint64) error {
+	files, err := filepath.Glob(filepath.Join(dir, "members-*.json"))
+	for _, file := range files {
+		if file != membersFile(dir, index) {
+			err = errors.Join(err, os.Remove(file))
+		}
+	}
+	return err
+}
+
+// reach returns the position of a database at from once entries are applied, as
+// far as they will be; nil if from is not known.
+func reach(from *eventlog.Position, entries []*raftpb.Entry) (*eventlog.Position, error) {
+	if from == nil {
+		return nil, nil
+	}
+	at := *from
+	for _, e := range entries {
+		if e.GetType() != raftpb.EntryNormal || len(e.Data) == 0 {
+			continue
+		}
+		batch, err := eventlog.DecodeBatch(e.Data)
+		if err != nil {
+			return nil, fmt.Errorf("entry %d: %w", e.GetIndex(), err)
+		}
+		if batch.Base == at { // else it changes nothing
+			at = batch.Position()
+		}
+	}
+	return &at, nil
+}
+
+// leadsTo makes sure that the WAL has everything that the database has at head:
+// nothing is applied before it is durable there. If it has not, its end was
+// lost, and with it, maybe, what this node has promised to keep.
+func (d *disk) leadsTo(head eventlog.Position) error {
+	if d.reached == nil || head <= *d.reached {
+		return nil
+	}
+	return fmt.Errorf("%w: the end of the raft log %s is lost: it leads to position %d, and the database is at %d: remove this node from the cluster, and add it again with an empty data directory",
+		eventlog.ErrCorrupt, d.dir, *d.reached, head)
+}
