@@ -32,6 +32,9 @@ var (
 	ErrInUse = errors.New("postgres: in use")
 )
 
+// ErrNoSchema: there is no data of keelson's to inspect.
+var ErrNoSchema = errors.New("postgres: there is no such schema of keelson's")
+
 // ErrNotLessor: this instance does not expire leases, or not any more.
 var ErrNotLessor = errors.New("postgres: this instance does not expire leases")
 

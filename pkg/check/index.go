@@ -1,0 +1,171 @@
+package check
+
+import (
+	"fmt"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+// index is what a server would have of the keys, leases and alarms, with what
+// does not follow from each other.
+type index struct {
+	*checker
+	records *records
+
+	keys   map[string]key
+	leases map[int64]struct{}
+	alarms map[alarm]struct{}
+
+	// suspects are wrong unless compaction has come to their revision, which
+	// is known at the end.
+	suspects []suspect
+	jumps    int64 // how many times revisions were left out
+	jump     [2]int64
+}
+
+// key is the newest version of a key.
+type key struct {
+	seq, main       int64
+	create, version int64
+	lease           int64
+	deleted         bool
+	doubtful        bool // a version of it could not be decoded
+}
+
+type alarm struct {
+	member uint64
+	alarm  int32
+}
+
+type suspect struct {
+	kind    Kind
+	seq     int64
+	main    int64
+	problem string
+}
+
+func newIndex(c *checker, rs *records) *index {
+	return &index{checker: c, records: rs, keys: make(map[string]key), leases: make(map[int64]struct{}), alarms: make(map[alarm]struct{})}
+}
+
+// lost notes that a record could not be decoded; what is in the column of the
+// key may be damaged, too.
+func (ix *index) lost(name []byte) {
+	k := ix.keys[string(name)]
+	k.doubtful = true
+	ix.keys[string(name)] = k
+}
+
+// suspect notes what only a compaction explains.
+func (ix *index) suspect(kind Kind, r *eventlog.Record, format string, args ...any) {
+	ix.suspects = append(ix.suspects, suspect{kind, r.Seq, r.Revision.Main, fmt.Sprintf(format, args...)})
+}
+
+// jumped notes that there is nothing of the revisions between two.
+func (ix *index) jumped(from, to int64) {
+	ix.suspects = append(ix.suspects, suspect{kind: "", main: to - 1, seq: from})
+}
+
+func (ix *index) add(r *eventlog.Record) {
+	switch r.Kind {
+	case eventlog.KindPut:
+		ix.put(r)
+	case eventlog.KindDelete:
+		ix.remove(r)
+	case eventlog.KindLeaseGrant:
+		if _, ok := ix.leases[r.Lease]; ok {
+			ix.found(KindLease, where(r.Seq), "lease %x is granted, which there is already", r.Lease)
+		}
+		if r.Lease == 0 || r.TTL <= 0 {
+			ix.found(KindLease, where(r.Seq), "lease %x is granted for %d s", r.Lease, r.TTL)
+		}
+		ix.leases[r.Lease] = struct{}{}
+	case eventlog.KindLeaseRevoke:
+		if _, ok := ix.leases[r.Lease]; !ok && ix.records.complete() {
+			ix.found(KindLease, where(r.Seq), "lease %x is revoked, which there is not", r.Lease)
+		}
+		delete(ix.leases, r.Lease)
+	case eventlog.KindAlarmRaise:
+		if _, ok := ix.alarms[alarm{r.Member, r.Alarm}]; ok {
+			ix.found(KindAlarm, where(r.Seq), "alarm %d of member %x is raised, which it is already", r.Alarm, r.Member)
+		}
+		ix.alarms[alarm{r.Member, r.Alarm}] = struct{}{}
+	case eventlog.KindAlarmDisarm:
+		if _, ok := ix.alarms[alarm{r.Member, r.Alarm}]; !ok && ix.records.complete() {
+			ix.found(KindAlarm, where(r.Seq), "alarm %d of member %x is disarmed, which is not raised", r.Alarm, r.Member)
+		}
+		delete(ix.alarms, alarm{r.Member, r.Alarm})
+	case eventlog.KindCompact:
+		if r.Revision.Main < 1 {
+			ix.found(KindCompact, where(r.Seq), "it compacts up to revision %d", r.Revision.Main)
+		}
+	}
+}
+
+// complete reports whether every record up to here is there and was decoded.
+func (rs *records) complete() bool { return rs.n == rs.prev && rs.at == rs.prev && rs.bad() == 0 }
+
+// bad is how many headers were damaged.
+func (rs *records) bad() (n int) {
+	for i := range rs.Findings {
+		if rs.Findings[i].Kind == KindHeader {
+			n++
+		}
+	}
+	return n
+}
+
+func (ix *index) put(r *eventlog.Record) {
+	k, known := ix.keys[string(r.Key)]
+	next := key{seq: r.Seq, main: r.Revision.Main, create: r.CreateRevision, version: r.Version, lease: r.Lease}
+	ix.keys[string(r.Key)] = next
+	created := r.Version == 1 && r.CreateRevision == r.Revision.Main
+	switch {
+	case r.Version < 1 || r.CreateRevision < 1 || r.CreateRevision > r.Revision.Main || r.Version == 1 && !created:
+		ix.found(KindIndex, where(r.Seq), "key %q has version %d and create revision %d at revision %v", r.Key, r.Version, r.CreateRevision, r.Revision)
+	case k.doubtful:
+	case known && !k.deleted && (r.Version != k.version+1 || r.CreateRevision != k.create):
+		ix.found(KindIndex, where(r.Seq), "key %q has version %d, created at %d, after version %d, created at %d (record %d)",
+			r.Key, r.Version, r.CreateRevision, k.version, k.create, k.seq)
+	case !created && (!known || k.deleted):
+		ix.suspect(KindIndex, r, "key %q has version %d, created at %d, and the versions before are not there", r.Key, r.Version, r.CreateRevision)
+	}
+}
+
+func (ix *index) remove(r *eventlog.Record) {
+	k, known := ix.keys[string(r.Key)]
+	ix.keys[string(r.Key)] = key{seq: r.Seq, main: r.Revision.Main, deleted: true}
+	if !k.doubtful && (!known || k.deleted) {
+		ix.suspect(KindIndex, r, "key %q is deleted at revision %v, and was not there", r.Key, r.Revision)
+	}
+}
+
+// finish looks at what there is at the end.
+func (ix *index) finish(compacted int64) {
+	for _, s := range ix.suspects {
+		switch {
+		case s.main <= compacted:
+		case s.kind == "":
+			ix.jumps++
+			ix.jump = [2]int64{s.seq, s.main + 1}
+		default:
+			ix.found(s.kind, where(s.seq), "%s, although compaction has come to revision %d only", s.problem, compacted)
+		}
+	}
+	if ix.jumps > 0 {
+		ix.note("there is nothing of some revisions, such as those between %d and %d (%d times): an import from kine leaves such gaps", ix.jump[0], ix.jump[1], ix.jumps)
+	}
+	for name, k := range ix.keys {
+		if k.deleted || k.seq == 0 {
+			continue
+		}
+		ix.Keys++
+		if _, ok := ix.leases[k.lease]; k.lease != 0 && !ok {
+			ix.found(KindLease, where(k.seq), "key %q is attached to lease %x, which there is not", name, k.lease)
+		}
+	}
+	ix.Leases = int64(len(ix.leases))
+	for a := range ix.alarms {
+		ix.note("alarm %d of member %x is raised", a.alarm, a.member)
+	}
+}

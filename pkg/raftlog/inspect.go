@@ -1,0 +1,117 @@
+package raftlog
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"go.etcd.io/etcd/server/v3/storage/wal"
+	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+// Inspection is what is in the Raft log of a node.
+type Inspection struct {
+	Node    Identity
+	Mark    uint64 // index of the newest mark: where a restart reads from
+	Last    uint64 // index of the last entry
+	Commit  uint64 // of what the node knows to be committed
+	Members int    // as of the mark
+
+	// Base is what the first batch after the mark is based on: the database
+	// has everything up to there, or more. Batches is how many there are.
+	Base    eventlog.Position
+	Batches int
+}
+
+// Inspect reads the Raft log in data directory dir, which no server has open;
+// it changes nothing, not even a torn end. An eventlog.ErrCorrupt says what is
+// damaged.
+func Inspect(dir string) (*Inspection, error) {
+	id, known, err := Identify(dir)
+	if err != nil {
+		return nil, err
+	}
+	if !known {
+		return nil, fmt.Errorf("%s is not the data directory of a node of a cluster", dir)
+	}
+	in := &Inspection{Node: id}
+	d := disk{dir: filepath.Join(dir, raftDir)}
+	mark, err := d.newestMark()
+	if err != nil {
+		return nil, damaged(err)
+	}
+	w, err := wal.OpenForRead(zap.NewNop(), d.walDir(), mark)
+	if err != nil {
+		return nil, damaged(err)
+	}
+	metadata, state, entries, err := w.ReadAll()
+	if closeErr := w.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return nil, damaged(err)
+	}
+	var found Identity
+	if err := json.Unmarshal(metadata, &found); err != nil || found != id {
+		return nil, fmt.Errorf("%w: it belongs to another node: it says %s, and this is node %x of cluster %x", eventlog.ErrCorrupt, metadata, id.Node, id.Cluster)
+	}
+	in.Mark, in.Commit = mark.GetIndex(), state.GetCommit()
+	if err := in.readMembers(d.dir, mark); err != nil {
+		return nil, err
+	}
+	return in, in.readEntries(entries)
+}
+
+// damaged takes every error of reading the WAL for damage: nobody writes to it.
+func damaged(err error) error { return fmt.Errorf("%w: the raft log: %w", eventlog.ErrCorrupt, err) }
+
+func (in *Inspection) readMembers(dir string, mark *walpb.Snapshot) error {
+	if mark.GetIndex() == 0 {
+		return nil // it has joined, and has no data yet
+	}
+	var members Members
+	data, err := os.ReadFile(filepath.Join(dir, fmt.Sprintf("members-%016x.json", mark.GetIndex())))
+	if err == nil {
+		err = json.Unmarshal(data, &members)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: the members as of entry %d: %w", eventlog.ErrCorrupt, mark.GetIndex(), err)
+	}
+	in.Members = len(members.Members)
+	for _, voter := range mark.GetConfState().GetVoters() {
+		if _, known := members.Member(voter); !known {
+			return fmt.Errorf("%w: node %x votes as of entry %d, and is not among the members", eventlog.ErrCorrupt, voter, mark.GetIndex())
+		}
+	}
+	return nil
+}
+
+func (in *Inspection) readEntries(entries []*raftpb.Entry) error {
+	in.Last = in.Mark
+	for _, e := range entries {
+		if e.GetIndex() != in.Last+1 {
+			return fmt.Errorf("%w: entry %d of the raft log follows entry %d", eventlog.ErrCorrupt, e.GetIndex(), in.Last)
+		}
+		in.Last = e.GetIndex()
+		if e.GetType() != raftpb.EntryNormal || len(e.Data) == 0 {
+			continue
+		}
+		batch, err := eventlog.DecodeBatch(e.Data)
+		if err != nil {
+			return fmt.Errorf("entry %d of the raft log: %w", e.GetIndex(), err)
+		}
+		if in.Batches == 0 {
+			in.Base = batch.Base
+		}
+		in.Batches++
+	}
+	if in.Commit > in.Last {
+		return fmt.Errorf("%w: entries up to %d of the raft log are committed, and only those up to %d are there", eventlog.ErrCorrupt, in.Commit, in.Last)
+	}
+	return nil
+}
