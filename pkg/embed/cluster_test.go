@@ -285,8 +285,8 @@ func TestClusterGrows(t *testing.T) {
 	}
 }
 
-// TestClusterFindsDifference: a node whose database has got something that the
-// others do not have is found, and nobody serves until that is settled.
+// TestClusterFindsDifference: a node whose database has got something else than
+// the others have is found, and nobody serves until that is settled.
 func TestClusterFindsDifference(t *testing.T) {
 	dir := shortDir(t)
 	nodes := startNodes(t, dir)
@@ -302,7 +302,7 @@ func TestClusterFindsDifference(t *testing.T) {
 			t.Fatalf("Close: %v", err)
 		}
 	}
-	appendBehind(t, filepath.Join(dir, "n2"))
+	changeBehind(t, filepath.Join(dir, "n2"))
 	for i := range nodes {
 		cfg := nodeConfig(dir, i+1, ClusterStateNew, 1, 2, 3)
 		cfg.Cluster.CorruptCheckTime = 50 * time.Millisecond
@@ -330,22 +330,33 @@ func TestClusterFindsDifference(t *testing.T) {
 	}
 }
 
-// appendBehind appends a put to the database of a node that is not running.
-func appendBehind(t *testing.T, dir string) {
+// changeBehind changes the newest value in the database of a node that is not
+// running.
+func changeBehind(t *testing.T, dir string) {
 	t.Helper()
-	log, err := sqlite.Open(t.Context(), sqlite.Options{Dir: dir, Synchronous: sqlite.UnsafeLosesAcknowledgedWritesOnPowerCut})
+	old, err := sqlite.Open(t.Context(), sqlite.Options{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
-	head, err := log.Load(t.Context(), func(*eventlog.Record) error { return nil })
+	batches, err := old.Tail(t.Context(), 0, 1000)
+	if err = errors.Join(err, old.Close()); err != nil {
+		t.Fatal(err)
+	}
+	records := batches[len(batches)-1].Records
+	records[len(records)-1].Value = []byte("evil")
+	other := t.TempDir()
+	changed, err := sqlite.Open(t.Context(), sqlite.Options{Dir: other})
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = log.Append(t.Context(), &eventlog.Batch{ID: eventlog.NewBatchID(), Base: head.Position, Records: []eventlog.Record{{
-		Seq: head.Seq + 1, Position: head.Position + 1, Kind: eventlog.KindPut, Revision: eventlog.Revision{Main: head.Revision + 1},
-		Key: []byte("k"), Value: []byte("evil"), CreateRevision: head.Revision, Version: 2,
-	}}})
-	if err := errors.Join(err, log.Close()); err != nil {
+	_, err = changed.Load(t.Context(), func(*eventlog.Record) error { return nil })
+	for i := range batches {
+		err = errors.Join(err, changed.Append(t.Context(), &batches[i]))
+	}
+	if err = errors.Join(err, changed.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(other, sqlite.FileName), filepath.Join(dir, sqlite.FileName)); err != nil {
 		t.Fatal(err)
 	}
 }

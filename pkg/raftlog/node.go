@@ -108,7 +108,16 @@ func (n *node) run(ctx context.Context) error {
 }
 
 // loop has the state machine: nothing else touches raw.
-func (n *node) loop(ctx context.Context) error {
+func (n *node) loop(ctx context.Context) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			broken, ok := p.(errBroken)
+			if !ok {
+				panic(p)
+			}
+			err = broken
+		}
+	}()
 	if err := n.begin(); err != nil {
 		return err
 	}
@@ -233,12 +242,23 @@ func (n *node) save(m *raftpb.Message) error {
 	return nil
 }
 
+// errBroken is what raft panics with if it comes to what cannot be while every
+// node keeps what it has promised.
+type errBroken string
+
+func (e errBroken) Error() string {
+	return "raft cannot go on, as if data of this node was lost that others count on; if it was, remove the node from the cluster, and add it again with an empty data directory: " + string(e)
+}
+
 // quiet logs what raft has for information as details: the node says itself
 // what an operator needs to know.
 type quiet struct{ *logrus.Entry }
 
 func (q quiet) Info(args ...any)                 { q.Debug(args...) }
 func (q quiet) Infof(format string, args ...any) { q.Debugf(format, args...) }
+
+func (quiet) Panic(args ...any)                 { panic(errBroken(fmt.Sprint(args...))) }
+func (quiet) Panicf(format string, args ...any) { panic(errBroken(fmt.Sprintf(format, args...))) }
 
 // publish makes the node's status known.
 func (n *node) publish() {

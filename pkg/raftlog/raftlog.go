@@ -207,6 +207,13 @@ func (opt *Options) complete() error {
 }
 
 func newLog(local *sqlite.Log, d *disk, opt Options) (*Log, error) {
+	head, err := local.Head(context.Background())
+	if err == nil {
+		err = d.leadsTo(head)
+	}
+	if err != nil {
+		return nil, err
+	}
 	snapshot, err := d.mem.Snapshot()
 	if err != nil {
 		return nil, err
