@@ -23,7 +23,10 @@ var ErrURL = errors.New("URL of kine's datastore")
 // defaultDatabase is kine's if the URL names none.
 const defaultDatabase = "kubernetes"
 
-const connectTimeout = 10 * time.Second
+const (
+	connectTimeout = 10 * time.Second
+	sessionsEnd    = 2 * time.Second
+)
 
 // Options are those of OpenURL.
 type Options struct {
@@ -153,16 +156,26 @@ func (s *Source) openMySQL(ctx context.Context, dsn string, opt Options) error {
 // openServer begins the transaction unless somebody else uses the table.
 func (s *Source) openServer(ctx context.Context, db *sql.DB, others string, opt Options) error {
 	db.SetMaxOpenConns(1) // or the others are ourselves
-	var sessions int
-	err := db.QueryRowContext(ctx, others).Scan(&sessions)
+	sessions, err := countOthers(ctx, db, others)
+	// Those of a kine that was just stopped take a moment to end.
+	for patience := time.After(sessionsEnd); err == nil && sessions > 0 && !opt.WhileRunning; {
+		select {
+		case <-patience:
+			return errors.Join(fmt.Errorf("%w: %d other sessions use its database: stop every kine and k3s server first", ErrRunning, sessions), db.Close())
+		case <-time.After(sessionsEnd / 20):
+			sessions, err = countOthers(ctx, db, others)
+		}
+	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("datastore of kine: %w", err), db.Close())
-	}
-	if sessions > 0 && !opt.WhileRunning {
-		return errors.Join(fmt.Errorf("%w: %d other sessions use its database: stop every kine and k3s server first", ErrRunning, sessions), db.Close())
 	}
 	if err := s.begin(ctx, db, snapshotOnly); err != nil {
 		return fmt.Errorf("datastore of kine: %w", err)
 	}
 	return nil
+}
+
+func countOthers(ctx context.Context, db *sql.DB, statement string) (n int, err error) {
+	err = db.QueryRowContext(ctx, statement).Scan(&n)
+	return n, err
 }
