@@ -103,6 +103,7 @@ func newRoot(args, environ []string) *cobra.Command {
 		}
 		return printUsage(cmd.OutOrStderr(), c.Groups())
 	})
+	root.AddCommand(newSnapshot(environ))
 	root.AddCommand(&cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
@@ -135,7 +136,7 @@ func noArgs(_ *cobra.Command, args []string) error {
 
 func printUsage(w io.Writer, groups []config.Group) error {
 	var b strings.Builder
-	b.WriteString("Usage:\n  keelson [flags]\n  keelson version\n\nExamples:\n" + examples + "\n")
+	b.WriteString("Usage:\n  keelson [flags]\n  keelson COMMAND\n" + commands + "\nExamples:\n" + examples + "\n")
 	for _, g := range groups {
 		fmt.Fprintf(&b, "\n%s:\n%s", g.Title, usages(g.Flags))
 	}

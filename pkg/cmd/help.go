@@ -37,3 +37,84 @@ file. A flag goes before KEELSON_…, that before ETCD_… and before the file.
 
 Health: GET /health, /livez, /readyz. Metrics: GET /metrics. On every client URL.
 `
+
+// commands is the list in the help text of keelson itself.
+const commands = `
+Commands:
+  keelson                         serve (with the flags below)
+  keelson snapshot save FILE      save a snapshot, in etcd's format
+  keelson snapshot status FILE    say what is in a snapshot
+  keelson snapshot restore FILE   make keelson's data of a snapshot
+  keelson version                 print the version
+
+keelson COMMAND --help explains each of them.
+`
+
+const snapshotHelp = `Snapshots are files in etcd's format: keelson, etcdctl and etcdutl all write and
+read them, so that a backup of one can be restored into the other, with all
+keys, revisions, versions, leases and the history since the last compaction.`
+
+const snapshotExamples = `  # A backup of a running server, and what is in it
+  keelson snapshot save /backup/keelson.db --endpoints=unix:///run/keelson/keelson.sock
+  keelson snapshot status /backup/keelson.db -w table
+
+  # Restore it into a new data directory, and start on that
+  keelson snapshot restore /backup/keelson.db --data-dir=/var/lib/keelson
+  keelson --data-dir=/var/lib/keelson`
+
+const saveHelp = `Save writes a snapshot of a server, keelson or etcd, to FILE while it goes on.
+With --data-dir, --datastore, --config-file or --offline it reads keelson's data
+itself; a data directory must not be in use then.
+
+The file is there when it is whole, on the disk, and its checksum was compared;
+before that its name ends with .part. One that is there is not replaced without
+--force.`
+
+const saveExamples = `  # From the server on this machine
+  keelson snapshot save backup.db
+
+  # With TLS, as etcdctl
+  keelson snapshot save backup.db --endpoints=https://10.0.0.5:2379 \
+    --cacert=ca.crt --cert=client.crt --key=client.key
+
+  # Without a server
+  keelson snapshot save backup.db --data-dir=/var/lib/keelson
+  KEELSON_DATASTORE=postgres://keelson@db/keelson keelson snapshot save backup.db --offline`
+
+const restoreHelp = `Restore makes keelson's data of FILE: a snapshot by keelson, etcdctl or etcdutl,
+or etcd's db file. The data is there when everything was read, checked and made
+durable, or not at all.
+
+Where it goes is said as to the server: --data-dir, --datastore, --config-file, or
+the server's variables. Data that is there is not replaced without --force, and a
+data directory that a server uses not at all.
+
+Keys, revisions, versions, leases and the compact revision are those of the
+snapshot; leases begin anew with their full time. Clients that have seen later
+revisions, as those of a kube-apiserver, wait for events that will be others: use
+--bump-revision with --mark-compacted, which make them list anew.`
+
+const restoreExamples = `  # Into a new data directory; what kube-apiservers have seen is past
+  keelson snapshot restore backup.db --data-dir=/var/lib/keelson \
+    --bump-revision=1000000000 --mark-compacted
+
+  # From the files of an etcd that does not run
+  keelson snapshot restore /var/lib/etcd --skip-hash-check \
+    --data-dir=/var/lib/keelson
+
+  # Into PostgreSQL
+  KEELSON_DATASTORE=postgres://keelson@db/keelson keelson snapshot restore backup.db
+
+  # Look whether a backup is whole, and how much it has
+  keelson snapshot restore backup.db --dry-run
+
+  # A new cluster: the same on every node, each with its own --name
+  keelson snapshot restore backup.db --name=a --data-dir=/var/lib/keelson \
+    --initial-cluster=a=https://10.0.0.1:2380,b=https://10.0.0.2:2380,c=https://10.0.0.3:2380`
+
+const statusHelp = `Status reads all of FILE and says what is in it. Hash, revision, total keys, total
+size and version are those that etcdutl prints; the hash covers the content, however
+the file was written. A checksum at the file's end is compared.`
+
+const statusExamples = `  keelson snapshot status backup.db
+  keelson snapshot status backup.db -w json`

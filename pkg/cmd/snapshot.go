@@ -1,0 +1,53 @@
+package cmd
+
+import (
+	"context"
+	"fmt"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keelson-io/keelson/pkg/config"
+)
+
+// newSnapshot is the command for files in etcd's format.
+func newSnapshot(environ []string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "snapshot",
+		Short:   "Save, look at and restore snapshots: files that etcd's tools read and write too",
+		Long:    snapshotHelp,
+		Example: snapshotExamples,
+		RunE: func(*cobra.Command, []string) error {
+			return config.Usagef("say what to do: keelson snapshot save, status or restore; keelson snapshot --help explains")
+		},
+	}
+	cmd.AddCommand(newSave(environ), newStatus(), newRestore(environ))
+	return cmd
+}
+
+// oneFile is the Args of commands that take the name of a file.
+func oneFile(cmd *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return config.Usagef("name one file: %s", cmd.UseLine())
+	}
+	return nil
+}
+
+// interruptible returns the context of a command that a signal ends; a second
+// one ends the process at once.
+func interruptible(cmd *cobra.Command) (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
+}
+
+// say prints a result on stdout.
+func say(cmd *cobra.Command, format string, args ...any) {
+	fmt.Fprintf(cmd.OutOrStdout(), format+"\n", args...)
+}
+
+// warn prints what somebody should know on stderr.
+func warn(cmd *cobra.Command, format string, args ...any) {
+	fmt.Fprintf(cmd.ErrOrStderr(), "keelson: warning: "+format+"\n", args...)
+}

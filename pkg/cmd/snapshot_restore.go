@@ -1,0 +1,169 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/keelson-io/keelson/pkg/config"
+	"github.com/keelson-io/keelson/pkg/snapshot"
+	"github.com/keelson-io/keelson/pkg/snapshot/datalog"
+	"github.com/keelson-io/keelson/pkg/snapshot/etcdfile"
+)
+
+// restoring is what keelson snapshot restore was told.
+type restoring struct {
+	data          *dataFlags
+	force, dryRun bool
+	skipHashCheck bool
+	withoutAuth   bool
+	bumpRevision  uint64
+	markCompacted bool
+}
+
+func newRestore(environ []string) *cobra.Command {
+	var r restoring
+	cmd := &cobra.Command{
+		Use:     "restore FILE",
+		Short:   "Make keelson's data of a snapshot, or of etcd's db file",
+		Long:    restoreHelp,
+		Example: restoreExamples,
+		Args:    oneFile,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			to, err := r.data.place(cmd, environ)
+			if err != nil {
+				return err
+			}
+			if err := r.check(); err != nil {
+				return err
+			}
+			cluster, err := r.cluster(to)
+			if err != nil {
+				return err
+			}
+			from, err := parsePlace(args[0]) // etcd's data directory stands for the file in it
+			if err != nil {
+				return err
+			}
+			if from.kind != placeFile {
+				return config.Usagef("%s is not a file: name a snapshot, or the data directory of an etcd that does not run", from)
+			}
+			ctx, stop := interruptible(cmd)
+			defer stop()
+			return r.run(ctx, cmd, from.at, to, cluster)
+		},
+	}
+	cmd.Flags().SortFlags = false
+	r.data = addDataFlags(cmd)
+	f := cmd.Flags()
+	f.BoolVar(&r.force, "force", false, "replace the data that there is; on PostgreSQL, also under keelsons that run")
+	f.BoolVar(&r.dryRun, "dry-run", false, "read and check everything and say how much it is, and write nothing")
+	f.BoolVar(&r.skipHashCheck, "skip-hash-check", false, "take a file without a checksum at its end, as etcd's db in its data directory is; its structure is checked instead")
+	f.BoolVar(&r.withoutAuth, "without-auth", false, "take the data of an etcd with users and roles, and leave these out")
+	f.Uint64Var(&r.bumpRevision, "bump-revision", 0, "raise the revision by this `number`, so that clients which have seen later ones list anew; needs --mark-compacted")
+	f.BoolVar(&r.markCompacted, "mark-compacted", false, "compact everything before the raised revision; needs --bump-revision")
+	for _, name := range clusterFlagNames {
+		f.AddFlag(r.data.all.Lookup(name))
+	}
+	return cmd
+}
+
+// clusterFlagNames are the server's flags that make the data that of a node of
+// a new cluster.
+var clusterFlagNames = []string{"initial-cluster", "initial-cluster-token", "initial-advertise-peer-urls"}
+
+// cluster returns the new cluster that the flags name, or nil.
+func (r *restoring) cluster(to place) (*datalog.Cluster, error) {
+	server := &r.data.config.Server
+	if !r.data.all.Changed("initial-cluster") {
+		if r.data.all.Changed("initial-advertise-peer-urls") || r.data.all.Changed("initial-cluster-token") {
+			return nil, config.Usagef("--initial-advertise-peer-urls and --initial-cluster-token are for a node of a cluster: add --initial-cluster name=peer-URL,…")
+		}
+		return nil, nil
+	}
+	if to.kind != placeSQLite {
+		return nil, config.Usagef("--initial-cluster is for SQLite: several keelsons on one PostgreSQL need no cluster of their own")
+	}
+	members, err := server.Cluster.Members()
+	if err != nil {
+		return nil, config.Usagef("%s", err)
+	}
+	for _, m := range members {
+		if m.Name != server.Name {
+			continue
+		}
+		advertised := server.Cluster.InitialAdvertisePeerURLs
+		if len(advertised) > 0 && !slices.Equal(slices.Sorted(slices.Values(advertised)), slices.Sorted(slices.Values(m.PeerURLs))) {
+			return nil, config.Usagef("--initial-cluster has %s=%s and --initial-advertise-peer-urls %s: they must be the same",
+				m.Name, strings.Join(m.PeerURLs, ","), strings.Join(advertised, ","))
+		}
+		return &datalog.Cluster{Name: m.Name, Members: members, Token: server.Cluster.InitialClusterToken}, nil
+	}
+	return nil, config.Usagef("--initial-cluster does not have this node, %q: set --name", server.Name)
+}
+
+func (r *restoring) check() error {
+	switch {
+	case r.markCompacted != (r.bumpRevision > 0):
+		return config.Usagef("--bump-revision and --mark-compacted belong together: use both or neither")
+	case r.bumpRevision > math.MaxInt64:
+		return config.Usagef("--bump-revision %d is too large", r.bumpRevision)
+	}
+	return nil
+}
+
+func (r *restoring) run(ctx context.Context, cmd *cobra.Command, file string, to place, cluster *datalog.Cluster) (err error) {
+	open := etcdfile.Open
+	if r.withoutAuth {
+		open = etcdfile.OpenWithoutAuth
+	}
+	src, err := open(file)
+	if errors.Is(err, etcdfile.ErrAuth) {
+		return fmt.Errorf("%s: nothing was changed: it is of an etcd with users and roles, which keelson does not have; everybody who reaches the server would see all of it: --without-auth says that this is meant", file)
+	}
+	if err != nil {
+		return fmt.Errorf("nothing was changed: %w", err)
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	if !src.HasChecksum() && !r.skipHashCheck {
+		return fmt.Errorf("%s: nothing was changed: it has no checksum, as a snapshot has: if it is the db file of an etcd that was stopped, say so with --skip-hash-check", file)
+	}
+
+	var sink *datalog.Sink
+	count := newTally(nil)
+	verb := "checking"
+	if !r.dryRun {
+		verb = "restoring"
+		opt := datalog.Options{Replace: r.force, BumpRevision: int64(r.bumpRevision), Cluster: cluster, Logger: quietLogger(cmd)}
+		if sink, err = to.logSink(opt); err != nil {
+			return err
+		}
+		count.to = sink
+	}
+	p := startProgress(cmd.ErrOrStderr(), verb, src.State().Records)
+	_, err = snapshot.Copy(ctx, count, src, p.report)
+	p.end()
+	if err != nil {
+		if errors.Is(err, snapshot.ErrInvalid) {
+			return fmt.Errorf("%s: nothing was changed: %w", file, err)
+		}
+		return to.explain(err)
+	}
+	if r.dryRun {
+		state := src.State()
+		say(cmd, "%s is whole: revision %d, compacted %d, %s", file, state.Revision, state.Compacted, count)
+		return nil
+	}
+	for _, a := range sink.Dropped() {
+		warn(cmd, "the snapshot has the alarm %s of member %x, which was left out: a server raises it when it must", pb.AlarmType(a.Alarm), a.Member)
+	}
+	current, compacted := sink.Revision()
+	say(cmd, "restored %s into %s: revision %d, compacted %d, %s", file, to, current, compacted, count)
+	return nil
+}
