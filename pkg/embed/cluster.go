@@ -34,7 +34,9 @@ const (
 
 	peerConns = 256
 
-	publishPause = time.Second // between the tries to make this node's URLs known
+	// publishPause is between the tries to make this node's name and URLs known:
+	// without it a node counts as one that has never been up.
+	publishPause = 100 * time.Millisecond
 )
 
 // cluster is this node's part in a cluster, whatever generation its data is in.
@@ -215,7 +217,7 @@ func (c *cluster) openLog(ctx context.Context) (*raftlog.Log, error) {
 		Logger:            c.log,
 	}
 	if c.set.ForceNewCluster && !c.forced {
-		if err := raftlog.ForceNewCluster(ctx, opt); err != nil {
+		if err := raftlog.ForceNewCluster(ctx, opt, c.self); err != nil {
 			return nil, fmt.Errorf("--force-new-cluster: %w", err)
 		}
 		c.forced = true
@@ -322,8 +324,8 @@ func (c *cluster) leader() (<-chan struct{}, bool) {
 
 // publish makes this node's name and URLs known, once it is a member.
 func (c *cluster) publish(ctx context.Context) {
-	said := ""
-	for try := 0; ; try++ {
+	said, begin := "", time.Now()
+	for {
 		m, member := c.newest().Members().Member(c.id.Node)
 		self := c.self
 		self.Learner = m.Learner
@@ -335,7 +337,7 @@ func (c *cluster) publish(ctx context.Context) {
 			trying, cancel := context.WithTimeout(ctx, joinTimeout)
 			err := c.peers.Publish(trying, self)
 			cancel()
-			if err != nil && ctx.Err() == nil && try > 0 && err.Error() != said { // the first may come before an election
+			if err != nil && ctx.Err() == nil && time.Since(begin) > c.set.ElectionTimeout && err.Error() != said { // the first come before an election
 				said = err.Error()
 				c.log.WithError(err).Info("this node's URLs are not known to the cluster yet; trying again")
 			}
@@ -390,6 +392,10 @@ func member(m raftlog.Member) *pb.Member {
 }
 
 func (n nodes) AddMember(ctx context.Context, peerURLs []string, learner bool) (*pb.Member, error) {
+	peerURLs, err := n.set.normalPeerURLs(peerURLs)
+	if err != nil {
+		return nil, err
+	}
 	m := raftlog.Member{ID: raftlog.NewMemberID(n.id.Cluster, peerURLs, time.Now().UnixNano()), PeerURLs: peerURLs, Learner: learner}
 	return member(m), n.newest().AddMember(ctx, m)
 }
@@ -399,6 +405,10 @@ func (n nodes) RemoveMember(ctx context.Context, id uint64) error {
 }
 
 func (n nodes) UpdateMember(ctx context.Context, id uint64, peerURLs []string) error {
+	peerURLs, err := n.set.normalPeerURLs(peerURLs)
+	if err != nil {
+		return err
+	}
 	return n.newest().UpdateMember(ctx, id, peerURLs)
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -267,10 +268,7 @@ func TestClusterGrows(t *testing.T) {
 		}
 	}
 	sameHash(ctx, t, nodes)
-	list, err := nodes[2].client.MemberList(ctx)
-	if err != nil || len(list.Members) != 3 {
-		t.Fatalf("MemberList: %v, %v", list, err)
-	}
+	awaitNames(ctx, t, nodes[2], 3) // else nobody can be removed
 	removed := nodes[2]
 	if _, err := first.client.MemberRemove(ctx, removed.backend.memberID); err != nil {
 		t.Fatalf("MemberRemove: %v", err)
@@ -282,6 +280,23 @@ func TestClusterGrows(t *testing.T) {
 	status, err := first.client.Status(ctx, first.Endpoint())
 	if err != nil || status.Leader == 0 || status.RaftTerm < 2 || status.RaftAppliedIndex < 5 {
 		t.Errorf("Status: %v, %v", status, err)
+	}
+}
+
+// awaitNames waits until all of so many nodes have made themselves known.
+func awaitNames(ctx context.Context, t *testing.T, n clusterNode, size int) {
+	t.Helper()
+	for known := 0; known != size; {
+		list, err := n.client.MemberList(ctx)
+		if err != nil || len(list.Members) != size {
+			t.Fatalf("MemberList: %v, %v, want %d members", list, err, size)
+		}
+		known = 0
+		for _, m := range list.Members {
+			if m.Name != "" && len(m.ClientURLs) > 0 {
+				known++
+			}
+		}
 	}
 }
 
@@ -379,21 +394,7 @@ func TestClusterRefusesEmptyMember(t *testing.T) {
 	dir := shortDir(t)
 	nodes := startNodes(t, dir)
 	leaderAmong(t, nodes)
-	for { // until its URLs are known
-		list, err := nodes[0].client.MemberList(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		known := 0
-		for _, m := range list.Members {
-			if len(m.ClientURLs) > 0 {
-				known++
-			}
-		}
-		if known == 3 {
-			break
-		}
-	}
+	awaitNames(t.Context(), t, nodes[0], 3)
 	if err := nodes[2].Close(); err != nil {
 		t.Fatalf("Close: %v", err)
 	}
@@ -475,5 +476,59 @@ func TestClusterStopsWithoutMajority(t *testing.T) {
 	}
 	if err := <-outcome; err == nil {
 		t.Error("a write that no other node has was acknowledged")
+	}
+}
+
+// TestPeerURLs: URLs of nodes are stored as the others write them, however they
+// were given, and such as cannot be reached are refused.
+func TestPeerURLs(t *testing.T) {
+	dir := shortDir(t)
+	for change, want := range map[string]string{
+		"n1=http://127.0.0.1:1,n2=https://127.0.0.1:2":   "for all peer URLs, or for none",
+		"n1=http://127.0.0.1:1,n2=http://127.0.0.1":      "is not name=URL",
+		"n1=http://127.0.0.1:1,n2=http://127.0.0.1:1":    "is there twice",
+		"n1=https://127.0.0.1:1,n2=https://127.0.0.1:2":  "needs --peer-cert-file",
+		"n2=http://127.0.0.1:1":                          "does not have this node",
+		"n1=http://node.invalid:1,n2=http://127.0.0.1:2": "listen on an IP address",
+	} {
+		cfg := nodeConfig(dir, 1, ClusterStateNew, 1)
+		cfg.Cluster.InitialCluster = change
+		if _, err := Start(t.Context(), cfg); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), want) {
+			t.Errorf("start with %s: %v, want %q", change, err, want)
+		}
+	}
+	cfg := nodeConfig(dir, 1, ClusterStateNew, 1)
+	cfg.Cluster.InitialCluster = " n1 = " + strings.TrimPrefix(cfg.Cluster.InitialCluster, "n1=") + " "
+	cfg.Cluster.InitialAdvertisePeerURLs = []string{fmt.Sprintf(" unix://%s/p1", dir)}
+	n := startNode(t, cfg)
+	leaderAmong(t, []clusterNode{n})
+
+	other := fmt.Sprintf("unix://%s/p2", dir)
+	added, err := n.client.MemberAddAsLearner(t.Context(), []string{" " + other + " ", fmt.Sprintf("unix:%s/o2", dir)})
+	if err != nil {
+		t.Fatalf("MemberAdd: %v", err)
+	}
+	if want := []string{fmt.Sprintf("unix://%s/o2", dir), other}; !slices.Equal(added.Member.PeerURLs, want) {
+		t.Errorf("the member has the peer URLs %q, want %q", added.Member.PeerURLs, want)
+	}
+	if _, err := n.client.MemberUpdate(t.Context(), added.Member.ID, []string{other + " "}); err != nil {
+		t.Fatalf("MemberUpdate: %v", err)
+	}
+	list, err := n.client.MemberList(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range list.Members {
+		if m.ID == added.Member.ID && !slices.Equal(m.PeerURLs, []string{other}) {
+			t.Errorf("the member has the peer URLs %q, want %q", m.PeerURLs, other)
+		}
+	}
+	for _, bad := range [][]string{{"unixs://" + dir + "/p3"}, {other, other}} {
+		if _, err := n.client.MemberAddAsLearner(t.Context(), bad); !errors.Is(err, rpctypes.ErrMemberBadURLs) {
+			t.Errorf("MemberAdd with %q: %v", bad, err)
+		}
+		if _, err := n.client.MemberUpdate(t.Context(), added.Member.ID, bad); !errors.Is(err, rpctypes.ErrMemberBadURLs) {
+			t.Errorf("MemberUpdate with %q: %v", bad, err)
+		}
 	}
 }

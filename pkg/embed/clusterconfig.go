@@ -76,7 +76,8 @@ func (c *ClusterConfig) Members() (members []raftlog.Member, err error) {
 			continue
 		}
 		name, text, ok := strings.Cut(part, "=")
-		u, err := listen.ParseURL(text)
+		name = strings.TrimSpace(name)
+		u, err := listen.ParseURL(strings.TrimSpace(text))
 		if !ok || name == "" || err != nil {
 			return nil, fmt.Errorf("--initial-cluster: %q is not name=URL, as in node1=https://10.0.0.1:2380", part)
 		}
@@ -104,7 +105,12 @@ func (c *clusterSettings) resolvePeerURLs(name string) error {
 			c.self.PeerURLs = m.PeerURLs
 		}
 	}
-	if advertised := c.InitialAdvertisePeerURLs; len(advertised) > 0 {
+	if len(c.InitialAdvertisePeerURLs) > 0 {
+		parsed, err := listen.ParseURLs(c.InitialAdvertisePeerURLs)
+		if err != nil {
+			return fmt.Errorf("--initial-advertise-peer-urls: %w", err)
+		}
+		advertised := urlStrings(parsed)
 		if !c.known && !slices.Equal(slices.Sorted(slices.Values(advertised)), slices.Sorted(slices.Values(c.self.PeerURLs))) {
 			return fmt.Errorf("--initial-cluster has %s=%s and --initial-advertise-peer-urls %s: they must be the same",
 				name, strings.Join(c.self.PeerURLs, ","), strings.Join(advertised, ","))
@@ -125,13 +131,58 @@ func (c *clusterSettings) resolvePeerURLs(name string) error {
 	if len(c.listen) == 0 {
 		return errors.New("the data directory is that of a node of a cluster: say with --listen-peer-urls where the others reach it")
 	}
+	if len(c.self.PeerURLs) == 0 { // it was up before: the cluster knows better
+		c.self.PeerURLs = urlStrings(c.listen)
+	}
 	for _, u := range c.listen {
 		if host := u.Host(); u.Network() == "tcp" && host != "" && host != "localhost" && net.ParseIP(host) == nil {
 			return fmt.Errorf("%s: listen on an IP address or localhost, not on a name: set --listen-peer-urls", u)
 		}
 		c.secure = c.secure || u.Secure()
 	}
+	return c.checkSecure()
+}
+
+// checkSecure makes sure that all nodes are reached with TLS, or none: a node
+// takes connections, and makes them, in one way.
+func (c *clusterSettings) checkSecure() error {
+	all := urlStrings(c.listen)
+	for _, m := range append([]raftlog.Member{c.self}, c.members...) {
+		all = append(all, m.PeerURLs...)
+	}
+	for _, text := range all {
+		if u, err := listen.ParseURL(text); err != nil || u.Secure() != c.secure {
+			return fmt.Errorf("the peer URLs %s and %s: use https:// for all peer URLs, or for none", all[0], text)
+		}
+	}
 	return nil
+}
+
+func urlStrings(urls []listen.URL) (all []string) {
+	for _, u := range urls {
+		all = append(all, u.String())
+	}
+	return all
+}
+
+// normalPeerURLs returns URLs of a member as they are stored: in order, each
+// written in one way, and such as the other nodes have.
+func (c *clusterSettings) normalPeerURLs(urls []string) ([]string, error) {
+	parsed, err := listen.ParseURLs(urls)
+	if err == nil && len(parsed) == 0 {
+		err = errors.New("there are none")
+	}
+	for _, u := range parsed {
+		if u.Secure() != c.secure {
+			err = fmt.Errorf("%s: use https:// for all peer URLs, or for none", u)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", raftlog.ErrBadURLs, err)
+	}
+	all := urlStrings(parsed)
+	slices.Sort(all)
+	return all, nil
 }
 
 func (c *clusterSettings) resolveTLS() error {
@@ -149,10 +200,8 @@ func (c *clusterSettings) resolveTLS() error {
 	case c.secure && t.TrustedCAFile == "":
 		return errors.New("an https peer URL needs --peer-trusted-ca-file: a node is recognized by its certificate, and without that everybody could write")
 	}
-	for _, u := range c.listen {
-		if t.CertFile != "" && !u.Secure() {
-			return fmt.Errorf("--peer-cert-file is set, and %s is without TLS: use https:// for all peer URLs", u)
-		}
+	if t.CertFile != "" && !c.secure {
+		return fmt.Errorf("--peer-cert-file is set, and %s is without TLS: use https:// for all peer URLs", c.listen[0])
 	}
 	return nil
 }

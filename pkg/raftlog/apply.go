@@ -8,6 +8,7 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
@@ -83,12 +84,29 @@ func (l *Log) applyBatch(e *raftpb.Entry) error {
 			return err
 		}
 	}
-	err = l.local.Append(context.Background(), batch)
-	if err != nil && !errors.Is(err, eventlog.ErrStale) {
+	stale, err := appendTo(l.local, batch)
+	if err != nil {
 		return err
 	}
-	l.proposals.settle(id, err)
+	l.proposals.settle(id, stale)
 	return nil
+}
+
+// appendTo brings a committed batch to the database. stale says that its head
+// has moved past what the batch is based on, and nothing has changed. That the
+// head is before it cannot be: whoever has proposed the batch had what the log
+// has before it.
+func appendTo(local *sqlite.Log, batch *eventlog.Batch) (stale, err error) {
+	err = local.Append(context.Background(), batch)
+	if !errors.Is(err, eventlog.ErrStale) {
+		return nil, err
+	}
+	head, headErr := local.Head(context.Background())
+	if headErr == nil && head < batch.Base {
+		headErr = fmt.Errorf("%w: the database is at position %d, and the raft log goes on from position %d: it was replaced by an older one, or has lost what was durable",
+			eventlog.ErrCorrupt, head, batch.Base)
+	}
+	return err, headErr
 }
 
 // noteMark makes a mark when it is time for one and the database is so far.

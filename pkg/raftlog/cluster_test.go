@@ -229,6 +229,47 @@ func TestMarks(t *testing.T) {
 	}
 }
 
+// TestOldDatabase: a database that is older than what the Raft log counts on is
+// not taken for one that refuses everything, as nobody else does.
+func TestOldDatabase(t *testing.T) {
+	dir := t.TempDir()
+	database := filepath.Join(dir, "node1", "keelson.db")
+	var head eventlog.Head
+	var old []byte
+	for round := range 2 {
+		n := leaderOf(t, nodesOf(t, newNetwork(), dir, 1)...)
+		for i := range 120 {
+			head = appendTo(t, n, head, fmt.Sprintf("key %d.%d", round, i))
+		}
+		if err := n.Checkpoint(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		head = appendTo(t, n, head, fmt.Sprintf("with a mark before it, in round %d", round))
+		head = appendTo(t, n, head, "after that")
+		if err := n.Close(); err != nil {
+			t.Fatalf("Close: %v", err)
+		}
+		if round == 0 {
+			var err error
+			if old, err = os.ReadFile(database); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := os.WriteFile(database, old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := nodesOf(t, newNetwork(), dir, 1)[0]
+	select {
+	case <-n.Failed():
+	case <-time.After(30 * time.Second):
+		t.Fatal("the log goes on with an old database")
+	}
+	if err := n.Err(); !errors.Is(err, eventlog.ErrCorrupt) || !strings.Contains(err.Error(), "replaced by an older one") {
+		t.Errorf("the log with an old database ended with %v, want ErrCorrupt", err)
+	}
+}
+
 // TestForeign: the Raft log of another node is refused.
 func TestForeign(t *testing.T) {
 	dir := t.TempDir()
@@ -288,7 +329,7 @@ func TestForceNewCluster(t *testing.T) {
 		}
 	}
 	opt := raftlog.Options{Dir: filepath.Join(dir, "node2"), Cluster: 7, ID: 2, Transport: net}
-	if err := raftlog.ForceNewCluster(t.Context(), opt); err != nil {
+	if err := raftlog.ForceNewCluster(t.Context(), opt, raftlog.Member{}); err != nil {
 		t.Fatalf("ForceNewCluster: %v", err)
 	}
 	n := startNode(t, net, dir, 2, nil)
@@ -299,7 +340,31 @@ func TestForceNewCluster(t *testing.T) {
 	if m := n.Members(); len(m.Members) != 1 || m.Members[0].ID != 2 || len(m.Removed) != 2 {
 		t.Errorf("the members are %+v", m)
 	}
-	if err := raftlog.ForceNewCluster(t.Context(), raftlog.Options{Dir: t.TempDir(), Cluster: 7, ID: 2, Transport: net}); err == nil {
+	// A node that was removed knows itself no more.
+	if err := n.AddMember(t.Context(), raftlog.Member{ID: 9, PeerURLs: []string{"http://node9"}, Learner: true}); err != nil {
+		t.Fatalf("AddMember: %v", err)
+	}
+	joined := startNode(t, net, dir, 9, nil)
+	joined = replaced(t, net, dir, joined, nil)
+	if _, err := joined.Head(t.Context()); err != nil {
+		t.Fatalf("Head: %v", err)
+	}
+	if err := n.RemoveMember(t.Context(), 9); err != nil {
+		t.Fatalf("RemoveMember: %v", err)
+	}
+	<-joined.Failed()
+	if err := errors.Join(joined.Close(), n.Close()); err != nil {
+		t.Fatalf("Close: %v", err)
+	}
+	opt = raftlog.Options{Dir: filepath.Join(dir, "node9"), Cluster: 7, ID: 9, Transport: net}
+	if err := raftlog.ForceNewCluster(t.Context(), opt, raftlog.Member{Name: "n9", PeerURLs: []string{"http://other9"}}); err != nil {
+		t.Fatalf("ForceNewCluster of a node that was removed: %v", err)
+	}
+	alone := leaderOf(t, startNode(t, net, dir, 9, nil))
+	if m := alone.Members(); len(m.Members) != 1 || m.Members[0].ID != 9 || m.Members[0].Name != "n9" || len(m.Members[0].PeerURLs) != 1 || m.Members[0].Learner {
+		t.Errorf("the members are %+v", m)
+	}
+	if err := raftlog.ForceNewCluster(t.Context(), raftlog.Options{Dir: t.TempDir(), Cluster: 7, ID: 2, Transport: net}, raftlog.Member{}); err == nil {
 		t.Error("ForceNewCluster of no node")
 	}
 }

@@ -29,6 +29,9 @@ func (l *Log) FailAppend(persisted bool) {
 	}
 }
 
+// Checkpoint makes the database durable, so that there can be a mark.
+func (l *Log) Checkpoint(ctx context.Context) error { return l.local.Checkpoint(ctx) }
+
 // Campaign makes the node try to become the leader now.
 func (l *Log) Campaign() {
 	l.node.inputs.put(func(raw *raft.RawNode) { _ = raw.Campaign() })

@@ -14,12 +14,13 @@ import (
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
-// ForceNewCluster makes the node of opt, which nobody has open, the only member
-// of its cluster, with everything that it knows to be committed: the way out if
-// a majority is lost for good, as etcd's --force-new-cluster. What the others
-// had committed without this node's knowledge is lost. They must not be started
-// again with their data.
-func ForceNewCluster(ctx context.Context, opt Options) error {
+// ForceNewCluster makes self, the node of opt, which nobody has open, the only
+// member of its cluster, with everything that it knows to be committed: the way
+// out if a majority is lost for good, as etcd's --force-new-cluster. What the
+// others had committed without this node's knowledge is lost. They must not be
+// started again with their data. What self says counts if the cluster had
+// removed the node.
+func ForceNewCluster(ctx context.Context, opt Options, self Member) error {
 	if err := opt.complete(); err != nil {
 		return err
 	}
@@ -52,11 +53,10 @@ func ForceNewCluster(ctx context.Context, opt Options) error {
 	if err != nil {
 		return err
 	}
-	self, ok := members.Member(id.Node)
-	if !ok {
-		self = Member{ID: id.Node}
+	if known, ok := members.Member(id.Node); ok { // else it was removed
+		self = known
 	}
-	self.Learner = false
+	self.ID, self.Learner = id.Node, false
 	alone := Members{Members: []Member{self}, Removed: slices.DeleteFunc(slices.Clone(members.Removed), func(other uint64) bool { return other == id.Node })}
 	for _, m := range members.Members {
 		if m.ID != id.Node {
@@ -112,9 +112,7 @@ func applyAlone(ctx context.Context, opt Options, members Members, entries []*ra
 		case len(e.Data) > 0:
 			var batch *eventlog.Batch
 			if batch, err = eventlog.DecodeBatch(e.Data); err == nil {
-				if err = local.Append(ctx, batch); errors.Is(err, eventlog.ErrStale) {
-					err = nil
-				}
+				_, err = appendTo(local, batch) // stale then as now
 			}
 		}
 		if err != nil {

@@ -41,6 +41,7 @@ var statuses = []struct {
 	{raftlog.ErrMemberNotFound, rpctypes.ErrGRPCMemberNotFound},
 	{raftlog.ErrMemberRemoved, rpctypes.ErrGRPCMemberNotFound},
 	{raftlog.ErrPeerURLExists, rpctypes.ErrGRPCPeerURLExist},
+	{raftlog.ErrBadURLs, rpctypes.ErrGRPCMemberBadURLs},
 	{raftlog.ErrNotLearner, rpctypes.ErrGRPCMemberNotLearner},
 	{raftlog.ErrTooManyLearners, rpctypes.ErrGRPCTooManyLearners},
 	{raftlog.ErrLearnerNotReady, rpctypes.ErrGRPCLearnerNotReady},
