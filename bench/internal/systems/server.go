@@ -174,6 +174,10 @@ func (p *process) dial(ctx context.Context) (net.Conn, error) {
 // longestStart leaves kine the time to VACUUM some gigabytes.
 const longestStart = 5 * time.Minute
 
+// probePause is how long a server that listens and does not answer yet, since it
+// waits for others or for data, is left alone.
+const probePause = 20 * time.Millisecond
+
 // waitReady waits for the socket first: a gRPC client that finds none backs off
 // for longer than a server takes to start.
 func (p *process) waitReady(ctx context.Context) error {
@@ -187,6 +191,7 @@ func (p *process) waitReady(ctx context.Context) error {
 			if err := p.probe(ctx); err == nil {
 				return nil
 			}
+			tick.Reset(probePause)
 		}
 		select {
 		case <-p.done:
