@@ -40,19 +40,14 @@ type cluster struct {
 	nodes []*node
 }
 
-// settings are flags that a node is started with beside those that make it a
-// node, by its number.
-type settings func(i int) []string
-
-func noSettings(int) []string { return nil }
-
 // startCluster starts a new cluster of n.
 func startCluster(t *testing.T, n int) *cluster {
 	t.Helper()
-	return startClusterWith(t, n, noSettings)
+	return startClusterOf(t, n, func(int) string { return harness.KeelsonBinary(t) })
 }
 
-func startClusterWith(t *testing.T, n int, flags settings) *cluster {
+// startClusterOf starts a new cluster of n, each of which is another program.
+func startClusterOf(t *testing.T, n int, program func(i int) string) *cluster {
 	t.Helper()
 	c := &cluster{t: t, dir: harness.TempDir(t)}
 	for range n {
@@ -62,7 +57,8 @@ func startClusterWith(t *testing.T, n int, flags settings) *cluster {
 	var starting sync.WaitGroup
 	for i, x := range c.nodes {
 		starting.Go(func() { // a node is healthy once there is a leader
-			x.Server = c.server(x, append(flags(i), "--initial-cluster", initial)...)
+			x.Server = c.server(x, "--initial-cluster", initial)
+			x.Program = program(i)
 			if err := x.TryRestart(); err != nil {
 				t.Error(err)
 			}
