@@ -37,6 +37,10 @@ const (
 	// publishPause is between the tries to make this node's name and URLs known:
 	// without it a node counts as one that has never been up.
 	publishPause = 100 * time.Millisecond
+
+	// What another node may send on a stream, and on its connection, before it
+	// is taken in: whole messages of raft, without waiting for leave in between.
+	peerStreamWindow, peerConnWindow = 8 << 20, 32 << 20
 )
 
 // cluster is this node's part in a cluster, whatever generation its data is in.
@@ -257,7 +261,8 @@ func (c *cluster) connect(ms raftlog.Members) {
 // passed on to the leader, which are api's.
 func (c *cluster) serve(api *server.Server, clientURLs []string, fail func(error)) {
 	c.self.ClientURLs = clientURLs
-	c.grpc = grpc.NewServer(append(api.GRPCOptions(), grpc.MaxRecvMsgSize(math.MaxInt32), grpc.WaitForHandlers(true))...)
+	c.grpc = grpc.NewServer(append(api.GRPCOptions(), grpc.MaxRecvMsgSize(math.MaxInt32),
+		grpc.InitialWindowSize(peerStreamWindow), grpc.InitialConnWindowSize(peerConnWindow), grpc.WaitForHandlers(true))...)
 	api.Register(c.grpc)
 	c.peers.Serve(c.grpc, c.newest())
 	c.mux = listen.NewMux(c.log, 0, peerConns)

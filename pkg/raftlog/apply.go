@@ -79,7 +79,8 @@ func (l *Log) applyBatch(e *raftpb.Entry) error {
 		return err
 	}
 	batch := l.proposals.begin(id)
-	if batch == nil {
+	own := batch != nil // its author goes on with it
+	if !own {
 		if batch, err = eventlog.DecodeBatch(e.Data); err != nil {
 			return err
 		}
@@ -87,6 +88,11 @@ func (l *Log) applyBatch(e *raftpb.Entry) error {
 	stale, err := appendTo(l.local, batch)
 	if err != nil {
 		return err
+	}
+	if own {
+		l.recent.drop() // the store of a leader has no use for it
+	} else if stale == nil {
+		l.recent.add(batch)
 	}
 	l.proposals.settle(id, stale)
 	return nil

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/raft/v3/raftpb"
+
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/raftlog"
@@ -366,5 +368,52 @@ func TestForceNewCluster(t *testing.T) {
 	}
 	if err := raftlog.ForceNewCluster(t.Context(), raftlog.Options{Dir: t.TempDir(), Cluster: 7, ID: 2, Transport: net}, raftlog.Member{}); err == nil {
 		t.Error("ForceNewCluster of no node")
+	}
+}
+
+// TestReadsOfFollowers: the leader answers a node at once whose question proves
+// that no other one leads, and asks the others where it does not.
+func TestReadsOfFollowers(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		size   int
+		change func(request *raftpb.Message)
+		asked  bool // the leader asks the others
+	}{
+		{"three nodes", 3, func(*raftpb.Message) {}, false},
+		{"five nodes", 5, func(*raftpb.Message) {}, true},
+		{"a node of another term", 3, func(m *raftpb.Message) { m.Context[7]++ }, true},
+		{"a node that says nothing", 3, func(m *raftpb.Message) { m.Context = nil }, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			net := newNetwork()
+			nodes := nodesOf(t, net, t.TempDir(), c.size)
+			leader := leaderOf(t, nodes...)
+			head := appendTo(t, leader, eventlog.Head{}, "k")
+			asked := 0 // by net.watch
+			net.mu.Lock()
+			net.watch = func(m *raftpb.Message) {
+				if m.GetType() == raftpb.MsgHeartbeat && len(m.Context) > 0 {
+					asked++
+				}
+				if m.GetType() == raftpb.MsgReadIndex {
+					c.change(m)
+				}
+			}
+			net.mu.Unlock()
+			for _, n := range nodes {
+				if n == leader {
+					continue
+				}
+				if at, err := n.Head(t.Context()); err != nil || at != head.Position {
+					t.Errorf("Head is %d, %v; want %d", at, err, head.Position)
+				}
+			}
+			net.mu.Lock()
+			defer net.mu.Unlock()
+			if net.watch = nil; (asked > 0) != c.asked {
+				t.Errorf("the leader has asked %d times", asked)
+			}
+		})
 	}
 }

@@ -36,3 +36,15 @@ func (l *Log) Checkpoint(ctx context.Context) error { return l.local.Checkpoint(
 func (l *Log) Campaign() {
 	l.node.inputs.put(func(raw *raft.RawNode) { _ = raw.Campaign() })
 }
+
+// LocalTail is Tail as the database answers it.
+func (l *Log) LocalTail(ctx context.Context, after eventlog.Position, limit int) ([]eventlog.Batch, error) {
+	return l.local.Tail(ctx, after, limit)
+}
+
+// Recent is how many batches Tail need not ask the database for.
+func (l *Log) Recent() int {
+	l.recent.mu.Lock()
+	defer l.recent.mu.Unlock()
+	return len(l.recent.batches)
+}

@@ -45,6 +45,9 @@ type node struct {
 
 	apply  func(context.Context, []*raftpb.Entry) error // by the apply goroutine
 	onRead func(request, index uint64)                  // by the loop; does not block
+	voters func() []uint64                              // by the loop; does not block
+
+	settledIn uint64 // belongs to the loop: the newest term of which an entry is known to be committed
 
 	logger *logrus.Entry
 	halted error // belongs to the loop, which ends with it
@@ -163,6 +166,7 @@ func (n *node) dispatch(rd raft.Ready) {
 			n.onRead(binary.BigEndian.Uint64(read.RequestCtx), read.Index)
 		}
 	}
+	n.vouch(rd.Messages)
 	n.send(rd.Messages)
 }
 
@@ -198,7 +202,11 @@ func (n *node) step(m *raftpb.Message) error {
 	if n.inputs.len() >= maxWaiting {
 		return nil
 	}
-	n.inputs.put(func(raw *raft.RawNode) { _ = raw.Step(m) }) // an answer of a node that is no member is dropped
+	n.inputs.put(func(raw *raft.RawNode) {
+		if m.GetType() != raftpb.MsgReadIndex || !n.answerRead(m) {
+			_ = raw.Step(m) // an answer of a node that is no member is dropped
+		}
+	})
 	return nil
 }
 

@@ -69,6 +69,10 @@ const (
 
 	snapshotPiece = 1 << 20 // bytes of a snapshot in one message
 
+	// answerWindow is what a node may send in answers before they are read. A
+	// fixed one keeps gRPC from estimating the bandwidth, with pings.
+	answerWindow = 4 << 20
+
 	// queued is how many messages wait for a stream before they are dropped;
 	// Raft has no more than maxInflight on their way.
 	queued = maxInflight
@@ -199,6 +203,7 @@ func (ps *Peers) dial(id uint64, target string) (*peer, error) {
 			MinConnectTimeout: sendTimeout,
 		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: sendTimeout}),
+		grpc.WithInitialWindowSize(answerWindow), grpc.WithInitialConnWindowSize(answerWindow),
 		grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(math.MaxInt32), grpc.MaxCallRecvMsgSize(math.MaxInt32)),
 	)
 	if err != nil {

@@ -110,6 +110,7 @@ type Log struct {
 	changes   changes
 
 	proposals  proposals
+	recent     recent
 	applied    *progress
 	marks      marks
 	reads      reads
@@ -245,6 +246,7 @@ func newLog(local *sqlite.Log, d *disk, opt Options) (*Log, error) {
 	l.members.Store(&d.members)
 	l.onMembers(d.members)
 	n.apply, n.onRead = l.applyEntries, l.confirmRead
+	n.voters = func() []uint64 { return l.Members().ids(false) }
 	return l, nil
 }
 
@@ -536,6 +538,9 @@ func (l *Log) Tail(ctx context.Context, after eventlog.Position, limit int) ([]e
 	}
 	if err := l.check(); err != nil {
 		return nil, err
+	}
+	if batches, ok := l.recent.tail(after, limit); ok {
+		return batches, nil
 	}
 	return l.local.Tail(ctx, after, limit)
 }

@@ -37,6 +37,9 @@ type network struct {
 	// fate says after which time each copy of a message arrives; nil lets one
 	// arrive at once.
 	fate func() []time.Duration // mu
+
+	// watch sees what is sent, and may change it; nil if nobody looks.
+	watch func(*raftpb.Message) // mu
 }
 
 func newNetwork() *network {
@@ -49,6 +52,10 @@ func (n *network) Send(messages []*raftpb.Message) {
 		to, fate := n.nodes[m.GetTo()], n.fate
 		if n.cut[[2]uint64{m.GetFrom(), m.GetTo()}] {
 			to = nil
+		}
+		if n.watch != nil {
+			m, _ = proto.Clone(m).(*raftpb.Message) // it is one
+			n.watch(m)
 		}
 		n.mu.Unlock()
 		if to == nil {

@@ -5,10 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
 	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
@@ -118,6 +120,43 @@ func (l *Log) confirmRead(request, index uint64) {
 		r.current = 0
 		r.confirmed <- index
 	}
+}
+
+// vouch adds to the requests for the committed index that this node sends which
+// term it is in: it will not have helped to elect a leader of a later one
+// before it asked.
+func (n *node) vouch(messages []*raftpb.Message) {
+	for _, m := range messages {
+		if m.GetType() == raftpb.MsgReadIndex && m.GetFrom() == n.raw.BasicStatus().ID {
+			m.Context = binary.BigEndian.AppendUint64(nil, n.raw.BasicStatus().GetTerm())
+		}
+	}
+}
+
+// answerRead answers a node's request for the committed index at once, where
+// raft would ask the other nodes first: if the node that asks and this one are
+// a majority, and both are in the term in which this one leads, there was no
+// later leader when the node asked. It returns false if raft has to do it.
+func (n *node) answerRead(m *raftpb.Message) bool {
+	s := n.raw.BasicStatus()
+	voters := n.voters()
+	switch {
+	case s.RaftState != raft.StateLeader || len(m.GetContext()) != 8 || binary.BigEndian.Uint64(m.GetContext()) != s.GetTerm():
+		return false
+	case len(voters) > 3 || !slices.Contains(voters, m.GetFrom()) || !slices.Contains(voters, s.ID):
+		return false
+	case n.settledIn != s.GetTerm():
+		// What leaders before have committed is known to be only once this one
+		// has committed something.
+		if term, err := n.disk.mem.Term(s.GetCommit()); err != nil || term != s.GetTerm() {
+			return false
+		}
+		n.settledIn = s.GetTerm()
+	}
+	n.send([]*raftpb.Message{{
+		Type: raftpb.MsgReadIndexResp.Enum(), From: &s.ID, To: m.From, Term: s.Term, Index: s.Commit, Entries: m.Entries,
+	}})
+	return true
 }
 
 // waitApplied waits until entry index is applied.
