@@ -107,6 +107,10 @@ soak-crash: ## hundreds of them, and every fault of the disk and power cut (an h
 test-hostile: ## clients that mean no good: memory stays bounded, others are served
 	$(MAKE) -C test hostile
 
+.PHONY: test-restore
+test-restore: ## snapshots of a real etcd, restored with keelson into SQLite, PostgreSQL and clusters
+	$(MAKE) -C test restore
+
 .PHONY: test-apiserver
 test-apiserver: ## a real kube-apiserver and kubectl on keelson
 	$(MAKE) -C test apiserver

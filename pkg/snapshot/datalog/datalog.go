@@ -100,7 +100,7 @@ func SQLite(dir string, opt Options) *Sink {
 	s := &Sink{opt: opt, open: func(context.Context) (target, error) { return openSQLite(dir, opt.Replace) }}
 	if opt.Cluster != nil {
 		s.digest = sha256.New()
-		s.begin = func(digest []byte) error { return opt.Cluster.begin(dir, digest) }
+		s.begin = func(digest []byte) error { return opt.Cluster.begin(dir, s.head.Position, digest) }
 	}
 	return s
 }
@@ -266,14 +266,14 @@ func (s *Sink) Finish(ctx context.Context) error {
 
 // begin makes dir, which has the data by now, that of the node. Before that it
 // is refused to the node, since it is not empty.
-func (c *Cluster) begin(dir string, digest []byte) error {
+func (c *Cluster) begin(dir string, position eventlog.Position, digest []byte) error {
 	cluster, members := raftlog.NewMembers(fmt.Sprintf("%s %x", c.Token, digest), c.Members)
 	at := slices.IndexFunc(members, func(m raftlog.Member) bool { return m.Name == c.Name })
 	if at < 0 {
 		return fmt.Errorf("the cluster has no node %q", c.Name)
 	}
 	id := raftlog.Identity{Cluster: cluster, Node: members[at].ID}
-	if err := raftlog.Begin(dir, id, raftlog.Members{Members: members}); err != nil {
+	if err := raftlog.Begin(dir, position, id, raftlog.Members{Members: members}); err != nil {
 		return fmt.Errorf("the data is there, but not yet that of a node of a cluster; restore it again: %w", err)
 	}
 	return nil

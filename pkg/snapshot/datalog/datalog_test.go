@@ -21,6 +21,7 @@ import (
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/eventlog/memlog"
+	"github.com/keelson-io/keelson/pkg/raftlog"
 	"github.com/keelson-io/keelson/pkg/snapshot"
 	"github.com/keelson-io/keelson/pkg/snapshot/datalog"
 	"github.com/keelson-io/keelson/pkg/store"
@@ -411,6 +412,58 @@ func TestBump(t *testing.T) {
 	alarms := s.Alarms()
 	if len(alarms) != 1 || alarms[0].MemberID != 4 || len(sink.Dropped()) != 1 || sink.Dropped()[0].Member != 3 {
 		t.Errorf("alarms %v, without %v", alarms, sink.Dropped())
+	}
+}
+
+// TestCluster: nodes of the same snapshot are in the same cluster, others are
+// not; and a node opens what was made for it.
+func TestCluster(t *testing.T) {
+	t.Parallel()
+	node := func(name string, src snapshot.Source) (string, raftlog.Identity) {
+		dir := t.TempDir()
+		members := []raftlog.Member{{Name: "a", PeerURLs: []string{"http://a"}}, {Name: "b", PeerURLs: []string{"http://b"}}}
+		sink := datalog.SQLite(dir, datalog.Options{Cluster: &datalog.Cluster{Name: name, Token: "t", Members: members}})
+		if _, err := snapshot.Copy(t.Context(), sink, src, nil); err != nil {
+			t.Fatal(err)
+		}
+		id, known, err := raftlog.Identify(dir)
+		if err != nil || !known {
+			t.Fatalf("node %s: %v, %v", name, known, err)
+		}
+		return dir, id
+	}
+	dir, a := node("a", many())
+	_, b := node("b", many())
+	changed := many()
+	changed.records[1000].Value = []byte("w")
+	_, other := node("b", changed)
+	if a.Cluster != b.Cluster || a.Node == b.Node || a.Cluster == other.Cluster {
+		t.Errorf("nodes of one snapshot: %v, %v; of another: %v", a, b, other)
+	}
+	log, err := raftlog.Open(t.Context(), raftlog.Options{Dir: dir, Cluster: a.Cluster, ID: a.Node, Logger: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeLog(t, log)
+	if m := log.Members().Members; len(m) != 2 || m[0].Name == m[1].Name {
+		t.Errorf("members %v", m)
+	}
+	if _, err := snapshot.Copy(t.Context(), datalog.SQLite(dir, datalog.Options{}), many(), nil); !errors.Is(err, datalog.ErrExists) {
+		t.Errorf("over the data of a node: %v", err)
+	}
+}
+
+// TestForget: a node's directory that is replaced is no node's any more.
+func TestForget(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for _, cluster := range []*datalog.Cluster{{Name: "a", Members: []raftlog.Member{{Name: "a", PeerURLs: []string{"http://a"}}}}, nil} {
+		if _, err := snapshot.Copy(t.Context(), datalog.SQLite(dir, datalog.Options{Replace: true, Cluster: cluster}), many(), nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, node, err := raftlog.Identify(dir); err != nil || node != (cluster != nil) {
+			t.Errorf("a node's: %v, %v", node, err)
+		}
 	}
 }
 
