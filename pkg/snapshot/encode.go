@@ -60,6 +60,31 @@ func appendInt(dst []byte, field protowire.Number, v int64) []byte {
 	return protowire.AppendVarint(protowire.AppendTag(dst, field, protowire.VarintType), uint64(v))
 }
 
+// SizeKeyValue returns how many bytes AppendKeyValue appends for a value of that
+// size.
+func SizeKeyValue(r *eventlog.Record, valueSize int) int {
+	size := sizeBytes(len(r.Key))
+	if r.Kind == eventlog.KindDelete {
+		return size
+	}
+	return size + sizeInt(r.CreateRevision) + sizeInt(r.Revision.Main) + sizeInt(r.Version) + sizeBytes(valueSize) + sizeInt(r.Lease)
+}
+
+// The tag of a field below 16 takes one byte.
+func sizeBytes(n int) int {
+	if n == 0 {
+		return 0
+	}
+	return 1 + protowire.SizeBytes(n)
+}
+
+func sizeInt(v int64) int {
+	if v == 0 {
+		return 0
+	}
+	return 1 + protowire.SizeVarint(uint64(v))
+}
+
 // ParseKeyValue sets what an mvccpb.KeyValue says of r, but for the modification
 // revision, which it returns. Key and Value are parts of src.
 func ParseKeyValue(src []byte, r *eventlog.Record) (mod int64, ok bool) {

@@ -28,6 +28,7 @@ import (
 	"fmt"
 	"strconv"
 
+	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/snapshot"
 )
 
@@ -71,18 +72,16 @@ const (
 	sector       = 512 // sizes of databases are a multiple of it
 )
 
-// decodeRevision returns the main and sub revision of a name, and whether it is
-// a tombstone's.
-func decodeRevision(name []byte) (main, sub int64, tombstone bool, err error) {
+// decodeRevision returns the revision of a name, and whether it is a tombstone's.
+func decodeRevision(name []byte) (r eventlog.Revision, tombstone bool, err error) {
 	tombstone = len(name) == revisionSize+1 && name[revisionSize] == 't'
-	if len(name) != revisionSize && !tombstone || name[8] != '_' {
-		return 0, 0, false, fmt.Errorf("%w: %q is not the name of a revision", snapshot.ErrInvalid, name)
+	if (len(name) == revisionSize || tombstone) && name[8] == '_' {
+		r = eventlog.Revision{Main: int64(binary.BigEndian.Uint64(name)), Sub: int64(binary.BigEndian.Uint64(name[9:]))}
 	}
-	main, sub = int64(binary.BigEndian.Uint64(name)), int64(binary.BigEndian.Uint64(name[9:]))
-	if main < 0 || sub < 0 {
-		return 0, 0, false, fmt.Errorf("%w: %q is not the name of a revision", snapshot.ErrInvalid, name)
+	if r.Main <= 0 || r.Sub < 0 {
+		return r, false, fmt.Errorf("%w: %q is not the name of a revision", snapshot.ErrInvalid, name)
 	}
-	return main, sub, tombstone, nil
+	return r, tombstone, nil
 }
 
 func bigEndian(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }

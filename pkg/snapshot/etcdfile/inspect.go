@@ -33,36 +33,31 @@ var foreign = []struct{ magic, what string }{
 	{"Salted__", "encrypted with openssl: decrypt it first"},
 }
 
-// inspect verifies what can be told before bbolt opens the file, and whether it
-// ends with its checksum.
-func inspect(path string) (checksum bool, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
+// inspect returns how large the database is that f has, and whether its checksum
+// follows, which is verified.
+func inspect(f *os.File) (size int64, checksum bool, err error) {
 	info, err := f.Stat()
 	if err != nil {
-		return false, err
+		return 0, false, err
 	}
 	if !info.Mode().IsRegular() {
-		return false, fmt.Errorf("%w: it is not a file", snapshot.ErrInvalid)
+		return 0, false, fmt.Errorf("%w: it is not a file", snapshot.ErrInvalid)
 	}
-	head := make([]byte, sector)
-	n, err := io.ReadFull(f, head)
-	if err != nil && n == 0 && info.Size() > 0 {
-		return false, err
+	size = info.Size()
+	head := make([]byte, min(sector, size))
+	if _, err := f.ReadAt(head, 0); err != nil {
+		return 0, false, err
 	}
-	if err := identify(head[:n]); err != nil {
-		return false, err
+	if err := identify(head); err != nil {
+		return 0, false, err
 	}
-	switch info.Size() % sector {
+	switch size % sector {
 	case 0:
-		return false, nil
+		return size, false, nil
 	case checksumSize:
-		return true, verify(f, info.Size())
+		return size - checksumSize, true, verify(f, size)
 	}
-	return false, fmt.Errorf("%w: it is cut off: neither a snapshot nor a database has %d bytes", snapshot.ErrInvalid, info.Size())
+	return 0, false, fmt.Errorf("%w: it is cut off: neither a snapshot nor a database has %d bytes", snapshot.ErrInvalid, size)
 }
 
 // identify refuses a file that is not a bbolt database.
@@ -107,18 +102,18 @@ func verify(f *os.File, size int64) error {
 // decodeRecord makes r of an entry of the bucket of the keys. Key and Value
 // are parts of value.
 func decodeRecord(name, value []byte, r *eventlog.Record) error {
-	main, sub, tombstone, err := decodeRevision(name)
+	revision, tombstone, err := decodeRevision(name)
 	if err != nil {
 		return err
 	}
-	*r = eventlog.Record{Kind: eventlog.KindPut, Revision: eventlog.Revision{Main: main, Sub: sub}}
+	*r = eventlog.Record{Kind: eventlog.KindPut, Revision: revision}
 	mod, ok := snapshot.ParseKeyValue(value, r)
 	switch {
 	case !ok:
 		return fmt.Errorf("%w: what is stored for revision %v cannot be read", snapshot.ErrInvalid, r.Revision)
 	case tombstone:
 		*r = eventlog.Record{Kind: eventlog.KindDelete, Revision: r.Revision, Key: r.Key}
-	case len(r.Key) > 0 && mod != main:
+	case len(r.Key) > 0 && mod != revision.Main:
 		return fmt.Errorf("%w: revision %v has the key of revision %d", snapshot.ErrInvalid, r.Revision, mod)
 	case r.Value == nil:
 		r.Value = []byte{}

@@ -2,19 +2,20 @@ package etcdfile
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
+	"maps"
 	"os"
-	"runtime/debug"
-	"time"
+	"slices"
 
 	"github.com/coreos/go-semver/semver"
-	"go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/server/v3/lease/leasepb"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
@@ -24,9 +25,10 @@ import (
 // Reader is a snapshot.Source of a file that etcd has made: a snapshot, or the
 // database of a member (member/snap/db), whose log is not read.
 type Reader struct {
-	path     string
+	file     *os.File
 	checksum bool
-	db       *bbolt.DB
+	bolt     *boltFile
+	version  string
 	state    snapshot.State
 
 	finished, scheduled int64 // compact revisions; see compaction
@@ -34,11 +36,8 @@ type Reader struct {
 
 var _ snapshot.Source = (*Reader)(nil)
 
-// lockTimeout is how long to wait for another process that has the file open.
-const lockTimeout = time.Second
-
-// Open opens the file path and verifies all of it: a snapshot by its checksum, a
-// database by its structure. Errors are ErrAuth, snapshot.ErrInvalid, or those
+// Open opens the file path and verifies all of it: its checksum, if it is a
+// snapshot, and its structure. Errors are ErrAuth, snapshot.ErrInvalid, or those
 // of the file system.
 func Open(path string) (*Reader, error) { return open(path, false) }
 
@@ -47,166 +46,138 @@ func Open(path string) (*Reader, error) { return open(path, false) }
 func OpenWithoutAuth(path string) (*Reader, error) { return open(path, true) }
 
 func open(path string, withoutAuth bool) (*Reader, error) {
-	checksum, err := inspect(path)
+	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, err
 	}
-	r := &Reader{path: path, checksum: checksum}
-	err = guard(func() (err error) {
-		r.db, err = bbolt.Open(path, 0, &bbolt.Options{ReadOnly: true, Timeout: lockTimeout})
-		return err
-	})
-	switch {
-	case errors.Is(err, bolterrors.ErrTimeout):
-		return nil, fmt.Errorf("%s: another process has it open: stop etcd, or copy the file of one that is stopped", path)
-	case isDamage(err):
-		err = fmt.Errorf("%w: the database is damaged: %w", snapshot.ErrInvalid, err)
-	}
-	if err == nil {
-		err = r.view(func(tx *bbolt.Tx) error { return r.load(tx, withoutAuth) })
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), r.Close())
+	r := &Reader{file: f}
+	if err := r.load(withoutAuth); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
 	}
 	return r, nil
 }
 
-func isDamage(err error) bool {
-	return errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrChecksum) || errors.Is(err, bolterrors.ErrVersionMismatch)
-}
-
-// guard runs fn, which reads a database that may be damaged: bbolt panics then,
-// or reads what is not there.
-func guard(fn func() error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if cause := recover(); cause != nil {
-			err = fmt.Errorf("%w: the database is damaged: %v", snapshot.ErrInvalid, cause)
-		}
-	}()
-	return fn()
-}
-
-// view runs fn in a transaction.
-func (r *Reader) view(fn func(*bbolt.Tx) error) error {
-	if r.db == nil {
-		return bolterrors.ErrDatabaseNotOpen
+// load verifies the file and reads everything but the keys.
+func (r *Reader) load(withoutAuth bool) error {
+	// bbolt has the file locked as long as it may write.
+	if err := unix.Flock(int(r.file.Fd()), unix.LOCK_SH|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return errors.New("another process has it open: stop etcd, or take a snapshot of it")
 	}
-	return guard(func() error { return r.db.View(fn) })
-}
-
-// load reads everything but the keys.
-func (r *Reader) load(tx *bbolt.Tx, withoutAuth bool) error {
-	if err := r.check(tx); err != nil {
-		return err
-	}
-	keys, meta := tx.Bucket([]byte(bucketKey)), tx.Bucket([]byte(bucketMeta))
-	if keys == nil || meta == nil {
-		return fmt.Errorf("%w: it is a bbolt database, but not etcd's: it has no buckets %s and %s", snapshot.ErrInvalid, bucketKey, bucketMeta)
-	}
-	if err := checkVersion(meta.Get([]byte(metaVersion))); err != nil {
-		return err
-	}
-	if auth := tx.Bucket([]byte(bucketAuth)); auth != nil && !withoutAuth && bytes.Equal(auth.Get([]byte(authEnabled)), []byte{1}) {
-		return ErrAuth
-	}
-	var err error
-	if r.finished, err = compactRevision(meta, metaFinished); err != nil {
-		return err
-	}
-	if r.scheduled, err = compactRevision(meta, metaScheduled); err != nil {
-		return err
-	}
-	r.state.Compacted = max(r.finished, r.scheduled)
-	r.state.Revision = max(1, r.state.Compacted)
-	if r.scheduled <= r.finished {
-		r.state.Records = int64(keys.Stats().KeyN)
-	}
-	if name, value := keys.Cursor().Last(); name != nil {
-		var last eventlog.Record
-		if err := decodeRecord(name, value, &last); err != nil {
-			return err
-		}
-		r.state.Revision = max(r.state.Revision, last.Revision.Main)
-		if len(last.Key) == 0 && r.state.Records > 0 {
-			r.state.Records--
-		}
-	}
-	r.state.Bytes = tx.Size()
-	return r.loadLeases(tx)
-}
-
-// check verifies the structure of a database that has no checksum.
-func (r *Reader) check(tx *bbolt.Tx) error {
-	info, err := os.Stat(r.path)
+	size, checksum, err := inspect(r.file)
 	if err != nil {
 		return err
 	}
-	if info.Size() < tx.Size() {
-		return fmt.Errorf("%w: it is cut off: it has %d bytes of %d", snapshot.ErrInvalid, info.Size(), tx.Size())
+	r.checksum = checksum
+	if r.bolt, err = openBolt(r.file, size); err != nil {
+		return err
 	}
-	if r.checksum {
-		return nil
+	keys, ok := r.bolt.buckets[bucketKey]
+	if _, hasMeta := r.bolt.buckets[bucketMeta]; !ok || !hasMeta {
+		return fmt.Errorf("%w: it is a bbolt database, but not etcd's: it has no buckets %s and %s", snapshot.ErrInvalid, bucketKey, bucketMeta)
 	}
-	damage := error(nil)
-	for err := range tx.Check() { // to the end: it runs beside
-		if damage == nil {
-			damage = fmt.Errorf("%w: the database is damaged: %w", snapshot.ErrInvalid, err)
-		}
+	if err := r.loadMeta(withoutAuth); err != nil {
+		return err
 	}
-	return damage
+	if err := r.loadLeases(); err != nil {
+		return err
+	}
+	return r.loadKeys(keys)
+}
+
+func (r *Reader) loadMeta(withoutAuth bool) error {
+	meta, err := r.bolt.all(bucketMeta)
+	if err != nil {
+		return err
+	}
+	if r.version, err = checkVersion(meta[metaVersion]); err != nil {
+		return err
+	}
+	auth, err := r.bolt.all(bucketAuth)
+	if err != nil {
+		return err
+	}
+	if bytes.Equal(auth[authEnabled], []byte{1}) && !withoutAuth {
+		return ErrAuth
+	}
+	if r.finished, err = compactRevision(meta[metaFinished]); err != nil {
+		return err
+	}
+	r.scheduled, err = compactRevision(meta[metaScheduled])
+	return err
 }
 
 // checkVersion refuses data of an etcd after the one whose format this is. Those
 // before 3.6 do not say.
-func checkVersion(stored []byte) error {
+func checkVersion(stored []byte) (string, error) {
 	if stored == nil {
-		return nil
+		return "", nil
 	}
 	version, err := semver.NewVersion(string(stored))
 	if err != nil {
-		return fmt.Errorf("%w: %q is not a storage version", snapshot.ErrInvalid, stored)
+		return "", fmt.Errorf("%w: %q is not a storage version", snapshot.ErrInvalid, stored)
 	}
 	newest := semver.New(storageVersion)
 	if version.Major != newest.Major || version.Minor > newest.Minor {
-		return fmt.Errorf("%w: it has etcd's storage version %s; this keelson knows up to %s", snapshot.ErrInvalid, version, newest)
+		return "", fmt.Errorf("%w: it has etcd's storage version %s; this keelson knows up to %s", snapshot.ErrInvalid, version, newest)
 	}
-	return nil
+	return version.String(), nil
 }
 
-func compactRevision(meta *bbolt.Bucket, name string) (int64, error) {
-	stored := meta.Get([]byte(name))
+func compactRevision(stored []byte) (int64, error) {
 	if stored == nil {
 		return 0, nil
 	}
-	main, _, _, err := decodeRevision(stored)
-	return main, err
+	revision, _, err := decodeRevision(stored)
+	return revision.Main, err
 }
 
-func (r *Reader) loadLeases(tx *bbolt.Tx) error {
-	if leases := tx.Bucket([]byte(bucketLease)); leases != nil {
-		if err := leases.ForEach(func(id, value []byte) error {
-			var l leasepb.Lease
-			if err := proto.Unmarshal(value, &l); err != nil || len(id) != 8 || uint64(l.ID) != binary.BigEndian.Uint64(id) {
-				return fmt.Errorf("%w: lease %x cannot be read", snapshot.ErrInvalid, id)
-			}
-			r.state.Leases = append(r.state.Leases, snapshot.Lease{ID: l.ID, TTL: l.TTL, Remaining: l.RemainingTTL})
-			return nil
-		}); err != nil {
-			return err
-		}
+func (r *Reader) loadLeases() error {
+	leases, err := r.bolt.all(bucketLease)
+	if err != nil {
+		return err
 	}
-	if alarms := tx.Bucket([]byte(bucketAlarm)); alarms != nil {
-		return alarms.ForEach(func(name, _ []byte) error {
-			var a pb.AlarmMember
-			if err := proto.Unmarshal(name, &a); err != nil {
-				return fmt.Errorf("%w: alarm %x cannot be read", snapshot.ErrInvalid, name)
-			}
-			r.state.Alarms = append(r.state.Alarms, snapshot.Alarm{Member: a.MemberID, Alarm: int32(a.Alarm)})
-			return nil
-		})
+	for id, value := range leases {
+		var l leasepb.Lease
+		if err := proto.Unmarshal(value, &l); err != nil || len(id) != 8 || uint64(l.ID) != binary.BigEndian.Uint64([]byte(id)) {
+			return fmt.Errorf("%w: lease %x cannot be read", snapshot.ErrInvalid, id)
+		}
+		r.state.Leases = append(r.state.Leases, snapshot.Lease{ID: l.ID, TTL: l.TTL, Remaining: l.RemainingTTL})
+	}
+	slices.SortFunc(r.state.Leases, func(a, b snapshot.Lease) int { return cmp.Compare(a.ID, b.ID) })
+	alarms, err := r.bolt.all(bucketAlarm)
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(alarms)) {
+		var a pb.AlarmMember
+		if err := proto.Unmarshal([]byte(name), &a); err != nil {
+			return fmt.Errorf("%w: alarm %x cannot be read", snapshot.ErrInvalid, name)
+		}
+		r.state.Alarms = append(r.state.Alarms, snapshot.Alarm{Member: a.MemberID, Alarm: int32(a.Alarm)})
 	}
 	return nil
+}
+
+// loadKeys reads all keys once.
+func (r *Reader) loadKeys(keys boltBucket) error {
+	r.state.Compacted = max(r.finished, r.scheduled)
+	r.state.Revision = max(1, r.state.Compacted)
+	var record eventlog.Record
+	err := r.bolt.walk(keys, func(_ uint32, name, value []byte) error {
+		if err := decodeRecord(name, value, &record); err != nil {
+			return err
+		}
+		r.state.Revision = max(r.state.Revision, record.Revision.Main)
+		if len(record.Key) > 0 {
+			r.state.Records++
+			r.state.Bytes += int64(len(record.Key) + len(record.Value))
+		}
+		return nil
+	})
+	if r.scheduled > r.finished {
+		r.state.Records, r.state.Bytes = 0, 0 // not known
+	}
+	return err
 }
 
 // HasChecksum reports whether the file ends with a checksum, as snapshots do. It
@@ -219,15 +190,15 @@ func (r *Reader) State() snapshot.State { return r.state }
 // Records implements snapshot.Source. A compaction that etcd has scheduled and
 // not finished is as good as done: etcd would do it at its next start.
 func (r *Reader) Records(ctx context.Context, fn func(*eventlog.Record) error) error {
-	var c *compaction
-	if r.scheduled > r.finished {
-		c = &compaction{at: r.scheduled, newest: make(map[string]eventlog.Revision)}
-		if err := r.records(ctx, c.note); err != nil {
-			return err
-		}
+	if r.scheduled <= r.finished {
+		return r.records(ctx, fn)
+	}
+	c := &compaction{at: r.scheduled, newest: make(map[string]eventlog.Revision)}
+	if err := r.records(ctx, c.note); err != nil {
+		return err
 	}
 	return r.records(ctx, func(record *eventlog.Record) error {
-		if c != nil && !c.keeps(record) {
+		if !c.keeps(record) {
 			return nil
 		}
 		return fn(record)
@@ -256,47 +227,46 @@ func (c *compaction) keeps(r *eventlog.Record) bool {
 
 // records calls fn with everything in the bucket of the keys.
 func (r *Reader) records(ctx context.Context, fn func(*eventlog.Record) error) error {
-	var refused any // what fn panics with
-	err := r.view(func(tx *bbolt.Tx) error {
-		var record eventlog.Record
-		cursor := tx.Bucket([]byte(bucketKey)).Cursor()
-		n := 0
-		for name, value := cursor.First(); name != nil; name, value = cursor.Next() {
-			if n++; n%1024 == 0 {
-				if err := context.Cause(ctx); err != nil {
-					return err
-				}
-			}
-			if err := decodeRecord(name, value, &record); err != nil {
-				return err
-			}
-			if len(record.Key) == 0 {
-				continue // stands for a revision that no record has any more
-			}
-			if err := call(fn, &record, &refused); err != nil || refused != nil {
+	var record eventlog.Record
+	n := 0
+	return r.bolt.walk(r.bolt.buckets[bucketKey], func(_ uint32, name, value []byte) error {
+		if n++; n%1024 == 0 {
+			if err := context.Cause(ctx); err != nil {
 				return err
 			}
 		}
-		return nil
+		if err := decodeRecord(name, value, &record); err != nil {
+			return err
+		}
+		if len(record.Key) == 0 {
+			return nil // stands for a revision that no record has any more
+		}
+		return fn(&record)
 	})
-	if refused != nil {
-		panic(refused)
-	}
-	return err
 }
 
-// call calls fn outside the guard: what it panics with has another reason.
-func call(fn func(*eventlog.Record) error, r *eventlog.Record, panicked *any) error {
-	defer func() { *panicked = recover() }()
-	return fn(r)
+// Info is what there is to know of a file beside its data.
+type Info struct {
+	Hash    uint32 // as etcdutl's: CRC-32C over all buckets and what is in them
+	Size    int64  // of the database, in bytes
+	Version string // etcd's storage version; empty before 3.6
+}
+
+// Info reads all of the file.
+func (r *Reader) Info() (Info, error) {
+	h := crc32.New(crc32.MakeTable(crc32.Castagnoli))
+	for _, name := range slices.Sorted(maps.Keys(r.bolt.buckets)) {
+		h.Write([]byte(name))
+		if err := r.bolt.walk(r.bolt.buckets[name], func(_ uint32, key, value []byte) error {
+			h.Write(key)
+			h.Write(value)
+			return nil
+		}); err != nil {
+			return Info{}, err
+		}
+	}
+	return Info{Hash: h.Sum32(), Size: r.bolt.pageSize * int64(r.bolt.meta.pages), Version: r.version}, nil
 }
 
 // Close implements snapshot.Source.
-func (r *Reader) Close() error {
-	if r.db == nil {
-		return nil
-	}
-	err := r.db.Close()
-	r.db = nil
-	return err
-}
+func (r *Reader) Close() error { return r.file.Close() }
