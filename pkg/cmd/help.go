@@ -45,6 +45,9 @@ Commands:
   keelson snapshot save FILE      save a snapshot, in etcd's format
   keelson snapshot status FILE    say what is in a snapshot
   keelson snapshot restore FILE   make keelson's data of a snapshot
+  keelson import                  bring the data of kine, etcd or another keelson
+  keelson export                  write the data to a snapshot, or into an etcd
+  keelson verify PLACE PLACE      compare the data of two places
   keelson version                 print the version
 
 keelson COMMAND --help explains each of them.

@@ -21,6 +21,7 @@ import (
 	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/snapshot"
 	"github.com/keelson-io/keelson/pkg/snapshot/datalog"
+	"github.com/keelson-io/keelson/pkg/snapshot/kine"
 	"github.com/keelson-io/keelson/pkg/store"
 )
 
@@ -32,6 +33,7 @@ const (
 	placePostgres                  // keelson's schema in PostgreSQL
 	placeServer                    // a server: keelson or etcd
 	placeFile                      // a file: a snapshot, or etcd's db
+	placeKine                      // kine's table: a file, a directory or a URL
 )
 
 // place is where data is, or is to go.
@@ -45,9 +47,13 @@ type place struct {
 //	postgres://user@host/database         keelson's data in PostgreSQL
 //	sqlite:///directory                   keelson's data directory
 //	http://host:port, https://, unix://   a server
-//	a directory                           keelson's data, or etcd's
+//	kine:…, mysql://…                     kine's: its endpoint, or a path
+//	a directory                           keelson's data, etcd's, or that of k3s
 //	anything else                         a file
 func parsePlace(text string) (place, error) {
+	if endpoint, ok := strings.CutPrefix(text, kinePrefix); ok {
+		return place{placeKine, endpoint}, nil
+	}
 	scheme, rest, isURL := strings.Cut(text, "://")
 	if !isURL {
 		return placeOnDisk(text)
@@ -60,13 +66,18 @@ func parsePlace(text string) (place, error) {
 		return place{placePostgres, text}, nil
 	case "sqlite":
 		return place{placeSQLite, rest}, nil
+	case "mysql":
+		return place{placeKine, text}, nil
 	case "http", "https", "unix", "unixs":
 		return place{placeServer, text}, nil
 	case "file":
 		return placeOnDisk(rest)
 	}
-	return place{}, config.Usagef("%s://… is not a place that keelson knows: name a file or a directory, or use sqlite, postgres, http, https, unix or unixs", scheme)
+	return place{}, config.Usagef("%s://… is not a place that keelson knows: name a file or a directory, or use sqlite, postgres, kine:postgres, kine:mysql, http, https, unix or unixs", scheme)
 }
+
+// kinePrefix is before what would be understood as keelson's otherwise.
+const kinePrefix = "kine:"
 
 // etcdFile is where etcd has its data in its data directory.
 var etcdFile = filepath.Join("member", "snap", "db")
@@ -80,17 +91,27 @@ func placeOnDisk(path string) (place, error) {
 		if errors.Is(err, fs.ErrNotExist) && strings.HasSuffix(path, string(filepath.Separator)) {
 			return place{placeSQLite, path}, nil
 		}
+		if kine.IsFile(path) {
+			return place{placeKine, path}, nil
+		}
 		return place{placeFile, path}, nil
 	}
 	if _, err := os.Stat(filepath.Join(path, etcdFile)); err == nil {
 		return place{placeFile, filepath.Join(path, etcdFile)}, nil
+	}
+	if file, err := kine.FindFile(path); err == nil {
+		return place{placeKine, file}, nil
 	}
 	return place{placeSQLite, path}, nil
 }
 
 // String names the place without a password.
 func (p place) String() string {
-	if p.kind != placePostgres {
+	switch p.kind {
+	case placePostgres:
+	case placeKine:
+		return kine.Redact(p.at)
+	default:
 		return p.at
 	}
 	u, err := url.Parse(p.at)

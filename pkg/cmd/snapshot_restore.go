@@ -119,21 +119,11 @@ func (r *restoring) check() error {
 }
 
 func (r *restoring) run(ctx context.Context, cmd *cobra.Command, file string, to place, cluster *datalog.Cluster) (err error) {
-	open := etcdfile.Open
-	if r.withoutAuth {
-		open = etcdfile.OpenWithoutAuth
-	}
-	src, err := open(file)
-	if errors.Is(err, etcdfile.ErrAuth) {
-		return fmt.Errorf("%s: nothing was changed: it is of an etcd with users and roles, which keelson does not have; everybody who reaches the server would see all of it: --without-auth says that this is meant", file)
-	}
+	src, err := openFile(file, r.withoutAuth, r.skipHashCheck)
 	if err != nil {
-		return fmt.Errorf("nothing was changed: %w", err)
+		return err
 	}
 	defer func() { err = errors.Join(err, src.Close()) }()
-	if !src.HasChecksum() && !r.skipHashCheck {
-		return fmt.Errorf("%s: nothing was changed: it has no checksum, as a snapshot has: if it is the db file of an etcd that was stopped, say so with --skip-hash-check", file)
-	}
 
 	var sink *datalog.Sink
 	count := newTally(nil)
@@ -166,4 +156,23 @@ func (r *restoring) run(ctx context.Context, cmd *cobra.Command, file string, to
 	current, compacted := sink.Revision()
 	say(cmd, "restored %s into %s: revision %d, compacted %d, %s", file, to, current, compacted, count)
 	return nil
+}
+
+// openFile opens a file in etcd's format and verifies it.
+func openFile(file string, withoutAuth, skipHashCheck bool) (*etcdfile.Reader, error) {
+	open := etcdfile.Open
+	if withoutAuth {
+		open = etcdfile.OpenWithoutAuth
+	}
+	src, err := open(file)
+	switch {
+	case errors.Is(err, etcdfile.ErrAuth):
+		return nil, fmt.Errorf("%s: nothing was changed: it is of an etcd with users and roles, which keelson does not have; everybody who reaches the server would see all of it: --without-auth says that this is meant", file)
+	case err != nil:
+		return nil, fmt.Errorf("nothing was changed: %w", err)
+	case !src.HasChecksum() && !skipHashCheck:
+		err := fmt.Errorf("%s: nothing was changed: it has no checksum, as a snapshot has: if it is the db file of an etcd that was stopped, say so with --skip-hash-check", file)
+		return nil, errors.Join(err, src.Close())
+	}
+	return src, nil
 }

@@ -114,7 +114,8 @@ func (s *Source) openPostgres(ctx context.Context, raw string, opt Options) erro
 	db := stdlib.OpenDB(*config)
 	var standby bool
 	if err := db.QueryRowContext(ctx, "SELECT pg_is_in_recovery()").Scan(&standby); err != nil {
-		return errors.Join(fmt.Errorf("PostgreSQL of kine: %w", err), db.Close())
+		// What the driver says of each address has a line of its own.
+		return errors.Join(fmt.Errorf("PostgreSQL of kine: %s", strings.Join(strings.Fields(err.Error()), " ")), db.Close())
 	}
 	if standby {
 		return errors.Join(errors.New("PostgreSQL of kine: this is a standby, which may lack what was written last: use the primary"), db.Close())

@@ -80,7 +80,7 @@ func (c Config) TLS() (*tls.Config, error) {
 func Fetch(ctx context.Context, client *clientv3.Client, path string, report func(bytes int64)) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // or the stream would stay open after an error
-	stream, err := client.Maintenance.SnapshotWithVersion(ctx)
+	stream, err := client.SnapshotWithVersion(ctx)
 	if err != nil {
 		return fmt.Errorf("snapshot: %w", err)
 	}

@@ -23,9 +23,11 @@ type fetched struct {
 func (f *fetched) Close() error { return errors.Join(f.Reader.Close(), os.RemoveAll(f.dir)) }
 
 // OpenSnapshot fetches a snapshot of the server: everything, history included.
-// It is in the directory for temporary files (TMPDIR) until Close. report, if
-// not nil, is told how many bytes have come.
-func OpenSnapshot(ctx context.Context, client *clientv3.Client, report func(bytes int64)) (src snapshot.Source, err error) {
+// It is in the directory for temporary files (TMPDIR) until Close; open opens
+// it. report, if not nil, is told how many bytes have come.
+func OpenSnapshot(
+	ctx context.Context, client *clientv3.Client, open func(path string) (*etcdfile.Reader, error), report func(bytes int64),
+) (src snapshot.Source, err error) {
 	dir, err := os.MkdirTemp("", "keelson-snapshot-")
 	if err != nil {
 		return nil, err
@@ -44,7 +46,7 @@ func OpenSnapshot(ctx context.Context, client *clientv3.Client, report func(byte
 	if err := Fetch(ctx, client, path, report); err != nil {
 		return nil, err
 	}
-	r, err := etcdfile.Open(path)
+	r, err := open(path)
 	if err != nil {
 		return nil, err
 	}

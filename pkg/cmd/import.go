@@ -1,0 +1,118 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+
+	"github.com/spf13/cobra"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/keelson-io/keelson/pkg/snapshot"
+	"github.com/keelson-io/keelson/pkg/snapshot/datalog"
+)
+
+const importHelp = `Import makes keelson's data of what there is elsewhere, with its revisions, so
+that clients go on with the resource versions they know. It either brings all or
+changes nothing.
+
+From:
+  /var/lib/rancher/k3s         a directory of k3s, or an SQLite file of kine; the
+                               server must be stopped. Nothing in it is changed
+  kine:postgres://…            kine's table in PostgreSQL, the endpoint as kine and
+  kine:mysql://…               k3s have it (--datastore-endpoint); or in MySQL
+  snapshot.db                  a snapshot of etcd or keelson
+  /var/lib/etcd                the data directory of an etcd that is stopped
+  https://10.0.0.1:2379        a server that runs: etcd, keelson or kine; several
+                               endpoints of it with commas
+  /var/lib/keelson             keelson's data directory, while no server uses it
+  postgres://…                 keelson's data in PostgreSQL
+To: a data directory of keelson, or postgres://…`
+
+const importExamples = `  # What would come from a k3s that is stopped, and then bring it
+  keelson import --from=/var/lib/rancher/k3s --dry-run
+  keelson import --from=/var/lib/rancher/k3s --to=/var/lib/keelson
+
+  # From the etcd of a kubeadm cluster, whose kube-apiserver is stopped
+  keelson import --from=https://127.0.0.1:2379 --to=/var/lib/keelson \
+    --cacert=/etc/kubernetes/pki/etcd/ca.crt \
+    --cert=/etc/kubernetes/pki/etcd/peer.crt --key=/etc/kubernetes/pki/etcd/peer.key
+
+  # With a password that no list of processes shows
+  KEELSON_FROM='kine:postgres://kine:secret@db/kine' keelson import --to=/var/lib/keelson`
+
+func newImport(environ []string) *cobra.Command {
+	var dryRun, force bool
+	cmd := &cobra.Command{
+		Use:     "import --from=PLACE --to=PLACE",
+		Short:   "Bring the data of kine, etcd or another keelson",
+		Long:    importHelp,
+		Example: importExamples,
+		Args:    noArgs,
+	}
+	cmd.Flags().SortFlags = false
+	between := addBetweenFlags(cmd)
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "read and check everything and say how much it is, and write nothing")
+	cmd.Flags().BoolVar(&force, "force", false, "replace the data that there is; on PostgreSQL, also under keelsons that run")
+	access := addAccessFlags(cmd, false)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
+		ctx, stop := interruptible(cmd)
+		defer stop()
+		access.complete(cmd.Flags(), environ)
+		from, to, err := between.places(cmd, environ, dryRun)
+		if err != nil {
+			return err
+		}
+		var sink *datalog.Sink
+		if !dryRun {
+			if sink, err = to.forImport().logSink(datalog.Options{Replace: force, Logger: quietLogger(cmd)}); err != nil {
+				return err
+			}
+		}
+		src, err := access.open(ctx, cmd, from, false)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, src.Close()) }()
+		if dryRun {
+			return move(ctx, cmd, from, src, nil, "reading")
+		}
+		if err := move(ctx, cmd, from, src, sink, "importing"); err != nil {
+			return to.explain(err)
+		}
+		for _, a := range sink.Dropped() {
+			warn(cmd, "the alarm %s of member %x was left out: a server raises it when it must", pb.AlarmType(a.Alarm), a.Member)
+		}
+		return nil
+	}
+	return cmd
+}
+
+// forImport is a place that import writes to: a directory that is to be made
+// looks like a file.
+func (p place) forImport() place {
+	if _, err := os.Stat(p.at); p.kind == placeFile && errors.Is(err, fs.ErrNotExist) {
+		p.kind = placeSQLite
+	}
+	return p
+}
+
+// move copies everything from src, which is at a place, to sink, or only counts
+// it if that is nil, and says how much it was.
+func move(ctx context.Context, cmd *cobra.Command, from place, src snapshot.Source, sink snapshot.Sink, verb string) error {
+	state := src.State()
+	count := newTally(sink)
+	bar := startProgress(cmd.ErrOrStderr(), verb, state.Records)
+	_, err := snapshot.Copy(ctx, count, src, bar.report)
+	bar.end()
+	if err != nil {
+		return err
+	}
+	what := "moved everything of"
+	if sink == nil {
+		what = "nothing was written; there is in"
+	}
+	say(cmd, "%s %s: revision %d, compacted %d, %s", what, from, state.Revision, state.Compacted, count)
+	return nil
+}

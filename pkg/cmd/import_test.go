@@ -1,0 +1,126 @@
+package cmd
+
+import (
+	"database/sql"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// newKine makes a database as k3s leaves it, and returns k3s's directory.
+func newKine(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "server", "db", "state.db")
+	must(t, os.MkdirAll(filepath.Dir(path), 0o700))
+	db, err := sql.Open("sqlite", path)
+	must(t, err)
+	for _, statement := range []string{
+		`CREATE TABLE kine (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT, created INTEGER, deleted INTEGER,
+			create_revision INTEGER, prev_revision INTEGER, lease INTEGER, value BLOB, old_value BLOB)`,
+		`INSERT INTO kine VALUES (1, 'compact_rev_key', 1, 0, 0, 2, 0, '', NULL)`,
+		`INSERT INTO kine VALUES (2, 'a', 1, 0, 0, 0, 0, 'one', NULL), (4, 'b', 1, 0, 0, 0, 60, 'two', NULL), (5, 'a', 0, 0, 2, 2, 0, 'three', 'one')`,
+	} {
+		_, err := db.Exec(statement)
+		must(t, err)
+	}
+	must(t, db.Close())
+	return dir
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// says runs a command that must end with code, and checks what it prints: one
+// line.
+func says(t *testing.T, code int, want string, args ...string) {
+	t.Helper()
+	got, stdout, stderr := outcome(t, t.TempDir(), args...)
+	if all := stdout + stderr; got != code || !strings.Contains(all, want) || strings.Count(all, "\n") != 1 {
+		t.Errorf("keelson %s: exit code %d, want %d and one line with %q\n%s", strings.Join(args, " "), got, code, want, all)
+	}
+}
+
+// TestMoves goes from kine to keelson and on to a snapshot and into another
+// keelson; what is there is never replaced by itself.
+func TestMoves(t *testing.T) {
+	t.Parallel()
+	k3s, here := newKine(t), t.TempDir()
+	dir, file, again := filepath.Join(here, "data"), filepath.Join(here, "snapshot.db"), filepath.Join(here, "again")
+	counts := "revision 5, compacted 2, 2 keys, 3 versions in 3 revisions, 1 leases"
+	says(t, exitOK, "nothing was written; there is in "+k3s, "import", "--from", k3s, "--dry-run")
+	says(t, exitOK, counts, "import", "--from", k3s, "--to", dir)
+	says(t, exitOK, "the same: ", "verify", k3s, dir)
+	says(t, exitFailed, "has data already: nothing was changed; --force", "import", "--from", k3s, "--to", dir)
+	says(t, exitOK, counts, "import", "--from", k3s, "--to", dir, "--force")
+	says(t, exitOK, counts, "export", "--from", dir, "--to", file)
+	says(t, exitFailed, "is there already", "export", "--from", dir, "--to", file)
+	says(t, exitOK, counts, "export", "--from", "kine:"+k3s, "--to", file, "--force")
+	says(t, exitOK, counts, "import", "--from", file, "--to", again)
+	says(t, exitOK, "the same: revision 5, compacted 2: 2 keys, 3 versions, 1 leases", "verify", again, k3s)
+}
+
+func TestMoveUsage(t *testing.T) {
+	t.Parallel()
+	k3s := newKine(t)
+	nowhere := filepath.Join(t.TempDir(), "none.db")
+	says(t, exitUsage, "--from is missing", "import", "--to", "x")
+	says(t, exitUsage, "--to is missing", "import", "--from", k3s)
+	says(t, exitUsage, "is not a place for keelson's data", "import", "--from", k3s, "--to", "http://127.0.0.1:1")
+	says(t, exitUsage, "--to: x/ is not for export", "export", "--from", k3s, "--to", "x/")
+	says(t, exitUsage, "unexpected argument", "import", k3s)
+	says(t, exitUsage, "name two places", "verify", k3s)
+	says(t, exitUsage, "oracle://… is not a place", "import", "--dry-run", "--from", "oracle://x")
+	says(t, exitUsage, "URL of kine's datastore", "import", "--dry-run", "--from", "kine:oracle://x")
+	says(t, exitFailed, nowhere, "import", "--dry-run", "--from", nowhere)
+	says(t, exitFailed, "no server/db/state.db", "import", "--dry-run", "--from", "kine:"+t.TempDir())
+	says(t, exitFailed, "127.0.0.1:1", "verify", k3s, "http://127.0.0.1:1")
+}
+
+// TestMovePasswords: a password is taken from a variable, warned of on the
+// command line, and shown nowhere.
+func TestMovePasswords(t *testing.T) {
+	t.Parallel()
+	for _, endpoint := range []string{
+		"kine:postgres://u:secret@127.0.0.1:1/d", "kine:postgres://u@127.0.0.1:1/d?password=secret", "mysql://u:secret@tcp(127.0.0.1:1)/d",
+	} {
+		_, stdout, stderr := outcome(t, t.TempDir(), "import", "--dry-run", "--from", endpoint)
+		if strings.Contains(stdout+stderr, "secret") || strings.Count(stderr, "\n") != 2 || !strings.Contains(stderr, "every user of this machine") || !strings.Contains(stderr, "127.0.0.1") {
+			t.Errorf("%s: %s%s", endpoint, stdout, stderr)
+		}
+		cmd := command(t.TempDir(), "import", "--dry-run")
+		cmd.Env = append(cmd.Env, "KEELSON_FROM="+endpoint)
+		out, err := cmd.CombinedOutput()
+		if text := string(out); err == nil || strings.Contains(text, "secret") || strings.Contains(text, "every user") || !strings.Contains(text, "127.0.0.1") {
+			t.Errorf("KEELSON_FROM=%s: %v: %s", endpoint, err, text)
+		}
+	}
+}
+
+func TestParsePlace(t *testing.T) {
+	k3s := newKine(t)
+	state := filepath.Join(k3s, "server", "db", "state.db")
+	etcd := t.TempDir()
+	must(t, os.MkdirAll(filepath.Join(etcd, "member", "snap"), 0o700))
+	db := filepath.Join(etcd, "member", "snap", "db")
+	must(t, os.WriteFile(db, nil, 0o600))
+	for text, want := range map[string]place{
+		k3s:                       {placeKine, state},
+		state:                     {placeKine, state},
+		"kine:/x":                 {placeKine, "/x"},
+		"kine:postgres://h/d":     {placeKine, "postgres://h/d"},
+		"mysql://u@tcp(h)/d":      {placeKine, "mysql://u@tcp(h)/d"},
+		"postgres://h/d":          {placePostgres, "postgres://h/d"},
+		etcd:                      {placeFile, db},
+		"https://h:1,https://h:2": {placeServer, "https://h:1,https://h:2"},
+	} {
+		if got, err := parsePlace(text); err != nil || got != want {
+			t.Errorf("%s: %v, %v", text, got, err)
+		}
+	}
+}
