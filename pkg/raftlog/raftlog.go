@@ -103,8 +103,8 @@ type Log struct {
 	term      uint64            // applying; of that entry
 	receiving sync.Mutex        // held by the one snapshot that is received
 
-	sending   atomic.Int32 // snapshots under way
-	sent      atomic.Int64 // when the last one was, in Unix nanoseconds
+	sending   atomic.Int32              // snapshots under way
+	sent      atomic.Pointer[time.Time] // when the last one was; nil: never
 	members   atomic.Pointer[Members]
 	onMembers func(Members)
 	changes   changes

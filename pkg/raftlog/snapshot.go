@@ -128,7 +128,8 @@ func (l *Log) WriteSnapshot(ctx context.Context, w io.Writer) error {
 	}
 	l.sending.Add(1)
 	defer func() {
-		l.sent.Store(time.Now().UnixNano())
+		now := time.Now()
+		l.sent.Store(&now)
 		l.sending.Add(-1)
 	}()
 	if _, err := io.WriteString(w, snapshotMagic); err != nil {
@@ -167,7 +168,8 @@ const afterSnapshot = 5 * time.Minute
 
 // sendsSnapshots reports whether a node may need the entries of a while ago.
 func (l *Log) sendsSnapshots() bool {
-	return l.sending.Load() > 0 || time.Since(time.Unix(0, l.sent.Load())) < afterSnapshot
+	sent := l.sent.Load()
+	return l.sending.Load() > 0 || sent != nil && time.Since(*sent) < afterSnapshot
 }
 
 // capture returns the state after the newest entry applied.
