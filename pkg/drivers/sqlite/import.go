@@ -39,6 +39,8 @@ type Importer struct {
 	floor   int64
 	newest  eventlog.Record
 	scratch []byte
+
+	onStep func() error // before each step of install, for tests; nil otherwise
 }
 
 // NewImporter begins an import, which Finish or Abort ends. The errors are
@@ -186,28 +188,34 @@ func (im *Importer) complete(head eventlog.Head) error {
 // may leave the new database with the WAL of the old one, nor nothing, which
 // would be taken for a directory without data.
 func (im *Importer) install() error {
+	dir := filepath.Dir(im.path)
+	var steps []func() error
 	if im.opt.Replace {
-		if err := durable.Write(im.path, []byte(cutOff)); err != nil {
-			return err
-		}
-		for _, suffix := range []string{"-wal", "-shm"} {
-			if err := os.Remove(im.path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		steps = append(steps,
+			func() error { return durable.Write(im.path, []byte(cutOff)) },
+			func() error { return remove(im.path+"-wal", im.path+"-shm") },
+			im.opt.OnReplace,
+			func() error { return durable.Sync(dir) },
+		)
+	}
+	steps = append(steps,
+		func() error { return os.Rename(im.path+partSuffix, im.path) },
+		func() error { return durable.Sync(dir) },
+	)
+	for _, step := range steps {
+		if im.onStep != nil {
+			if err := im.onStep(); err != nil {
 				return err
 			}
 		}
-		if im.opt.OnReplace != nil {
-			if err := im.opt.OnReplace(); err != nil {
-				return err
-			}
+		if step == nil {
+			continue
 		}
-		if err := durable.Sync(filepath.Dir(im.path)); err != nil {
+		if err := step(); err != nil {
 			return err
 		}
 	}
-	if err := os.Rename(im.path+partSuffix, im.path); err != nil {
-		return err
-	}
-	return durable.Sync(filepath.Dir(im.path))
+	return nil
 }
 
 // Abort ends an import that is not to be finished, and removes what was added.

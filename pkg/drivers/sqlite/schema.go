@@ -141,8 +141,13 @@ func createPart(part string) error {
 
 // removeDatabase removes the files of the database at path that there are.
 func removeDatabase(path string) error {
-	for _, suffix := range []string{"", "-wal", "-shm", "-journal"} {
-		if err := os.Remove(path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	return remove(path, path+"-wal", path+"-shm", path+"-journal")
+}
+
+// remove removes the files that there are.
+func remove(paths ...string) error {
+	for _, path := range paths {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

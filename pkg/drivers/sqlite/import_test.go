@@ -1,0 +1,262 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+// importPuts imports n puts of value into dir; finish ends the import.
+func importPuts(opt ImportOptions, n int64, value string, finish func(*Importer, eventlog.Head) error) error {
+	im, err := NewImporter(opt)
+	if err != nil {
+		return err
+	}
+	for seq := int64(1); seq <= n; seq++ {
+		id := eventlog.NewBatchID()
+		r := &eventlog.Record{
+			Seq: seq, Position: eventlog.Position(seq), Kind: eventlog.KindPut, Revision: eventlog.Revision{Main: seq + 1},
+			Key: []byte("k"), Value: []byte(value), CreateRevision: 2, Version: seq,
+		}
+		if err := im.Add(r, &id); err != nil {
+			return errors.Join(err, im.Abort())
+		}
+	}
+	return finish(im, eventlog.Head{Position: eventlog.Position(n), Seq: n, Revision: n + 10})
+}
+
+// loaded returns how many records are in dir, and the newest value.
+func loaded(dir string) (head eventlog.Head, value string, err error) {
+	logger := logrus.New()
+	logger.SetOutput(io.Discard)
+	l, err := Open(context.Background(), Options{Dir: dir, Logger: logrus.NewEntry(logger)})
+	if err != nil {
+		return head, "", err
+	}
+	head, err = l.Load(context.Background(), func(*eventlog.Record) error { return nil })
+	if err == nil && head.Seq > 0 {
+		var values [][]byte
+		if values, err = l.Values(context.Background(), []int64{head.Seq}); err == nil {
+			value = string(values[0])
+		}
+	}
+	return head, value, errors.Join(err, l.Close())
+}
+
+func names(t *testing.T, dir string) string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, e := range entries {
+		all = append(all, e.Name())
+	}
+	return strings.Join(all, " ")
+}
+
+func TestImport(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a", "b")
+	if err := importPuts(ImportOptions{Dir: dir}, 100, "v", (*Importer).Finish); err != nil {
+		t.Fatal(err)
+	}
+	if got := names(t, dir); got != "keelson.db keelson.db.lock" {
+		t.Errorf("files %s", got)
+	}
+	head, value, err := loaded(dir)
+	if want := (eventlog.Head{Position: 100, Seq: 100, Revision: 110}); err != nil || head != want || value != "v" {
+		t.Errorf("head %+v, value %q, %v; want %+v", head, value, err, want)
+	}
+	if err := importPuts(ImportOptions{Dir: dir}, 1, "w", (*Importer).Finish); !errors.Is(err, ErrExists) {
+		t.Errorf("over data: %v", err)
+	}
+	l := mustOpen(t, dir)
+	if err := importPuts(ImportOptions{Dir: dir, Replace: true}, 1, "w", (*Importer).Finish); !errors.Is(err, ErrLocked) {
+		t.Errorf("under a log that is open: %v", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestImportAborted leaves nothing, and the directory only if there is
+// something else in it.
+func TestImportAborted(t *testing.T) {
+	abort := func(im *Importer, _ eventlog.Head) error { return im.Abort() }
+	short := func(im *Importer, head eventlog.Head) error {
+		head.Seq++
+		return im.Finish(head)
+	}
+	for name, finish := range map[string]func(*Importer, eventlog.Head) error{"abort": abort, "not whole": short} {
+		dir := filepath.Join(t.TempDir(), "new")
+		if err := importPuts(ImportOptions{Dir: dir}, 3, "v", finish); errors.Is(err, eventlog.ErrCorrupt) != (name == "not whole") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: the directory is left: %v", name, err)
+		}
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		_ = importPuts(ImportOptions{Dir: dir}, 3, "v", finish)
+		if got := names(t, dir); got != "keelson.db.lock" {
+			t.Errorf("%s: files %s", name, got)
+		}
+	}
+}
+
+// TestImportCutOff ends an import before each of its last steps, as a crash
+// does. What is opened then is what there was before or what was imported, or
+// nothing is.
+func TestImportCutOff(t *testing.T) {
+	crash := errors.New("crash")
+	var outcomes []string
+	for step, done := 0, false; !done; step++ {
+		dir := t.TempDir()
+		l := mustOpen(t, dir)
+		appendPuts(t, l, 5, 10)
+		wal, err := os.ReadFile(filepath.Join(dir, FileName+"-wal"))
+		if err != nil || len(wal) == 0 {
+			t.Fatalf("%d bytes of WAL, %v", len(wal), err)
+		}
+		database, err := os.ReadFile(filepath.Join(dir, FileName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		// As a process that was killed leaves them.
+		for name, data := range map[string][]byte{FileName: database, FileName + "-wal": wal} {
+			if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		replaced := 0
+		opt := ImportOptions{Dir: dir, Replace: true, OnReplace: func() error { replaced++; return nil }}
+		err = importPuts(opt, 3, "new", func(im *Importer, head eventlog.Head) error {
+			n := 0
+			im.onStep = func() error {
+				if n++; n > step {
+					return crash
+				}
+				return nil
+			}
+			return im.Finish(head)
+		})
+		done = err == nil
+		if err != nil && !errors.Is(err, crash) {
+			t.Fatal(err)
+		}
+		head, value, err := loaded(dir)
+		outcome := "after"
+		switch {
+		case errors.Is(err, eventlog.ErrCorrupt) && strings.Contains(err.Error(), "a restore into this directory was cut off"):
+			outcome = "refused"
+		case err != nil:
+			t.Fatalf("before step %d: %v", step, err)
+		case head.Seq == 5:
+			outcome = "before"
+		case head.Seq != 3 || value != "new":
+			t.Fatalf("before step %d: head %+v, value %q", step, head, value)
+		}
+		outcomes = append(outcomes, outcome)
+		if outcome != "before" && step > 2 && replaced == 0 {
+			t.Errorf("before step %d: OnReplace was not called", step)
+		}
+		if err := importPuts(ImportOptions{Dir: dir}, 3, "again", (*Importer).Finish); !errors.Is(err, ErrExists) {
+			t.Errorf("before step %d: again, without Replace: %v", step, err)
+		}
+		if err := importPuts(opt, 2, "again", (*Importer).Finish); err != nil {
+			t.Errorf("before step %d: again: %v", step, err)
+		}
+		if head, value, err := loaded(dir); err != nil || head.Seq != 2 || value != "again" {
+			t.Errorf("before step %d, again: %+v, %q, %v", step, head, value, err)
+		}
+	}
+	if got, want := strings.Join(outcomes, " "), "before refused refused refused refused after after"; got != want {
+		t.Errorf("what is there when it ends before each step: %s, want %s", got, want)
+	}
+}
+
+// TestImportLeftovers: what a killed import has left is removed by the next
+// one, and by whoever makes a database.
+func TestImportLeftovers(t *testing.T) {
+	for _, next := range []func(dir string) error{
+		func(dir string) error { return importPuts(ImportOptions{Dir: dir}, 1, "v", (*Importer).Finish) },
+		func(dir string) error { _, _, err := loaded(dir); return err },
+	} {
+		dir := t.TempDir()
+		for _, name := range []string{FileName + partSuffix, FileName + partSuffix + "-wal"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte("half"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := next(dir); err != nil {
+			t.Fatal(err)
+		}
+		if got := names(t, dir); got != "keelson.db keelson.db.lock" {
+			t.Errorf("files %s", got)
+		}
+	}
+}
+
+// TestImportRows takes a log over as it is stored, holes included, and refuses
+// what was damaged on its way.
+func TestImportRows(t *testing.T) {
+	src := mustOpen(t, t.TempDir())
+	defer src.Close()
+	appendPuts(t, src, 20, 50)
+	var rows []Row
+	err := src.Export(t.Context(), func() (int64, error) { return 20, nil }, func(r []Row) error {
+		rows = append(rows, r...)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, err := src.State(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	take := func(rows []Row) error {
+		im, err := NewImporter(ImportOptions{Dir: t.TempDir()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range rows {
+			if err := im.AddRow(r); err != nil {
+				return errors.Join(err, im.Abort())
+			}
+		}
+		return im.Finish(head)
+	}
+	if err := take(rows); err != nil {
+		t.Errorf("all rows: %v", err)
+	}
+	if err := take(append(rows[:3:3], rows[10:]...)); err != nil {
+		t.Errorf("rows with a hole: %v", err)
+	}
+	value, key := rows[5], rows[5]
+	value.Value = []byte("another")
+	key.Key = []byte("another")
+	for name, bad := range map[string][]Row{
+		"value":   append(rows[:5:5], value),
+		"key":     append(rows[:5:5], key),
+		"order":   append(rows[:5:5], rows[3]),
+		"the end": rows[:15],
+	} {
+		if err := take(bad); !errors.Is(err, eventlog.ErrCorrupt) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
