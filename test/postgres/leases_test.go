@@ -1,9 +1,7 @@
 package postgres
 
 import (
-	"context"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -81,46 +79,19 @@ func TestLessor(t *testing.T) {
 func testLessor(t *testing.T, begin, over func(*testing.T, *instance)) {
 	c := startCluster(t, 3)
 	first := c.lessor()
-	var renewing, watching sync.WaitGroup
-	ctx, cancel := context.WithCancel(context.Background())
-	t.Cleanup(func() {
-		cancel()
-		renewing.Wait()
-		watching.Wait()
-	})
-	g := faults.NewGone()
-	watcher := faults.NewClient(t, c.without(first)...)
-	watching.Go(func() { g.Follow(ctx, watcher) })
-
-	renew := func(name string) (*faults.Renter, context.CancelFunc) {
-		clients := []*clientv3.Client{faults.NewClient(t, c.endpoints()...)}
-		for _, i := range c.instances {
-			clients = append(clients, i.client(t))
-		}
-		r := faults.NewRenter(t, name, clients, ttl)
-		ctx, cancel := context.WithCancel(ctx)
-		renewing.Go(func() { r.Renew(ctx) })
-		return r, cancel
+	var clients []*clientv3.Client
+	for _, i := range c.instances {
+		clients = append(clients, i.client(t))
 	}
-	kept, endKept := renew("kept")
-	dropped, endDropped := renew("dropped")
-	defer endKept()
-	time.Sleep(2 * ttl) // both live longer than their TTL by their renewals only
-	begin(t, first)
-	endDropped()
-	g.Expires(t, dropped, takeover+ttl+slack)
-	second := c.lessor()
-	while, endWhile := renew("while")
-	over(t, first)
-	t.Logf("%s expired leases, then %s", first.name, second.name)
-	// The first one is back, with deadlines that are over.
-	after, endAfter := renew("after")
-	time.Sleep(2 * ttl)
-	g.Lives(t, kept, while, after)
-	endKept()
-	endWhile()
-	endAfter()
-	g.Expires(t, kept, takeover+ttl+slack)
-	g.Expires(t, while, takeover+ttl+slack)
-	g.Expires(t, after, takeover+ttl+slack)
+	faults.Lessor{
+		Clients:  clients,
+		Watching: faults.NewClient(t, c.without(first)...),
+		TTL:      ttl,
+		Within:   takeover + ttl + slack,
+		Begin:    func() { begin(t, first) },
+		Over: func() {
+			t.Logf("%s expired leases, then %s", first.name, c.lessor().name)
+			over(t, first)
+		},
+	}.Test(t)
 }

@@ -208,3 +208,56 @@ func (g *Gone) Expires(t testing.TB, r *Renter, within time.Duration) {
 		time.Sleep(20 * time.Millisecond)
 	}
 }
+
+// Lessor is a test of who expires leases.
+type Lessor struct {
+	Clients  []*clientv3.Client // one of each server
+	Watching *clientv3.Client   // is served while the harm goes on
+	TTL      time.Duration      // of the leases
+	Within   time.Duration      // the latest that one expires after it might have
+
+	// Begin harms who expires leases, and returns before another does. Over
+	// ends that.
+	Begin, Over func()
+}
+
+// Test makes sure that no lease expires early, whichever server it was renewed
+// through, and that those that are not renewed do expire, while who expires
+// them is harmed, and after it has come back with deadlines that are over.
+func (x Lessor) Test(t testing.TB) {
+	t.Helper()
+	var renewing, watching sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(func() {
+		cancel()
+		renewing.Wait()
+		watching.Wait()
+	})
+	g := NewGone()
+	watching.Go(func() { g.Follow(ctx, x.Watching) })
+	every := append([]*clientv3.Client{x.Watching}, x.Clients...)
+	renew := func(name string) (*Renter, context.CancelFunc) {
+		r := NewRenter(t, name, every, x.TTL)
+		ctx, cancel := context.WithCancel(ctx)
+		renewing.Go(func() { r.Renew(ctx) })
+		return r, cancel
+	}
+	kept, endKept := renew("kept")
+	dropped, endDropped := renew("dropped")
+	defer endKept()
+	time.Sleep(2 * x.TTL) // both live longer than their TTL by their renewals only
+	x.Begin()
+	endDropped()
+	g.Expires(t, dropped, x.Within)
+	while, endWhile := renew("while")
+	x.Over()
+	after, endAfter := renew("after")
+	time.Sleep(2 * x.TTL)
+	g.Lives(t, kept, while, after)
+	endKept()
+	endWhile()
+	endAfter()
+	for _, r := range []*Renter{kept, while, after} {
+		g.Expires(t, r, x.Within)
+	}
+}
