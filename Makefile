@@ -103,6 +103,10 @@ soak-crash: ## hundreds of them, and every fault of the disk and power cut (an h
 	KEELSON_FAULTS=all go test -count=1 -timeout 3h -v -run 'Fault|PowerCut|Kill|Damage' ./pkg/drivers/sqlite
 	$(MAKE) -C test soak-crash
 
+.PHONY: test-transfer
+test-transfer: ## data moved between kine, etcd and keelson, and a kube-apiserver with it
+	$(MAKE) -C test transfer
+
 .PHONY: test-hostile
 test-hostile: ## clients that mean no good: memory stays bounded, others are served
 	$(MAKE) -C test hostile

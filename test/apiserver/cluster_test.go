@@ -3,14 +3,7 @@ package apiserver
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -53,32 +46,37 @@ type cluster struct {
 
 func startCluster(t *testing.T, backend harness.Backend, flags ...string) *cluster {
 	t.Helper()
-	c := &cluster{t: t, backend: harness.StartServer(t, backend), dir: harness.TempDir(t), port: freePort(t)}
-	pki := newPKI(t, c.dir)
+	return startOn(t, harness.StartServer(t, backend), flags...)
+}
+
+// startOn is startCluster for a backend that runs.
+func startOn(t *testing.T, backend *harness.Server, flags ...string) *cluster {
+	t.Helper()
+	c := &cluster{t: t, backend: backend, dir: harness.TempDir(t), port: freePort(t)}
+	pki := harness.NewPKI(t, c.dir)
 	c.flags = append([]string{
-		"--etcd-servers=" + c.backend.Endpoint,
 		"--etcd-compaction-interval=" + compactionInterval,
 		"--event-ttl=" + eventTTL,
 		"--bind-address=127.0.0.1",
 		fmt.Sprintf("--secure-port=%d", c.port),
-		"--tls-cert-file=" + pki.serverCert,
-		"--tls-private-key-file=" + pki.serverKey,
-		"--client-ca-file=" + pki.ca,
+		"--tls-cert-file=" + pki.ServerCert,
+		"--tls-private-key-file=" + pki.ServerKey,
+		"--client-ca-file=" + pki.CA,
 		"--service-account-issuer=https://kubernetes.default.svc",
-		"--service-account-key-file=" + pki.serverKey,
-		"--service-account-signing-key-file=" + pki.serverKey,
+		"--service-account-key-file=" + pki.ServerKey,
+		"--service-account-signing-key-file=" + pki.ServerKey,
 		"--service-cluster-ip-range=10.96.0.0/24",
 		"--authorization-mode=RBAC",
 	}, flags...)
 	host := fmt.Sprintf("https://127.0.0.1:%d", c.port)
 	c.config = &rest.Config{
 		Host: host, QPS: 1000, Burst: 1000,
-		TLSClientConfig: rest.TLSClientConfig{CAFile: pki.ca, CertFile: pki.clientCert, KeyFile: pki.clientKey},
+		TLSClientConfig: rest.TLSClientConfig{CAFile: pki.CA, CertFile: pki.ClientCert, KeyFile: pki.ClientKey},
 	}
 	c.kubeconfig = filepath.Join(c.dir, "kubeconfig")
 	kc := clientcmdapi.NewConfig()
-	kc.Clusters["c"] = &clientcmdapi.Cluster{Server: host, CertificateAuthority: pki.ca}
-	kc.AuthInfos["u"] = &clientcmdapi.AuthInfo{ClientCertificate: pki.clientCert, ClientKey: pki.clientKey}
+	kc.Clusters["c"] = &clientcmdapi.Cluster{Server: host, CertificateAuthority: pki.CA}
+	kc.AuthInfos["u"] = &clientcmdapi.AuthInfo{ClientCertificate: pki.ClientCert, ClientKey: pki.ClientKey}
 	kc.Contexts["x"] = &clientcmdapi.Context{Cluster: "c", AuthInfo: "u"}
 	kc.CurrentContext = "x"
 	check(t, clientcmd.WriteToFile(*kc, c.kubeconfig))
@@ -100,7 +98,8 @@ func startCluster(t *testing.T, backend harness.Backend, flags ...string) *clust
 // its post-start hooks included.
 func (c *cluster) startAPI() {
 	c.t.Helper()
-	c.api = harness.StartProcess(c.t, c.dir, "kube-apiserver", harness.Tool(c.t, "kube-apiserver"), c.flags...)
+	c.api = harness.StartProcess(c.t, c.dir, "kube-apiserver", harness.Tool(c.t, "kube-apiserver"),
+		append([]string{"--etcd-servers=" + c.backend.Endpoint}, c.flags...)...)
 	err := c.api.WaitReady(3*time.Minute, func(ctx context.Context) error {
 		body, err := c.client.RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
 		if err != nil {
@@ -178,54 +177,4 @@ func freePort(t *testing.T) int {
 	check(t, err)
 	defer func() { _ = l.Close() }()
 	return l.Addr().(*net.TCPAddr).Port
-}
-
-// pki names the files of a certificate authority, a server and an
-// administrator.
-type pki struct{ ca, serverCert, serverKey, clientCert, clientKey string }
-
-func newPKI(t *testing.T, dir string) pki {
-	t.Helper()
-	p := pki{}
-	for name, path := range map[string]*string{
-		"ca.crt": &p.ca, "server.crt": &p.serverCert, "server.key": &p.serverKey,
-		"client.crt": &p.clientCert, "client.key": &p.clientKey,
-	} {
-		*path = filepath.Join(dir, name)
-	}
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	check(t, err)
-	template := func(serial int64, subject pkix.Name) *x509.Certificate {
-		return &x509.Certificate{
-			SerialNumber: big.NewInt(serial), Subject: subject,
-			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-			KeyUsage:    x509.KeyUsageDigitalSignature,
-			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		}
-	}
-	ca := template(1, pkix.Name{CommonName: "test authority"})
-	ca.IsCA, ca.BasicConstraintsValid, ca.KeyUsage = true, true, x509.KeyUsageCertSign
-	der, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
-	check(t, err)
-	writePEM(t, p.ca, "CERTIFICATE", der)
-	issue := func(leaf *x509.Certificate, certFile, keyFile string) {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		check(t, err)
-		der, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
-		check(t, err)
-		writePEM(t, certFile, "CERTIFICATE", der)
-		der, err = x509.MarshalECPrivateKey(key)
-		check(t, err)
-		writePEM(t, keyFile, "EC PRIVATE KEY", der)
-	}
-	server := template(2, pkix.Name{CommonName: "kube-apiserver"})
-	server.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
-	issue(server, p.serverCert, p.serverKey)
-	issue(template(3, pkix.Name{CommonName: "admin", Organization: []string{"system:masters"}}), p.clientCert, p.clientKey)
-	return p
-}
-
-func writePEM(t *testing.T, file, kind string, der []byte) {
-	t.Helper()
-	check(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
 }
