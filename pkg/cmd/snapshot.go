@@ -18,7 +18,10 @@ func newSnapshot(environ []string) *cobra.Command {
 		Short:   "Save, look at and restore snapshots: files that etcd's tools read and write too",
 		Long:    snapshotHelp,
 		Example: snapshotExamples,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return config.Usagef("unknown command %q: keelson snapshot --help lists them", args[0])
+			}
 			return config.Usagef("say what to do: keelson snapshot save, status or restore; keelson snapshot --help explains")
 		},
 	}
