@@ -18,6 +18,7 @@ import (
 
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/raftlog"
 	"github.com/keelson-io/keelson/pkg/store"
 )
 
@@ -36,6 +37,11 @@ func history(t *testing.T, log eventlog.Log, seed uint64, steps int) {
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- s.Run(ctx) }()
+	if node, ok := log.(*raftlog.Log); ok {
+		for status, changed := node.Leadership(); !status.Leads; status, changed = node.Leadership() {
+			<-changed
+		}
+	}
 	r := rand.New(rand.NewPCG(seed, 1))
 	key := func() []byte { return fmt.Appendf(nil, "key-%d", r.IntN(20)) }
 	var leases []int64

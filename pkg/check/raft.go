@@ -19,8 +19,16 @@ func (c *checker) raft(dir string, position eventlog.Position) {
 		c.found(KindRaft, "raft", "%s", err)
 		return
 	}
-	if in.Batches > 0 && in.Base > position {
-		c.found(KindRaft, "raft", "the log goes on from position %d, and the database ends at %d: what is between is lost here", in.Base, position)
-	}
+	c.ends(in, position)
 	c.note("node %x of cluster %x, %d members, entries %d to %d, committed up to %d", in.Node.Node, in.Node.Cluster, in.Members, in.Mark, in.Last, in.Commit)
+}
+
+// ends compares where the database ends with where the Raft log does.
+func (c *checker) ends(in *raftlog.Inspection, position eventlog.Position) {
+	if in.Durable != nil && position < *in.Durable {
+		c.found(KindRaft, "raft", "the database ends at position %d, and the raft log goes on from position %d: what is between is lost here", position, *in.Durable)
+	}
+	if in.Reached != nil && position > *in.Reached {
+		c.found(KindRaft, "raft", "the end of the raft log is lost: it leads to position %d, and the database is at %d", *in.Reached, position)
+	}
 }

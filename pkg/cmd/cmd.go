@@ -104,7 +104,7 @@ func newRoot(args, environ []string) *cobra.Command {
 		return printUsage(cmd.OutOrStderr(), c.Groups())
 	})
 	root.AddCommand(newSnapshot(environ))
-	root.AddCommand(newImport(environ), newExport(environ), newVerify(environ))
+	root.AddCommand(newImport(environ), newExport(environ), newVerify(environ), newCheck(environ))
 	root.AddCommand(&cobra.Command{
 		Use:   "version",
 		Short: "Print the version",

@@ -275,12 +275,12 @@ func TestNoAcknowledgedPutIsLost(t *testing.T) {
 	for i, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
 		p := startProcess(t, dir, nil, args...)
 		p.says(ready)
-		check(t, connect(t, endpoint), acked)
+		checkAcked(t, connect(t, endpoint), acked)
 		load(t, p, endpoint, fmt.Sprintf("run%d", i), sig, acked)
 	}
 	p := startProcess(t, dir, nil, args...)
 	p.says(ready) // the killed one's socket is replaced
-	check(t, connect(t, endpoint), acked)
+	checkAcked(t, connect(t, endpoint), acked)
 	p.signal(syscall.SIGTERM)
 	if code := p.ends(); code != 0 {
 		t.Errorf("exit code %d", code)
@@ -330,7 +330,7 @@ func load(t *testing.T, p *process, endpoint, prefix string, sig syscall.Signal,
 	}
 }
 
-func check(t *testing.T, c *clientv3.Client, acked map[string]bool) {
+func checkAcked(t *testing.T, c *clientv3.Client, acked map[string]bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()

@@ -48,6 +48,7 @@ Commands:
   keelson import                  bring the data of kine, etcd or another keelson
   keelson export                  write the data to a snapshot, or into an etcd
   keelson verify PLACE PLACE      compare the data of two places
+  keelson check                   look through all of the data for damage
   keelson version                 print the version
 
 keelson COMMAND --help explains each of them.

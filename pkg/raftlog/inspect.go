@@ -2,8 +2,8 @@ package raftlog
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 
 	"go.etcd.io/etcd/server/v3/storage/wal"
@@ -22,10 +22,9 @@ type Inspection struct {
 	Commit  uint64 // of what the node knows to be committed
 	Members int    // as of the mark
 
-	// Base is what the first batch after the mark is based on: the database
-	// has everything up to there, or more. Batches is how many there are.
-	Base    eventlog.Position
-	Batches int
+	// The database has everything up to Durable, and nothing after Reached,
+	// which is where the log leads to; nil is not known.
+	Durable, Reached *eventlog.Position
 }
 
 // Inspect reads the Raft log in data directory dir, which no server has open;
@@ -50,9 +49,7 @@ func Inspect(dir string) (*Inspection, error) {
 		return nil, damaged(err)
 	}
 	metadata, state, entries, err := w.ReadAll()
-	if closeErr := w.Close(); err == nil {
-		err = closeErr
-	}
+	_ = w.Close() // opened for reading it has nothing to close, and says so
 	if err != nil {
 		return nil, damaged(err)
 	}
@@ -61,37 +58,33 @@ func Inspect(dir string) (*Inspection, error) {
 		return nil, fmt.Errorf("%w: it belongs to another node: it says %s, and this is node %x of cluster %x", eventlog.ErrCorrupt, metadata, id.Node, id.Cluster)
 	}
 	in.Mark, in.Commit = mark.GetIndex(), state.GetCommit()
-	if err := in.readMembers(d.dir, mark); err != nil {
-		return nil, err
-	}
-	return in, in.readEntries(entries)
+	return in, errors.Join(in.readMark(d.dir, mark, entries), in.checkEntries(entries))
 }
 
 // damaged takes every error of reading the WAL for damage: nobody writes to it.
 func damaged(err error) error { return fmt.Errorf("%w: the raft log: %w", eventlog.ErrCorrupt, err) }
 
-func (in *Inspection) readMembers(dir string, mark *walpb.Snapshot) error {
+func (in *Inspection) readMark(dir string, mark *walpb.Snapshot, entries []*raftpb.Entry) error {
 	if mark.GetIndex() == 0 {
 		return nil // it has joined, and has no data yet
 	}
-	var members Members
-	data, err := os.ReadFile(filepath.Join(dir, fmt.Sprintf("members-%016x.json", mark.GetIndex())))
-	if err == nil {
-		err = json.Unmarshal(data, &members)
-	}
+	file, err := loadMark(dir, mark.GetIndex())
 	if err != nil {
-		return fmt.Errorf("%w: the members as of entry %d: %w", eventlog.ErrCorrupt, mark.GetIndex(), err)
+		return err
 	}
-	in.Members = len(members.Members)
+	in.Members, in.Durable = len(file.Members.Members), file.Position
 	for _, voter := range mark.GetConfState().GetVoters() {
-		if _, known := members.Member(voter); !known {
+		if _, known := file.Member(voter); !known {
 			return fmt.Errorf("%w: node %x votes as of entry %d, and is not among the members", eventlog.ErrCorrupt, voter, mark.GetIndex())
 		}
 	}
-	return nil
+	in.Reached, err = reach(file.Position, entries)
+	return err
 }
 
-func (in *Inspection) readEntries(entries []*raftpb.Entry) error {
+// checkEntries looks whether the entries after the mark are all there, and
+// their batches whole.
+func (in *Inspection) checkEntries(entries []*raftpb.Entry) error {
 	in.Last = in.Mark
 	for _, e := range entries {
 		if e.GetIndex() != in.Last+1 {
@@ -101,14 +94,9 @@ func (in *Inspection) readEntries(entries []*raftpb.Entry) error {
 		if e.GetType() != raftpb.EntryNormal || len(e.Data) == 0 {
 			continue
 		}
-		batch, err := eventlog.DecodeBatch(e.Data)
-		if err != nil {
+		if _, err := eventlog.DecodeBatch(e.Data); err != nil {
 			return fmt.Errorf("entry %d of the raft log: %w", e.GetIndex(), err)
 		}
-		if in.Batches == 0 {
-			in.Base = batch.Base
-		}
-		in.Batches++
 	}
 	if in.Commit > in.Last {
 		return fmt.Errorf("%w: entries up to %d of the raft log are committed, and only those up to %d are there", eventlog.ErrCorrupt, in.Commit, in.Last)

@@ -52,6 +52,15 @@ func (f markFile) write(dir string, index uint64) error {
 
 // readMark reads the file of mark index, and removes others.
 func readMark(dir string, index uint64) (markFile, error) {
+	f, err := loadMark(dir, index)
+	if err != nil {
+		return f, err
+	}
+	return f, removeMarks(dir, index)
+}
+
+// loadMark reads the file of mark index.
+func loadMark(dir string, index uint64) (markFile, error) {
 	var f markFile
 	data, err := os.ReadFile(membersFile(dir, index))
 	if err == nil {
@@ -66,7 +75,7 @@ func readMark(dir string, index uint64) (markFile, error) {
 	if err != nil {
 		return f, fmt.Errorf("%w: the members as of entry %d: %w", eventlog.ErrCorrupt, index, err)
 	}
-	return f, removeMarks(dir, index)
+	return f, nil
 }
 
 // removeMarks removes the files of marks other than index.
