@@ -19,6 +19,7 @@ import (
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/embed"
 	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/raftlog"
 	"github.com/keelson-io/keelson/pkg/snapshot"
 	"github.com/keelson-io/keelson/pkg/snapshot/datalog"
 	"github.com/keelson-io/keelson/pkg/snapshot/kine"
@@ -138,7 +139,16 @@ func (p place) openLog(ctx context.Context, logger *logrus.Entry) (eventlog.Log,
 			}
 			return nil, err
 		}
-		return sqlite.Open(ctx, sqlite.Options{Dir: p.at, Logger: logger})
+		opt := sqlite.Options{Dir: p.at, Logger: logger}
+		_, node, err := raftlog.Identify(p.at)
+		if err != nil {
+			return nil, err
+		}
+		if node { // its Raft log may have more
+			opt.Synchronous = sqlite.UnsafeLosesAcknowledgedWritesOnPowerCut
+			logger.Warnf("%s is the data directory of a node of a cluster: it may lack what was written last", p)
+		}
+		return sqlite.Open(ctx, opt)
 	case placePostgres:
 		return postgres.Open(ctx, postgres.Options{URL: p.at, Logger: logger})
 	}

@@ -52,7 +52,7 @@ func newRestore(environ []string) *cobra.Command {
 				return err
 			}
 			if from.kind != placeFile {
-				return config.Usagef("%s is not a file: name a snapshot, or the data directory of an etcd that does not run", from)
+				return config.Usagef("%s is not a file of etcd's: name a snapshot, or the data directory of an etcd that does not run; keelson import takes other places", from)
 			}
 			ctx, stop := interruptible(cmd)
 			defer stop()

@@ -160,7 +160,7 @@ func TestSnapshotRefused(t *testing.T) {
 		{[]string{"status", absent}, "no such file", exitFailed},
 		{[]string{"restore", text, "--data-dir", absent}, "it is text", exitFailed},
 		{[]string{"restore", file, "--data-dir", dir}, "has data already: nothing was changed; --force replaces it", exitFailed},
-		{[]string{"restore", dir, "--data-dir", absent}, "is not a file", exitUsage},
+		{[]string{"restore", dir, "--data-dir", absent}, "is not a file of etcd's", exitUsage},
 		{[]string{"restore", file, "--data-dir", absent, "--bump-revision=3"}, "belong together", exitUsage},
 		{[]string{"restore", file, "--data-dir", absent, "--bump-revision=18446744073709551615", "--mark-compacted"}, "too large", exitUsage},
 		{[]string{"restore", file, "--data-dir", absent, "--bump-revision=9223372036854775807", "--mark-compacted"}, "cannot be raised", exitFailed},

@@ -94,7 +94,7 @@ func TestBadFiles(t *testing.T) {
 		refused(t, dir, bad.says, path, "--skip-hash-check", "--data-dir", full, "--force")
 	}
 	refused(t, dir, "no such file", filepath.Join(dir, "absent"), "--data-dir", data)
-	refused(t, dir, "not a file", full, "--data-dir", data)
+	refused(t, dir, "not a file of etcd", full, "--data-dir", data)
 	refused(t, dir, "has data already", file, "--data-dir", full)
 	refused(t, dir, "belong together", file, "--data-dir", data, "--bump-revision", "5")
 	refused(t, dir, "belong together", file, "--data-dir", data, "--mark-compacted")
