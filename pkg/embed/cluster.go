@@ -54,6 +54,7 @@ type cluster struct {
 	first  []raftlog.Member // the members of a new cluster; nil if this node joins one
 	joined []raftlog.Member // the members, for a node that has no data yet
 	peers  *raftlog.Peers
+	trips  roundTrips
 	forced bool // ForceNewCluster is done
 
 	certs     *listen.Certs // nil without TLS
@@ -70,7 +71,7 @@ type cluster struct {
 
 // openCluster finds out who this node is, and listens for the others.
 func openCluster(ctx context.Context, b *backend) (_ *cluster, err error) {
-	c := &cluster{set: b.set.cluster, log: b.log, backend: b, self: b.set.cluster.self, lost: make(chan struct{})}
+	c := &cluster{set: b.set.cluster, log: b.log, backend: b, self: b.set.cluster.self, lost: make(chan struct{}), trips: newRoundTrips()}
 	if c.set.secure {
 		if c.certs, err = listen.LoadCerts(c.set.tls, b.log); err != nil {
 			return nil, fmt.Errorf("%w: peers: %w", ErrConfig, err)
@@ -80,7 +81,9 @@ func openCluster(ctx context.Context, b *backend) (_ *cluster, err error) {
 		return nil, err
 	}
 	c.self.ID = c.id.Node
-	c.peers = raftlog.NewPeers(raftlog.PeersOptions{Cluster: c.id.Cluster, ID: c.id.Node, Credentials: c.credentials(), Logger: b.log})
+	c.peers = raftlog.NewPeers(raftlog.PeersOptions{
+		Cluster: c.id.Cluster, ID: c.id.Node, Credentials: c.credentials(), OnRoundTrip: c.trips.observe, Logger: b.log,
+	})
 	for _, u := range c.set.listen {
 		l, err := listen.Listen(ctx, u, listen.SocketOptions{})
 		if err != nil {
@@ -283,24 +286,29 @@ func (c *cluster) serve(api *server.Server, clientURLs []string, fail func(error
 // newest is the log of the newest generation.
 func (c *cluster) newest() *raftlog.Log { return c.backend.newest().raft }
 
-// watchLeader keeps lost.
+// watchLeader keeps lost. Elections that nobody wins do not prolong the time
+// without a leader.
 func (c *cluster) watchLeader(ctx context.Context) {
+	var end time.Time // of patience; zero while there is a leader
 	for {
 		status, changed := c.newest().Leadership()
 		wait := c.set.ElectionTimeout // a generation may have taken another's place
-		if status.Leader == 0 {
-			wait = noLeaderElections * c.set.ElectionTimeout
-		} else {
+		switch {
+		case status.Leader != 0:
+			end = time.Time{}
 			c.setLeader(true)
+		case end.IsZero():
+			end = time.Now().Add(noLeaderElections * c.set.ElectionTimeout)
+		case !time.Now().Before(end):
+			c.setLeader(false)
+		default:
+			wait = min(wait, time.Until(end))
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-changed:
 		case <-time.After(wait):
-			if now := c.newest().Status(); now.Leader == 0 {
-				c.setLeader(false)
-			}
 		}
 	}
 }
@@ -322,9 +330,13 @@ func (c *cluster) setLeader(there bool) {
 
 // leader is server.Config.Leader.
 func (c *cluster) leader() (<-chan struct{}, bool) {
+	there := c.newest().Status().Leader != 0
+	if there {
+		c.setLeader(true) // watchLeader may not have heard of it yet
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.lost, c.newest().Status().Leader != 0
+	return c.lost, there
 }
 
 // publish makes this node's name and URLs known, once it is a member.
@@ -433,7 +445,10 @@ func (n nodes) Leader() (server.Leader, <-chan struct{}) {
 	return server.Leader{ID: status.Leader, Here: status.Leads, Conn: n.peers.Conn(status.Leader), Seen: status.Leaders}, changed
 }
 
-func (n nodes) Index() uint64 { return n.newest().Status().Applied }
+func (n nodes) Progress() (committed, applied uint64) {
+	s := n.newest().Status()
+	return s.Committed, s.Applied
+}
 
 func (n nodes) Learner() bool {
 	m, member := n.newest().Members().Member(n.id.Node)

@@ -117,6 +117,8 @@ func (s currentStore) Position() eventlog.Position { return s.newest().store.Pos
 
 func (s currentStore) Size() eventlog.Size { return s.newest().store.Size() }
 
+func (s currentStore) OverQuota() bool { return s.newest().store.OverQuota() }
+
 func (s currentStore) Defragment(ctx context.Context) error {
 	return do(ctx, s.backend, func(st *store.Store) error { return st.Defragment(ctx) })
 }

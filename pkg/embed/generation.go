@@ -147,7 +147,7 @@ func (g *generation) wantsPrev() bool {
 
 // revoke is what the lessor does with a lease that has expired.
 func (g *generation) revoke(ctx context.Context, id int64) error {
-	err := g.store.LeaseRevoke(ctx, id)
+	err := g.store.LeaseExpire(ctx, id)
 	if errors.Is(err, store.ErrLeaseNotFound) {
 		return nil
 	}

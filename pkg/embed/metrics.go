@@ -1,6 +1,7 @@
 package embed
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/keelson-io/keelson/pkg/drivers/postgres"
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
+	"github.com/keelson-io/keelson/pkg/raftlog"
 )
 
 // newRegistry returns a registry with what is not the API's: the process, the
@@ -19,6 +21,9 @@ func newRegistry(b *backend) *prometheus.Registry {
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
+	if b.cluster != nil {
+		registry.MustRegister(b.cluster.trips.seconds, peerTraffic{b.cluster.peers})
+	}
 	switch data := b.newest().data.(type) {
 	case *sqlite.Log:
 		registerSQLite(registry, data)
@@ -116,5 +121,47 @@ func (m *commitMetrics) observe(requests, _ int, took time.Duration) {
 	m.requests.Observe(float64(requests))
 	for _, h := range []prometheus.Histogram{m.duration, m.fsync, m.backend} {
 		h.Observe(took.Seconds())
+	}
+}
+
+// roundTrips are how long the ways to other nodes and back take, by etcd's name
+// and in its buckets.
+type roundTrips struct{ seconds *prometheus.HistogramVec }
+
+func newRoundTrips() roundTrips {
+	return roundTrips{prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "etcd_network_peer_round_trip_time_seconds",
+		Help: "Time that the way to another node and back takes.", Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16),
+	}, []string{"To"})}
+}
+
+// observe is raftlog.PeersOptions.OnRoundTrip.
+func (r roundTrips) observe(id uint64, took time.Duration) {
+	r.seconds.WithLabelValues(strconv.FormatUint(id, 16)).Observe(took.Seconds())
+}
+
+// peerTraffic shows what goes between this node and the others, by etcd's names.
+type peerTraffic struct{ peers *raftlog.Peers }
+
+var (
+	peerSent     = prometheus.NewDesc("etcd_network_peer_sent_bytes_total", "The total number of bytes sent to other nodes: messages and snapshots.", []string{"To"}, nil)
+	peerReceived = prometheus.NewDesc("etcd_network_peer_received_bytes_total", "The total number of bytes received from other nodes.", []string{"From"}, nil)
+	peerFailures = prometheus.NewDesc("etcd_network_peer_sent_failures_total", "How often something could not be sent to another node.", []string{"To"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (p peerTraffic) Describe(ch chan<- *prometheus.Desc) {
+	ch <- peerSent
+	ch <- peerReceived
+	ch <- peerFailures
+}
+
+// Collect implements prometheus.Collector.
+func (p peerTraffic) Collect(ch chan<- prometheus.Metric) {
+	for id, t := range p.peers.Traffic() {
+		node := strconv.FormatUint(id, 16)
+		for desc, value := range map[*prometheus.Desc]int64{peerSent: t.Sent, peerReceived: t.Received, peerFailures: t.Failures} {
+			ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(value), node)
+		}
 	}
 }

@@ -16,10 +16,10 @@ import (
 )
 
 // dashboardMetrics are the series that etcd's own alerts and dashboards ask
-// for, but for those about peers, Raft's queues and snapshots.
+// for, but for those about snapshots.
 const dashboardMetrics = `
 etcd_server_has_leader etcd_server_is_leader etcd_server_leader_changes_seen_total etcd_server_proposals_committed_total
-etcd_server_proposals_applied_total etcd_disk_wal_fsync_duration_seconds_bucket etcd_disk_wal_fsync_duration_seconds_count
+etcd_server_proposals_applied_total etcd_server_proposals_pending etcd_server_proposals_failed_total etcd_disk_wal_fsync_duration_seconds_bucket etcd_disk_wal_fsync_duration_seconds_count
 etcd_disk_backend_commit_duration_seconds_bucket etcd_disk_backend_commit_duration_seconds_sum
 etcd_mvcc_db_total_size_in_bytes etcd_mvcc_db_total_size_in_use_in_bytes etcd_server_quota_backend_bytes
 etcd_debugging_mvcc_keys_total etcd_debugging_mvcc_watcher_total etcd_debugging_mvcc_watch_stream_total
@@ -28,14 +28,9 @@ etcd_server_version etcd_cluster_version etcd_server_id etcd_server_health_succe
 grpc_server_started_total grpc_server_handled_total grpc_server_handling_seconds_bucket
 process_resident_memory_bytes process_open_fds process_max_fds process_start_time_seconds`
 
-func TestDashboardMetrics(t *testing.T) {
-	s, _ := start(t, Config{ExtensiveMetrics: true})
-	c := connect(t, clientv3.Config{Endpoints: s.Endpoints()})
-	for _, key := range []string{"a", "b", "a"} {
-		if _, err := c.Put(t.Context(), key, ""); err != nil {
-			t.Fatal(err)
-		}
-	}
+// metricsOf returns what /metrics of s shows.
+func metricsOf(t *testing.T, s *Server) string {
+	t.Helper()
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", strings.TrimPrefix(s.Endpoint(), "unix://"))
 	}}
@@ -53,8 +48,20 @@ func TestDashboardMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return string(body)
+}
+
+func TestDashboardMetrics(t *testing.T) {
+	s, _ := start(t, Config{ExtensiveMetrics: true})
+	c := connect(t, clientv3.Config{Endpoints: s.Endpoints()})
+	for _, key := range []string{"a", "b", "a"} {
+		if _, err := c.Put(t.Context(), key, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	body := metricsOf(t, s)
 	for _, name := range strings.Fields(dashboardMetrics) {
-		if !regexp.MustCompile(`(?m)^` + name + `(\{.*\})? [0-9]`).Match(body) {
+		if !regexp.MustCompile(`(?m)^` + name + `(\{.*\})? [0-9]`).MatchString(body) {
 			t.Errorf("there is no %s", name)
 		}
 	}
@@ -62,7 +69,7 @@ func TestDashboardMetrics(t *testing.T) {
 		"etcd_debugging_mvcc_keys_total 2", "etcd_disk_wal_fsync_duration_seconds_count 3", "etcd_disk_backend_commit_duration_seconds_count 3",
 		`etcd_disk_wal_fsync_duration_seconds_bucket{le="8.192"} 3`,
 	} {
-		if !strings.Contains(string(body), "\n"+line+"\n") {
+		if !strings.Contains(body, "\n"+line+"\n") {
 			t.Errorf("not in the metrics: %s", line)
 		}
 	}

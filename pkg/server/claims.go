@@ -8,6 +8,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
 
 	"github.com/keelson-io/keelson/pkg/watch"
 )
@@ -28,12 +29,22 @@ func newClaims(s *Server) claims {
 	return claims{s, &kvServer{Server: s}, &leaseServer{Server: s}}
 }
 
+// txn and delete change something: in a cluster the leader does it. To wait, and
+// to read, is for every node.
+func (s *claims) txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+	return through(ctx, s.Server, pb.KV_Txn_FullMethodName, r, s.kv.Txn)
+}
+
+func (s *claims) delete(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
+	return through(ctx, s.Server, pb.KV_DeleteRange_FullMethodName, r, s.kv.DeleteRange)
+}
+
 // claimTTL is the time to live of the lease that is granted to a caller
 // without one, in seconds.
 const claimTTL = 60
 
 // The errors of etcd's concurrency package, in its words. Clients get them
-// with the code Unknown, and those of etcd itself too: etcd's services sit on
+// with the code Unknown, and those of etcd itself too, but for Unavailable: etcd's services sit on
 // a client, whose errors have no code for gRPC.
 var (
 	errSessionExpired = errors.New("mutex: session is expired")
@@ -69,7 +80,7 @@ func (s *claims) leaseOr(ctx context.Context, lease int64) (int64, error) {
 	if lease != 0 {
 		return lease, nil
 	}
-	resp, err := s.lease.LeaseGrant(ctx, &pb.LeaseGrantRequest{TTL: claimTTL})
+	resp, err := through(ctx, s.Server, pb.Lease_LeaseGrant_FullMethodName, &pb.LeaseGrantRequest{TTL: claimTTL}, s.lease.LeaseGrant)
 	if err != nil {
 		return 0, err
 	}
@@ -89,7 +100,7 @@ func (s *claims) claim(ctx context.Context, name []byte, lease int64, value []by
 	}}}
 	// Not under ctx: a claim that was made must be known, to be withdrawn if
 	// the caller is gone.
-	resp, err := s.kv.Txn(context.WithoutCancel(ctx), &pb.TxnRequest{
+	resp, err := s.txn(context.WithoutCancel(ctx), &pb.TxnRequest{
 		Compare: createdAt(key, 0),
 		Success: []*pb.RequestOp{put(key, value, lease), oldest},
 		Failure: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: key}}}, oldest},
@@ -114,7 +125,7 @@ func (s *claims) claim(ctx context.Context, name []byte, lease int64, value []by
 
 // withdraw deletes a claim for a caller that will not hear of it any more.
 func (s *claims) withdraw(ctx context.Context, c *claim) {
-	_, err := s.kv.Txn(context.WithoutCancel(ctx), &pb.TxnRequest{
+	_, err := s.txn(context.WithoutCancel(ctx), &pb.TxnRequest{
 		Compare: createdAt(c.key, c.revision),
 		Success: []*pb.RequestOp{del(c.key)},
 	})
@@ -179,8 +190,8 @@ func (s *claims) follow(ctx context.Context, key, end []byte, from int64, see fu
 // asClient is err as etcd's services give it: from a client that was made
 // without gRPC, so that errors of etcd have lost their code.
 func asClient(err error) error {
-	if errors.Is(err, rpctypes.ErrGRPCStopped) {
-		return err // but a caller that should go elsewhere is told so
+	if codeOf(err) == codes.Unavailable {
+		return err // but a caller that should come again, or go elsewhere, is told so
 	}
 	return rpctypes.Error(err)
 }

@@ -76,9 +76,11 @@ func (s *clusterServer) MemberRemove(ctx context.Context, r *pb.MemberRemoveRequ
 
 func (s *clusterServer) MemberUpdate(ctx context.Context, r *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
 	if c := s.cfg.Cluster; c != nil {
-		known := slices.ContainsFunc(c.Members(), func(m *pb.Member) bool { return m.ID == r.ID })
-		if _, err := types.NewURLs(r.PeerURLs); err != nil && known {
-			return nil, rpctypes.ErrGRPCMemberBadURLs
+		if _, err := types.NewURLs(r.PeerURLs); err != nil {
+			if slices.ContainsFunc(c.Members(), func(m *pb.Member) bool { return m.ID == r.ID }) {
+				return nil, rpctypes.ErrGRPCMemberBadURLs
+			}
+			return nil, rpctypes.ErrGRPCMemberNotFound
 		}
 		resp := &pb.MemberUpdateResponse{}
 		var err error

@@ -55,7 +55,7 @@ func (s *electionServer) proclaim(ctx context.Context, leader *v3electionpb.Lead
 	if err != nil {
 		return nil, err
 	}
-	resp, err := s.kv.Txn(ctx, &pb.TxnRequest{
+	resp, err := s.txn(ctx, &pb.TxnRequest{
 		Compare: createdAt(leader.Key, leader.Rev),
 		Success: []*pb.RequestOp{put(leader.Key, value, lease)},
 	})
@@ -73,7 +73,7 @@ func (s *electionServer) Resign(ctx context.Context, r *v3electionpb.ResignReque
 	if r.Leader == nil {
 		return nil, errNoLeaderField
 	}
-	resp, err := s.kv.Txn(ctx, &pb.TxnRequest{
+	resp, err := s.txn(ctx, &pb.TxnRequest{
 		Compare: createdAt(r.Leader.Key, r.Leader.Rev),
 		Success: []*pb.RequestOp{del(r.Leader.Key)},
 	})

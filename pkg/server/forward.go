@@ -3,13 +3,12 @@ package server
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
-	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
@@ -33,8 +32,11 @@ type Cluster interface {
 	// changed.
 	Leader() (Leader, <-chan struct{})
 
-	// Index is that of the newest entry applied, Learner whether this node is one.
-	Index() uint64
+	// Progress is the index of the newest entry of the Raft log that this node knows
+	// to be committed, and of the newest one that it has applied.
+	Progress() (committed, applied uint64)
+
+	// Learner says whether this node is one.
 	Learner() bool
 
 	// Reach returns once local reads show revision.
@@ -64,11 +66,6 @@ var onLeader = map[string]func() any{
 	pb.Cluster_MemberRemove_FullMethodName:  func() any { return new(pb.MemberRemoveResponse) },
 	pb.Cluster_MemberUpdate_FullMethodName:  func() any { return new(pb.MemberUpdateResponse) },
 	pb.Cluster_MemberPromote_FullMethodName: func() any { return new(pb.MemberPromoteResponse) },
-	"/v3lockpb.Lock/Lock":                   func() any { return new(v3lockpb.LockResponse) },
-	"/v3lockpb.Lock/Unlock":                 func() any { return new(v3lockpb.UnlockResponse) },
-	"/v3electionpb.Election/Campaign":       func() any { return new(v3electionpb.CampaignResponse) },
-	"/v3electionpb.Election/Proclaim":       func() any { return new(v3electionpb.ProclaimResponse) },
-	"/v3electionpb.Election/Resign":         func() any { return new(v3electionpb.ResignResponse) },
 }
 
 // forwardedKey marks a request that a node passes on: it is not passed on
@@ -88,9 +85,6 @@ func (s *Server) throughLeader(method string, handler grpc.UnaryHandler) grpc.Un
 		return handler
 	}
 	return func(ctx context.Context, req any) (any, error) {
-		if err := s.forLearner(method, req); err != nil {
-			return nil, err
-		}
 		if response == nil {
 			return handler(ctx, req)
 		}
@@ -114,6 +108,9 @@ func (s *Server) throughLeader(method string, handler grpc.UnaryHandler) grpc.Un
 			}
 			if !errors.Is(err, rpctypes.ErrGRPCNoLeader) || isForwarded(ctx) {
 				return resp, err
+			}
+			if h, ok := ctx.Value(holdKey{}).(*hold); ok {
+				h.release() // others need not wait for this one's leader
 			}
 			select {
 			case <-changed:
@@ -142,7 +139,7 @@ func (s *Server) forward(ctx context.Context, conn *grpc.ClientConn, method stri
 		return nil, rpctypes.ErrGRPCNoLeader // nothing was sent
 	}
 	out := metadata.AppendToOutgoingContext(ctx, forwardedKey, "")
-	if !waits(method, req) {
+	if !waits(req) {
 		var cancel context.CancelFunc
 		out, cancel = context.WithTimeout(out, s.cfg.RequestTimeout)
 		defer cancel()
@@ -162,22 +159,69 @@ func (s *Server) forward(ctx context.Context, conn *grpc.ClientConn, method stri
 	}
 	bounded, cancel := s.bound(ctx)
 	defer cancel()
-	if err := s.cfg.Cluster.Reach(bounded, h.Revision); err != nil {
+	if err := s.shows(bounded, method, h.Revision); err != nil {
 		if ctx.Err() != nil {
 			return nil, toStatus(ctx, ctx.Err())
 		}
 		return nil, rpctypes.ErrGRPCTimeout // it is done: nothing else may be said, or it would be tried again
 	}
 	s.fill(h)
+	if takesSpace(method) {
+		s.raiseNoSpace(ctx, conn)
+	}
 	return resp, nil
 }
 
-// waits reports whether a request may take as long as its client likes.
-func waits(method string, req any) bool {
-	if r, ok := req.(*pb.CompactionRequest); ok {
-		return r.Physical
+// takesSpace reports whether requests of a method may use the quota up.
+func takesSpace(method string) bool {
+	switch method {
+	case pb.KV_Put_FullMethodName, pb.KV_Txn_FullMethodName, pb.Lease_LeaseGrant_FullMethodName:
+		return true
 	}
-	return strings.HasSuffix(method, "/Lock") || strings.HasSuffix(method, "/Campaign")
+	return false
+}
+
+// raiseNoSpace raises the alarm if this node has used up its quota, where the
+// leader has not: it may have another one.
+func (s *Server) raiseNoSpace(ctx context.Context, conn *grpc.ClientConn) {
+	isNoSpace := func(a *pb.AlarmMember) bool { return a.Alarm == pb.AlarmType_NOSPACE }
+	if !s.store.OverQuota() || slices.ContainsFunc(s.store.Alarms(), isNoSpace) {
+		return
+	}
+	_, err := s.forward(context.WithoutCancel(ctx), conn, pb.Maintenance_Alarm_FullMethodName, &pb.AlarmRequest{
+		Action: pb.AlarmRequest_ACTIVATE, MemberID: s.cfg.MemberID, Alarm: pb.AlarmType_NOSPACE,
+	}, new(pb.AlarmResponse))
+	if err != nil {
+		s.log.WithError(err).Warn("the quota is used up, but the alarm could not be raised; trying again with the next write")
+	}
+}
+
+// shows waits until this node shows what the leader has answered at revision.
+func (s *Server) shows(ctx context.Context, method string, revision int64) error {
+	switch method {
+	case pb.Lease_LeaseGrant_FullMethodName, pb.Lease_LeaseRevoke_FullMethodName,
+		pb.KV_Compact_FullMethodName, pb.Maintenance_Alarm_FullMethodName:
+		return s.store.Fence(ctx) // they do not move the revision
+	}
+	return s.cfg.Cluster.Reach(ctx, revision)
+}
+
+// waits reports whether a request may take as long as its client likes.
+func waits(req any) bool {
+	r, ok := req.(*pb.CompactionRequest)
+	return ok && r.Physical
+}
+
+// through is call for a request that a service makes itself: it goes the way of
+// those of clients.
+func through[Q, R any](ctx context.Context, s *Server, method string, req *Q, call func(context.Context, *Q) (*R, error)) (*R, error) {
+	resp, err := s.throughLeader(method, func(ctx context.Context, req any) (any, error) {
+		return call(ctx, req.(*Q))
+	})(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return resp.(*R), nil
 }
 
 // isAnswer reports whether err is what the leader said, and not what became of
@@ -251,7 +295,7 @@ func (s *Server) renewAsLeader(ctx context.Context, id int64) (int64, error) {
 	if err := s.store.Fence(bounded); err != nil {
 		return 0, err
 	}
-	if leader, _ := s.cfg.Cluster.Leader(); !leader.Here || s.cfg.Term() != term {
+	if !s.ledSince(term) {
 		return 0, lease.ErrNotPrimary
 	}
 	if err != nil { // a grant may have been on its way
@@ -305,24 +349,4 @@ func (r *renewals) end() {
 		r.cancel()
 		r.stream = nil
 	}
-}
-
-// forLearner refuses what a learner does not answer, as etcd does: it may be
-// far behind.
-func (s *Server) forLearner(method string, req any) error {
-	if s.cfg.Cluster == nil || !s.cfg.Cluster.Learner() || !strings.HasPrefix(method, "/etcdserverpb.") && !strings.HasPrefix(method, "/v3") {
-		return nil
-	}
-	switch r := req.(type) {
-	case *pb.StatusRequest:
-		return nil
-	case *pb.RangeRequest:
-		if r.Serializable {
-			return nil
-		}
-	}
-	if method == pb.Maintenance_Snapshot_FullMethodName {
-		return nil
-	}
-	return rpctypes.ErrGRPCNotSupportedForLearner
 }

@@ -83,7 +83,10 @@ func (s *leaseServer) keepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 	}
 }
 
+// LeaseTimeToLive shows what the lessor has that counts: in a cluster this node
+// must have led before and after.
 func (s *leaseServer) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
+	term := s.cfg.Term()
 	if err := s.fence(ctx); err != nil {
 		return nil, err
 	}
@@ -93,6 +96,14 @@ func (s *leaseServer) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLive
 	l, ok, err := s.cfg.Lessor.TimeToLive(bounded, r.ID)
 	if err != nil {
 		return nil, toStatus(ctx, err)
+	}
+	if s.cfg.Cluster != nil {
+		if err := s.fence(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if !s.ledSince(term) {
+		return nil, rpctypes.ErrGRPCNoLeader
 	}
 	if !ok {
 		resp.TTL = -1

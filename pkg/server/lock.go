@@ -41,7 +41,7 @@ func (s *lockServer) Lock(ctx context.Context, r *v3lockpb.LockRequest) (*v3lock
 
 // Unlock deletes a key that Lock returned.
 func (s *lockServer) Unlock(ctx context.Context, r *v3lockpb.UnlockRequest) (*v3lockpb.UnlockResponse, error) {
-	resp, err := s.kv.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: r.Key})
+	resp, err := s.delete(ctx, &pb.DeleteRangeRequest{Key: r.Key})
 	if err != nil {
 		return nil, asClient(err)
 	}

@@ -17,7 +17,8 @@ type maintenanceServer struct {
 	pb.UnsafeMaintenanceServer // a method that is new in etcd fails to compile
 }
 
-// Status describes the member. Positions of the log stand for raft's indices.
+// Status describes the member. Without a cluster, positions of the log stand
+// for raft's indices.
 func (s *maintenanceServer) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
 	position := uint64(s.store.Position())
 	size := s.store.Size()
@@ -37,7 +38,7 @@ func (s *maintenanceServer) Status(context.Context, *pb.StatusRequest) (*pb.Stat
 	if c := s.cfg.Cluster; c != nil {
 		leader, _ := c.Leader()
 		resp.Leader = leader.ID
-		resp.RaftIndex, resp.RaftAppliedIndex = c.Index(), c.Index()
+		resp.RaftIndex, resp.RaftAppliedIndex = c.Progress()
 		resp.IsLearner = c.Learner()
 	}
 	if _, ok := s.cfg.Leader(); !ok {

@@ -148,6 +148,33 @@ func (m *rpcMetrics) used() iter.Seq[*rpcMethod] {
 	}
 }
 
+// proposed are the methods whose requests etcd makes proposals of.
+var proposed = []string{
+	pb.KV_Put_FullMethodName, pb.KV_DeleteRange_FullMethodName, pb.KV_Txn_FullMethodName, pb.KV_Compact_FullMethodName,
+	pb.Lease_LeaseGrant_FullMethodName, pb.Lease_LeaseRevoke_FullMethodName, pb.Maintenance_Alarm_FullMethodName,
+}
+
+// writes counts the requests for a change that are under way, and those that
+// have failed for another reason than what they asked for.
+func (m *rpcMetrics) writes() (pending, failed int64) {
+	for _, name := range proposed {
+		r, ok := m.methods[name]
+		if !ok { // nothing is served yet
+			continue
+		}
+		for code := range r.handled { // before started: what ends meanwhile has begun
+			n := r.handled[code].Load()
+			pending -= n
+			switch codes.Code(code) {
+			case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
+				failed += n
+			}
+		}
+		pending += r.started.Load()
+	}
+	return pending, failed
+}
+
 func (r *rpcMethod) done(err error, took time.Duration) {
 	if code := codeOf(err); int(code) < codeCount {
 		r.handled[code].Add(1)
@@ -162,7 +189,10 @@ func (s *Server) interceptUnary(ctx context.Context, req any, info *grpc.UnarySe
 	r := s.rpcs.method(info.FullMethod)
 	r.started.Add(1)
 	r.received.Add(1)
-	resp, err := s.admit(ctx, req, s.throughLeader(info.FullMethod, handler))
+	resp, err := any(nil), s.turnAway(ctx, info.FullMethod, req)
+	if err == nil {
+		resp, err = s.admit(ctx, req, s.throughLeader(info.FullMethod, handler))
+	}
 	if err == nil {
 		r.sent.Add(1)
 	}
@@ -187,9 +217,9 @@ func (s *Server) interceptStream(srv any, stream grpc.ServerStream, info *grpc.S
 	start := time.Now()
 	r := s.rpcs.method(info.FullMethod)
 	r.started.Add(1)
-	err := s.forLearner(info.FullMethod, nil)
+	err := s.turnAway(stream.Context(), info.FullMethod, nil)
 	if err == nil {
-		err = handler(srv, countingStream{stream, r})
+		err = s.whileLed(stream, func(led grpc.ServerStream) error { return handler(srv, countingStream{led, r}) })
 	}
 	r.done(err, time.Since(start))
 	return err
@@ -220,16 +250,19 @@ func (c countingStream) SendMsg(m any) error {
 // stateMetrics shows what the store, the hub and the lessor are at.
 type stateMetrics struct{ server *Server }
 
-// role is what the member is among others; a single one always leads.
-type role struct{ leader, learner, changes float64 }
+// role is what the member is among others, and how far; a single one always
+// leads, and positions of its log stand for raft's indices.
+type role struct{ leader, learner, changes, committed, applied float64 }
 
 func (s *Server) role() role {
 	c := s.cfg.Cluster
 	if c == nil {
-		return role{leader: 1, changes: 1}
+		position := float64(s.store.Position())
+		return role{leader: 1, changes: 1, committed: position, applied: position}
 	}
 	leader, _ := c.Leader()
-	r := role{changes: float64(leader.Seen)}
+	committed, applied := c.Progress()
+	r := role{changes: float64(leader.Seen), committed: float64(committed), applied: float64(applied)}
 	if leader.Here {
 		r.leader = 1
 	}
@@ -251,12 +284,12 @@ func (m *stateMetrics) samples() []sample {
 	s := m.server
 	size := s.store.Size()
 	current, compacted := s.store.Revision()
-	position := float64(s.store.Position())
 	hasLeader := 0.0
 	if _, ok := s.cfg.Leader(); ok {
 		hasLeader = 1
 	}
 	role := s.role()
+	pending, failed := s.rpcs.writes()
 	watches := s.cfg.Hub.Stats()
 	leases := s.cfg.Lessor.Stats()
 	responses := s.cfg.Responses
@@ -265,8 +298,10 @@ func (m *stateMetrics) samples() []sample {
 		{name: "etcd_server_is_leader", help: "Whether or not this member is a leader.", value: role.leader},
 		{name: "etcd_server_is_learner", help: "Whether or not this member is a learner.", value: role.learner},
 		{name: "etcd_server_leader_changes_seen_total", help: "The number of leader changes seen.", counter: true, value: role.changes},
-		{name: "etcd_server_proposals_committed_total", help: "The position of the newest batch in the log.", value: position},
-		{name: "etcd_server_proposals_applied_total", help: "The position of the newest batch that readers see.", value: position},
+		{name: "etcd_server_proposals_committed_total", help: "The index of the newest entry of the Raft log that is committed; without a cluster, of the newest batch in the log.", value: role.committed},
+		{name: "etcd_server_proposals_applied_total", help: "The index of the newest entry that readers see.", value: role.applied},
+		{name: "etcd_server_proposals_pending", help: "The number of requests for a change that wait for their answer.", value: float64(pending)},
+		{name: "etcd_server_proposals_failed_total", help: "The number of requests for a change that were not answered in time, or whose outcome is not known.", counter: true, value: float64(failed)},
 		{name: "etcd_server_id", help: "The member's ID, in hexadecimal.", value: 1,
 			labels: prometheus.Labels{"server_id": fmt.Sprintf("%x", s.cfg.MemberID)}},
 		{name: "etcd_server_version", help: "The version of etcd that is served.", value: 1,

@@ -78,6 +78,7 @@ type Store interface {
 	Revision() (current, compacted int64)
 	Position() eventlog.Position
 	Size() eventlog.Size
+	OverQuota() bool
 	Defragment(context.Context) error
 }
 
@@ -143,8 +144,8 @@ type Config struct {
 	SlowRequest time.Duration
 
 	// Leader says whether there is a leader, or what stands for one, and returns
-	// a channel that is closed when it is lost. Watch streams that require a
-	// leader are turned away or cut off by it. Nil: there always is one.
+	// a channel that is closed when it is lost. Clients that require a leader
+	// are turned away, and their streams cut off by it. Nil: there always is one.
 	Leader func() (lost <-chan struct{}, ok bool)
 
 	// Cluster is where this is a node of one; nil is a single member.
@@ -249,7 +250,6 @@ func (s *Server) Register(g *grpc.Server) {
 	pb.RegisterWatchServer(g, newWatchServer(s.cfg.Hub, s.header, watchOptions{
 		ProgressInterval: s.cfg.ProgressInterval,
 		FragmentBytes:    s.cfg.MaxRequestBytes + requestOverheadBytes,
-		Leader:           s.cfg.Leader,
 	}))
 	pb.RegisterLeaseServer(g, &leaseServer{Server: s})
 	pb.RegisterMaintenanceServer(g, &maintenanceServer{Server: s})

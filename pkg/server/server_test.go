@@ -49,6 +49,8 @@ type member struct {
 // memberOptions adjust startMember; the zero value is good.
 type memberOptions struct {
 	config     func(*Config)
+	disk       *memlog.Disk // shared with other members; nil: one of its own
+	lessor     func(Lessor) Lessor
 	quotaBytes int64
 	clock      lease.Clock
 	wrap       func(Store) Store // puts something between server and store
@@ -66,7 +68,10 @@ func startMember(t testing.TB, opt memberOptions) *member {
 	t.Helper()
 	// The member outlives t.Context: clean-ups run after that has ended.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	m := &member{log: new(memlog.Disk).Open(nil)}
+	if opt.disk == nil {
+		opt.disk = new(memlog.Disk)
+	}
+	m := &member{log: opt.disk.Open(nil)}
 	m.lessor = lease.New(func(ctx context.Context, id int64) error {
 		if err := m.store.LeaseRevoke(ctx, id); !errors.Is(err, store.ErrLeaseNotFound) {
 			return err
@@ -111,6 +116,9 @@ func startMember(t testing.TB, opt memberOptions) *member {
 	}
 	if opt.wrap != nil {
 		cfg.Store = opt.wrap(m.store)
+	}
+	if opt.lessor != nil {
+		cfg.Lessor = opt.lessor(m.lessor)
 	}
 	if opt.config != nil {
 		opt.config(&cfg)

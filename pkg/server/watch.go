@@ -11,7 +11,6 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
@@ -39,11 +38,6 @@ type watchOptions struct {
 
 	// FragmentBytes is the size from which responses are split: 2 MiB.
 	FragmentBytes int
-
-	// Leader says whether there is a leader, and returns a channel that is
-	// closed when it is lost. Clients that require a leader are turned away
-	// or cut off by it. Nil: there always is one.
-	Leader func() (lost <-chan struct{}, ok bool)
 }
 
 // watchServer is the gRPC watch service.
@@ -76,28 +70,12 @@ const sendsPerLook = 64
 // Watch serves one stream of watchers: this goroutine sends, another receives.
 func (s *watchServer) Watch(rpc pb.Watch_WatchServer) error {
 	ctx := rpc.Context()
-	var lost <-chan struct{}
-	if s.opts.Leader != nil && requiresLeader(ctx) {
-		var ok bool
-		if lost, ok = s.opts.Leader(); !ok {
-			return rpctypes.ErrGRPCNoLeader
-		}
-	}
 	stream := s.hub.NewStream()
 	defer stream.Close()
 
 	// What there is to do besides sending rouses the stream: to wait on one
 	// channel takes a fraction of the time that waiting on six does.
 	defer context.AfterFunc(ctx, stream.Rouse)()
-	if lost != nil {
-		go func() { // until the context ends, which it does when Watch returns
-			select {
-			case <-lost:
-				stream.Rouse()
-			case <-ctx.Done():
-			}
-		}()
-	}
 	// Not waited for: Recv returns only after gRPC has seen Watch return. By
 	// then the stream is closed, and receive changes nothing any more.
 	received := make(chan error, 1)
@@ -129,7 +107,7 @@ func (s *watchServer) Watch(rpc pb.Watch_WatchServer) error {
 			timer.Reset(interval)
 			stream.NotifyProgress()
 		}
-		if end := ended(ctx, received, stream.Done(), lost); end != nil {
+		if end := ended(ctx, received, stream.Done()); end != nil {
 			return end
 		}
 		if !ok {
@@ -140,7 +118,7 @@ func (s *watchServer) Watch(rpc pb.Watch_WatchServer) error {
 
 // ended is why a stream ends, nil if it goes on. It does not wait: a select of
 // one channel that is not ready takes no lock.
-func ended(ctx context.Context, received <-chan error, stopped, lost <-chan struct{}) error {
+func ended(ctx context.Context, received <-chan error, stopped <-chan struct{}) error {
 	select {
 	case <-ctx.Done():
 		return streamError(ctx, ctx.Err())
@@ -156,19 +134,7 @@ func ended(ctx context.Context, received <-chan error, stopped, lost <-chan stru
 		return rpctypes.ErrGRPCStopped
 	default:
 	}
-	select {
-	case <-lost:
-		return rpctypes.ErrGRPCNoLeader
-	default:
-	}
 	return nil
-}
-
-// requiresLeader says whether the client wants the stream only with a leader.
-func requiresLeader(ctx context.Context) bool {
-	md, _ := metadata.FromIncomingContext(ctx)
-	v := md.Get(rpctypes.MetadataRequireLeaderKey)
-	return len(v) > 0 && v[0] == rpctypes.MetadataHasLeader
 }
 
 // streamError is what a stream ends with after err.

@@ -529,23 +529,6 @@ func TestWatchCloseSend(t *testing.T) {
 	c.expect("#0 @2 PUT a/2")
 }
 
-func TestWatchNeedsLeader(t *testing.T) {
-	lost := make(chan struct{})
-	leading := true
-	f := newWatchFixture(t, watchOptions{Leader: func() (<-chan struct{}, bool) { return lost, leading }}, watch.Options{})
-	c, other := f.open("hasleader", "true"), f.open()
-	for _, s := range []*watchClient{c, other} {
-		s.create(key("a"))
-		s.expect("#0 @1 created")
-	}
-	leading = false
-	close(lost)
-	c.end("Unavailable: etcdserver: no leader")
-	f.open("hasleader", "true").end("Unavailable: etcdserver: no leader")
-	f.change("a=1")
-	other.expect("#0 @2 PUT a/2")
-}
-
 // A stopped hub lets a graceful stop of the server end.
 func TestWatchStop(t *testing.T) {
 	f := newWatchFixture(t, watchOptions{}, watch.Options{})

@@ -187,6 +187,13 @@ func (c *compactor) delete(ctx context.Context, seqs []int64) error {
 	return nil
 }
 
+// idle reports whether the records that a compaction at revision frees are gone.
+func (c *compactor) idle(revision int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.reached >= revision
+}
+
 // wait returns when the records that a compaction at revision frees are gone.
 func (c *compactor) wait(ctx context.Context, revision int64) error {
 	for {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 
@@ -10,23 +11,29 @@ import (
 	"github.com/keelson-io/keelson/pkg/eventlog/memlog"
 )
 
+// heldApply opens a store whose OnApply waits, from the first batch on, until
+// hold is closed; seen is closed when it does.
+func heldApply(t *testing.T) (s *Store, seen, hold chan struct{}) {
+	t.Helper()
+	hold, seen = make(chan struct{}), make(chan struct{})
+	batches := -1 // Open calls it, too
+	s, err := Open(t.Context(), new(memlog.Disk).Open(nil), Options{Logger: quiet(), OnApply: func(Applied) {
+		if batches++; batches == 1 {
+			close(seen)
+			<-hold
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, seen, hold
+}
+
 // TestFenceAfterOnApply: whoever has waited for a revision finds leases and
 // watchers at it, too: OnApply has returned.
 func TestFenceAfterOnApply(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var disk memlog.Disk
-		hold, seen := make(chan struct{}), make(chan struct{})
-		first := true
-		s, err := Open(t.Context(), disk.Open(nil), Options{Logger: quiet(), OnApply: func(Applied) {
-			if !first {
-				close(seen)
-				<-hold
-			}
-			first = false
-		}})
-		if err != nil {
-			t.Fatal(err)
-		}
+		s, seen, hold := heldApply(t)
 		ctx, cancel := context.WithCancel(t.Context())
 		stopped := make(chan error, 1)
 		go func() { stopped <- s.Run(ctx) }()
@@ -47,6 +54,41 @@ func TestFenceAfterOnApply(t *testing.T) {
 			if err := <-returned; err != nil {
 				t.Error(err)
 			}
+		}
+		cancel()
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestLeaseExpire: a lessor that is not the one that counts any more revokes
+// nothing, though it was when it began.
+func TestLeaseExpire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, seen, hold := heldApply(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		stopped := make(chan error, 1)
+		go func() { stopped <- s.Run(ctx) }()
+		go func() { _, _ = s.LeaseGrant(ctx, 1, 60) }()
+		<-seen // the committer is busy: what comes now is queued
+		counts, end := context.WithCancel(ctx)
+		revoked := make(chan error, 1)
+		go func() { revoked <- s.LeaseExpire(counts, 1) }()
+		synctest.Wait()
+		end()
+		if err := <-revoked; !errors.Is(err, context.Canceled) {
+			t.Errorf("LeaseExpire: %v", err)
+		}
+		close(hold)
+		if _, err := s.Put(ctx, &pb.PutRequest{Key: []byte("k"), Lease: 1}); err != nil {
+			t.Errorf("the lease was revoked: %v", err)
+		}
+		if err := s.LeaseExpire(ctx, 1); err != nil {
+			t.Errorf("LeaseExpire: %v", err)
+		}
+		if _, ok := s.Lease(1); ok {
+			t.Error("the lease was not revoked")
 		}
 		cancel()
 		if err := <-stopped; err != nil {

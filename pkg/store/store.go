@@ -372,6 +372,18 @@ func (s *Store) LeaseRevoke(ctx context.Context, id int64) error {
 	return s.submit(ctx, 0, func(ev *evaluation) error { return ev.leaseRevoke(id) })
 }
 
+// LeaseExpire is LeaseRevoke for as long as ctx lasts: if that has ended when it
+// is its turn, the lease stays. Who is not the one any more that counts the
+// time, and is it again, does not know what was renewed in between.
+func (s *Store) LeaseExpire(ctx context.Context, id int64) error {
+	return s.submit(ctx, 0, func(ev *evaluation) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		return ev.leaseRevoke(id)
+	})
+}
+
 // Lease returns lease id, if it exists.
 func (s *Store) Lease(id int64) (Lease, bool) {
 	g, ok := s.now().leases.Get(id)
@@ -439,6 +451,12 @@ func (s *Store) Revision() (current, compacted int64) {
 
 // Position returns the position of the newest batch applied.
 func (s *Store) Position() eventlog.Position { return s.now().position }
+
+// OverQuota reports whether the log takes more than its quota, besides what
+// compaction is about to free.
+func (s *Store) OverQuota() bool {
+	return s.opt.QuotaBytes > 0 && s.log.Size().InUse >= s.opt.QuotaBytes && s.compactor.idle(s.now().compacted)
+}
 
 // Size returns the space that the log takes.
 func (s *Store) Size() eventlog.Size { return s.log.Size() }

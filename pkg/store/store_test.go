@@ -352,6 +352,14 @@ func TestQuota(t *testing.T) {
 	if alarms := f.Alarms(); len(alarms) != 1 || alarms[0].Alarm != pb.AlarmType_NOSPACE || alarms[0].MemberID != 9 {
 		t.Fatalf("alarms: %v", alarms)
 	}
+	if f.OverQuota() {
+		t.Error("what was refused counts") // it would have gone over
+	}
+	f.opt.QuotaBytes = f.Size().InUse
+	if !f.OverQuota() {
+		t.Error("all of the quota is used, and that is not known")
+	}
+	f.opt.QuotaBytes = 4096
 	rev := f.delete("k", "l").Header.Revision
 	f.compact(rev)
 	if _, err := f.Put(t.Context(), &pb.PutRequest{Key: []byte("k")}); !errors.Is(err, ErrNoSpace) {
