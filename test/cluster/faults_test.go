@@ -3,6 +3,7 @@ package cluster
 import (
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -93,6 +94,29 @@ func testFaults(t *testing.T, nodes int, rnd *rand.Rand) {
 				c.serve(fmt.Sprintf("%s of %s (leader: %v)", harms[at].name, victim.name, ofLeader), c.nodes...)
 			}
 		}
+		order := c.shuffled(rnd)
+		c.killTogether(load, order[:half(order)]...)
+		c.killTogether(load, order...)
 	}
 	c.finish(load, c.nodes...)
+}
+
+// killTogether kills nodes at the same time, and starts them again together:
+// when they are all or most of them, none is healthy before others are.
+func (c *cluster) killTogether(load *faults.Load, nodes ...*node) {
+	c.t.Helper()
+	load.Flows("before nodes are killed together")
+	for _, x := range nodes {
+		faults.Signal(c.t, x.Server, syscall.SIGKILL)
+	}
+	var starting sync.WaitGroup
+	for _, x := range nodes {
+		starting.Go(func() {
+			if err := x.TryRestart(); err != nil {
+				c.t.Errorf("%s: %v", x.name, err)
+			}
+		})
+	}
+	starting.Wait()
+	c.serve("kill -9 of "+names(nodes)+" together", c.nodes...)
 }
