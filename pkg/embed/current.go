@@ -123,6 +123,10 @@ func (s currentStore) Defragment(ctx context.Context) error {
 	return do(ctx, s.backend, func(st *store.Store) error { return st.Defragment(ctx) })
 }
 
+func (s currentStore) Export(ctx context.Context) (*store.Export, error) {
+	return ask(ctx, s.backend, func(st *store.Store) (*store.Export, error) { return st.Export(ctx) })
+}
+
 // NewStream returns a stream of the newest hub; if that has stopped, so has
 // the stream, and its client comes back.
 func (h currentHub) NewStream() *watch.Stream { return h.newest().hub.Load().NewStream() }

@@ -31,6 +31,11 @@ func newCodec(t *traffic) codec {
 
 // Marshal implements encoding.CodecV2.
 func (c codec) Marshal(v any) (data mem.BufferSlice, err error) {
+	if e, ok := v.(encodedMessage); ok {
+		data = mem.BufferSlice(e)
+		c.traffic.sent.Add(int64(data.Len()))
+		return data, nil
+	}
 	held, isHeld := v.(*heldResponse)
 	if isHeld {
 		v = held.resp

@@ -120,8 +120,6 @@ func TestGateway(t *testing.T) {
 	g.want(t, "/v3/lock/lock", `{"name":"bA==","lease":"1"}`, 200, `{`+header(3)+`,"key":"bC8x"}`)
 	g.want(t, "/v3/election/leader", `{"name":"ZQ=="}`, 500, `{"code":2,"message":"election: no leader"}`)
 	g.want(t, "/v3/lease/keepalive", `{"ID":"1"}`, 200, `{"result":{`+header(3)+`,"ID":"1","TTL":"60"}}`)
-	g.want(t, "/v3/maintenance/snapshot", `{}`, 501,
-		`{"error":{"code":12,"message":"keelson: etcd snapshots are not supported by this server; back up the database with its own tools"}}`)
 }
 
 func TestGatewayWatch(t *testing.T) {

@@ -103,10 +103,6 @@ func (s *maintenanceServer) HashKV(ctx context.Context, r *pb.HashKVRequest) (*p
 	}, nil
 }
 
-func (s *maintenanceServer) Snapshot(*pb.SnapshotRequest, pb.Maintenance_SnapshotServer) error {
-	return unimplemented("etcd snapshots are not supported by this server; back up the database with its own tools")
-}
-
 // MoveLeader is for the leader alone. Without other nodes it succeeds when this
 // one is to be it.
 func (s *maintenanceServer) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {

@@ -162,13 +162,6 @@ func TestAnswersWithoutPeersAndUsers(t *testing.T) {
 			_, err := m.maintenance.MoveLeader(ctx, &pb.MoveLeaderRequest{TargetID: 5})
 			return err
 		}, rpctypes.ErrGRPCBadLeaderTransferee},
-		{"Snapshot", func() error {
-			stream, err := m.maintenance.Snapshot(ctx, &pb.SnapshotRequest{})
-			if err == nil {
-				_, err = stream.Recv()
-			}
-			return err
-		}, unimplemented},
 		{"Downgrade", func() error {
 			_, err := m.maintenance.Downgrade(ctx, &pb.DowngradeRequest{Version: "3.6.0"})
 			return err

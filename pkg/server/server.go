@@ -80,6 +80,7 @@ type Store interface {
 	Size() eventlog.Size
 	OverQuota() bool
 	Defragment(context.Context) error
+	Export(context.Context) (*store.Export, error)
 }
 
 // Hub is what the services need of *watch.Hub.
@@ -204,14 +205,15 @@ func (c *Config) setDefaults() error {
 
 // Server serves the API of one member.
 type Server struct {
-	cfg     Config
-	store   Store
-	log     *logrus.Entry
-	health  *health.Server
-	rpcs    *rpcMetrics
-	checks  *checkMetrics
-	traffic traffic
-	large   *semaphore.Weighted // see maxLargeBytes
+	cfg       Config
+	store     Store
+	log       *logrus.Entry
+	health    *health.Server
+	rpcs      *rpcMetrics
+	checks    *checkMetrics
+	snapshots *snapshots
+	traffic   traffic
+	large     *semaphore.Weighted // see maxLargeBytes
 
 	ready    atomic.Bool
 	stopOnce sync.Once
@@ -225,17 +227,18 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		cfg:      cfg,
-		store:    cfg.Store,
-		log:      cfg.Logger,
-		health:   health.NewServer(),
-		rpcs:     newRPCMetrics(cfg.ExtensiveMetrics),
-		checks:   newCheckMetrics(),
-		large:    semaphore.NewWeighted(maxLargeBytes),
-		stopping: make(chan struct{}),
+		cfg:       cfg,
+		store:     cfg.Store,
+		log:       cfg.Logger,
+		health:    health.NewServer(),
+		rpcs:      newRPCMetrics(cfg.ExtensiveMetrics),
+		checks:    newCheckMetrics(),
+		snapshots: newSnapshots(),
+		large:     semaphore.NewWeighted(maxLargeBytes),
+		stopping:  make(chan struct{}),
 	}
 	s.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
-	for _, c := range []prometheus.Collector{s.rpcs, s.checks, &stateMetrics{server: s}} {
+	for _, c := range []prometheus.Collector{s.rpcs, s.checks, s.snapshots.seconds, &stateMetrics{server: s}} {
 		if err := cfg.Registry.Register(c); err != nil {
 			return nil, fmt.Errorf("server: register metrics: %w", err)
 		}

@@ -22,6 +22,14 @@ func AppendRevision(dst []byte, r eventlog.Revision, tombstone bool) []byte {
 	return dst
 }
 
+// SizeRevision returns how many bytes AppendRevision appends.
+func SizeRevision(tombstone bool) int {
+	if tombstone {
+		return 2*8 + 2
+	}
+	return 2*8 + 1
+}
+
 // The fields of mvccpb.KeyValue.
 const (
 	fieldKey     = 1

@@ -1,8 +1,10 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"iter"
 	"math"
 	"slices"
 
@@ -10,16 +12,27 @@ import (
 	"github.com/keelson-io/keelson/pkg/snapshot"
 )
 
-// export is the data of a state as a snapshot.Source.
-type export struct {
-	scan  eventlog.Scan
-	state snapshot.State
-	seqs  []int64 // of all versions, in order
+// Export is the data of a state as a snapshot.Source. It keeps 16 bytes for each
+// version.
+type Export struct {
+	scan     eventlog.Scan
+	state    snapshot.State
+	newest   int64      // main revision of a version
+	versions []exported // in order
 }
+
+// exported is a version: its record, and how large it is in etcd's encoding.
+type exported struct {
+	seq       int64
+	size      int32
+	tombstone bool
+}
+
+var _ snapshot.Source = (*Export)(nil)
 
 // Export returns the data as it is now. Writes go on, but until the source is
 // closed what compactions free stays in the log.
-func (s *Store) Export(ctx context.Context) (snapshot.Source, error) {
+func (s *Store) Export(ctx context.Context) (*Export, error) {
 	var st *state
 	scan, err := s.log.Scan(ctx, func(head eventlog.Position) (int64, error) {
 		if err := s.reachPosition(ctx, head); err != nil {
@@ -31,7 +44,7 @@ func (s *Store) Export(ctx context.Context) (snapshot.Source, error) {
 	if err != nil {
 		return nil, logError(err)
 	}
-	e := &export{scan: scan, state: snapshot.State{Revision: st.revision, Compacted: max(st.compacted, 0)}}
+	e := &Export{scan: scan, state: snapshot.State{Revision: st.revision, Compacted: max(st.compacted, 0)}}
 	st.leases.Ascend(math.MinInt64, func(g grant) bool {
 		e.state.Leases = append(e.state.Leases, snapshot.Lease{ID: g.id, TTL: g.ttl})
 		return true
@@ -45,40 +58,55 @@ func (s *Store) Export(ctx context.Context) (snapshot.Source, error) {
 
 // list notes the versions that st has: without what is compacted and was not
 // taken out of the index yet.
-func (e *export) list(st *state) {
-	e.seqs = make([]int64, 0, st.keys.Count())
+func (e *Export) list(st *state) {
+	e.versions = make([]exported, 0, st.keys.Count())
 	st.ascend(span{unbounded: true}, 0, func(entry *entry) bool {
 		for i := 0; i <= len(entry.older); i++ {
-			if entry.kept(i, st.compacted) {
-				v := revisionRef{entry, i}.version()
-				e.seqs = append(e.seqs, v.seq)
-				e.state.Bytes += int64(len(entry.key)) + int64(max(v.size, 0))
+			if !entry.kept(i, st.compacted) {
+				continue
 			}
+			ref := revisionRef{entry, i}
+			v, record := ref.version(), ref.record()
+			bytes := int(max(v.size, 0))
+			e.versions = append(e.versions, exported{v.seq, int32(snapshot.SizeKeyValue(&record, bytes)), v.tombstone()})
+			e.state.Bytes += int64(len(entry.key) + bytes)
+			e.newest = max(e.newest, v.main)
 		}
 		return true
 	})
-	slices.Sort(e.seqs)
-	e.state.Records = int64(len(e.seqs))
+	slices.SortFunc(e.versions, func(a, b exported) int { return cmp.Compare(a.seq, b.seq) })
+	e.state.Records = int64(len(e.versions))
+}
+
+// Sizes implements etcdfile.Sized.
+func (e *Export) Sizes() (newest int64, each iter.Seq2[int, int]) {
+	return e.newest, func(yield func(int, int) bool) {
+		for _, v := range e.versions {
+			if !yield(snapshot.SizeRevision(v.tombstone), int(v.size)) {
+				return
+			}
+		}
+	}
 }
 
 // State implements snapshot.Source.
-func (e *export) State() snapshot.State { return e.state }
+func (e *Export) State() snapshot.State { return e.state }
 
 // Records implements snapshot.Source. The log must have exactly the versions of
 // the index, but for those that are compacted and wait for being deleted.
-func (e *export) Records(ctx context.Context, fn func(*eventlog.Record) error) error {
-	wanted := e.seqs
+func (e *Export) Records(ctx context.Context, fn func(*eventlog.Record) error) error {
+	wanted := e.versions
 	var refused error
 	err := e.scan.Records(ctx, func(records []eventlog.Record) error {
 		for i := range records {
 			r := &records[i]
 			event := r.Kind == eventlog.KindPut || r.Kind == eventlog.KindDelete
 			switch {
-			case len(wanted) > 0 && wanted[0] < r.Seq || len(wanted) > 0 && wanted[0] == r.Seq && !event:
-				return missing(wanted[0])
+			case len(wanted) > 0 && wanted[0].seq < r.Seq || len(wanted) > 0 && wanted[0].seq == r.Seq && !event:
+				return missing(wanted[0].seq)
 			case !event:
 				continue
-			case len(wanted) > 0 && wanted[0] == r.Seq:
+			case len(wanted) > 0 && wanted[0].seq == r.Seq:
 				wanted = wanted[1:]
 			case r.Revision.Main > e.state.Compacted:
 				return fmt.Errorf("%w: record %d of revision %v is in the log, and not in the index", eventlog.ErrCorrupt, r.Seq, r.Revision)
@@ -98,7 +126,7 @@ func (e *export) Records(ctx context.Context, fn func(*eventlog.Record) error) e
 	case err != nil:
 		return logError(err)
 	case len(wanted) > 0:
-		return missing(wanted[0])
+		return missing(wanted[0].seq)
 	}
 	return nil
 }
@@ -108,4 +136,4 @@ func missing(seq int64) error {
 }
 
 // Close implements snapshot.Source.
-func (e *export) Close() error { return e.scan.Close() }
+func (e *Export) Close() error { return e.scan.Close() }

@@ -47,7 +47,7 @@ func TestContract(t *testing.T) {
 }
 
 func statements() []statement {
-	return slices.Concat(validation, transactions, ranges, compaction, watches, leases, maintenance, gateway, history, kube)
+	return slices.Concat(validation, transactions, ranges, compaction, watches, leases, maintenance, gateway, history, kube, snapshots)
 }
 
 // env is one server with raw clients on it, so that a test sees the status and
@@ -66,21 +66,24 @@ type env struct {
 
 func newEnv(t *testing.T, backend harness.Backend, args ...string) *env {
 	t.Helper()
-	srv := harness.StartServer(t, backend, args...)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
+	return (&env{T: t, ctx: ctx}).on(harness.StartServer(t, backend, args...))
+}
+
+// on returns the same with clients of another server.
+func (e *env) on(srv *harness.Server) *env {
+	e.Helper()
 	conn, err := grpc.NewClient(srv.Endpoint,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(
 			grpc.WaitForReady(true),
 			grpc.MaxCallRecvMsgSize(64<<20),
 			grpc.MaxCallSendMsgSize(64<<20)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close() })
+	must(e, err)
+	e.Cleanup(func() { _ = conn.Close() })
 	return &env{
-		T: t, ctx: ctx, srv: srv, conn: conn,
+		T: e.T, ctx: e.ctx, srv: srv, conn: conn,
 		kv:      pb.NewKVClient(conn),
 		watches: pb.NewWatchClient(conn),
 		lease:   pb.NewLeaseClient(conn),

@@ -4,7 +4,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 
@@ -56,7 +55,7 @@ func TestDocument(t *testing.T) {
 			}
 		}
 	}
-	for _, s := range slices.Concat(statements(), notYet) {
+	for _, s := range statements() {
 		if !named[s.name] {
 			t.Errorf("%s is not in the document", s.name)
 		}

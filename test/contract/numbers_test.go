@@ -1,7 +1,6 @@
 package contract
 
 import (
-	"slices"
 	"strconv"
 	"testing"
 )
@@ -15,7 +14,7 @@ var issues = []int{14370, 15220, 15271, 17529, 17780, 18055, 18089, 18667, 20221
 // TestNumbers checks that every statement and every issue has a test.
 func TestNumbers(t *testing.T) {
 	has := map[string]bool{}
-	for _, s := range slices.Concat(statements(), notYet) {
+	for _, s := range statements() {
 		number, rest := s.name[:2], s.name
 		if rest[:min(6, len(rest))] == "issue_" {
 			number = rest[6:11]

@@ -12,44 +12,20 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"testing"
 
 	"go.etcd.io/bbolt"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/keelson-io/keelson/test/harness"
 )
 
-// notYet are the statements about snapshots: shown with etcd, and that keelson
-// says what is missing. They move to the other statements when it is there.
-var notYet = []statement{
+var snapshots = []statement{
 	{name: "44_snapshot_stream", run: snapshotStream},
 	{name: "45_snapshot_file", run: snapshotFile},
 	{name: "46_restore", run: snapshotRestore},
 	{name: "issue_18055_two_quick_snapshots", run: twoSnapshots},
-}
-
-func TestNotThereYet(t *testing.T) {
-	for _, backend := range harness.Backends(t) {
-		t.Run(string(backend), func(t *testing.T) {
-			for _, s := range notYet {
-				t.Run(s.name, func(t *testing.T) {
-					t.Parallel()
-					e := newEnv(t, backend)
-					if backend == harness.Etcd {
-						s.run(e)
-						return
-					}
-					_, err := e.snapshot()
-					e.fails("snapshot", err, codes.Unimplemented,
-						"keelson: etcd snapshots are not supported by this server; back up the database with its own tools")
-				})
-			}
-		})
-	}
 }
 
 // snapshot reads a whole snapshot, and checks how it is streamed.
@@ -173,14 +149,13 @@ func snapshotRestore(e *env) {
 	if out := etcdutl("snapshot", "status", path, "-w", "json"); !strings.Contains(out, `"revision":4`) {
 		e.Errorf("status: %s", out)
 	}
-	data := filepath.Join(dir, "data")
-	peer := "unix://" + filepath.Join(e.srv.Dir, "peer.sock")
-	etcdutl("snapshot", "restore", path, "--data-dir", data,
+	// Whoever has made it, etcd goes on from it.
+	restored := harness.NewServer(e, harness.Etcd, harness.Tool(e, "etcd"))
+	peer := "unix://" + filepath.Join(restored.Dir, "peer.sock")
+	etcdutl("snapshot", "restore", path, "--data-dir", filepath.Join(restored.Dir, "data"),
 		"--initial-advertise-peer-urls", peer, "--initial-cluster", "default="+peer)
-	must(e, e.srv.Stop())
-	must(e, os.RemoveAll(filepath.Join(e.srv.Dir, "data")))
-	must(e, os.Rename(data, filepath.Join(e.srv.Dir, "data")))
-	e.srv.Restart()
+	restored.Restart()
+	e = e.on(restored)
 	equal(e, "revision", e.rev(), 4)
 	equal(e, "keys", keys(e.rng(&pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}}).Kvs), "a")
 	equal(e, "revision of the next put", e.put("c", "1"), 5)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
@@ -29,26 +31,43 @@ func (l *Log) Scan(ctx context.Context, begin func(eventlog.Position) (int64, er
 	return &scan{log: l, through: through}, nil
 }
 
-// Records implements eventlog.Scan.
+// Records implements eventlog.Scan. While fn has one page, the next is read.
 func (s *scan) Records(ctx context.Context, fn func([]eventlog.Record) error) error {
-	for next := int64(0); next <= s.through; {
-		records, err := s.page(ctx, next)
-		if err != nil || len(records) == 0 {
-			return err
+	if s.closed {
+		return eventlog.ErrClosed
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	group, ctx := errgroup.WithContext(ctx)
+	pages := make(chan []eventlog.Record)
+	group.Go(func() error {
+		defer close(pages)
+		for next := int64(0); next <= s.through; {
+			records, err := s.page(ctx, next)
+			if err != nil || len(records) == 0 {
+				return err
+			}
+			next = records[len(records)-1].Seq + 1
+			select {
+			case pages <- records:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 		}
-		next = records[len(records)-1].Seq + 1
+		return nil
+	})
+	for records := range pages {
 		if err := fn(records); err != nil {
+			cancel()
+			_ = group.Wait() // what it says comes of the cancellation
 			return err
 		}
 	}
-	return nil
+	defer cancel()
+	return group.Wait()
 }
 
 // page reads the records from seq from on, in a transaction of its own.
 func (s *scan) page(ctx context.Context, from int64) (records []eventlog.Record, err error) {
-	if s.closed {
-		return nil, eventlog.ErrClosed
-	}
 	err = s.log.read(ctx, func(c *conn) error {
 		size := 0
 		err := c.query(func(row row) error {
