@@ -86,7 +86,7 @@ func fill(t *testing.T, c *clientv3.Client) history {
 		}
 	}
 	for id := range int64(5) {
-		_, err := c.Lease.Grant(ctx, 1000+id)
+		_, err := c.Grant(ctx, 1000+id)
 		must(err)
 	}
 	leases, err := c.Leases(ctx)

@@ -13,6 +13,9 @@ import (
 )
 
 const (
+	// setPatience is for this transaction: its source may be slow.
+	setPatience = "SELECT set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '0', true)"
+
 	selectReaders = "SELECT count(*) FROM keelson.reader WHERE at > now() - $1 * interval '1 second'"
 
 	selectBytes = "SELECT bytes FROM keelson.head WHERE id = 1"
@@ -87,6 +90,9 @@ func (im *Importer) begin(ctx context.Context, replace bool) (err error) {
 		return err
 	}
 	if im.tx, err = im.conn.Begin(ctx); err != nil {
+		return err
+	}
+	if _, err := im.tx.Exec(ctx, setPatience); err != nil {
 		return err
 	}
 	sql := im.log.sql
