@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"net"
+	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -61,6 +61,7 @@ type cluster struct {
 	listeners []net.Listener
 	mux       *listen.Mux
 	grpc      *grpc.Server
+	http      *http.Server
 
 	mu   sync.Mutex
 	lost chan struct{} // mu; closed while there is no leader
@@ -129,15 +130,17 @@ func (c *cluster) checkUnused(ctx context.Context) error {
 		if m.ID == c.id.Node {
 			continue
 		}
-		asking, cancel := context.WithTimeout(ctx, unusedTimeout)
-		_, members, err := raftlog.AskCluster(asking, target(m.PeerURLs[0]), c.credentials(), false)
-		cancel()
-		if err != nil {
-			continue // it is not up yet: the cluster begins
-		}
-		for _, known := range members {
-			if known.ID == c.id.Node && len(known.ClientURLs) > 0 {
-				return c.errUsed()
+		for _, address := range addresses(m.PeerURLs) {
+			asking, cancel := context.WithTimeout(ctx, unusedTimeout)
+			_, members, err := raftlog.AskCluster(asking, address, c.credentials(), false)
+			cancel()
+			if err != nil {
+				continue // it is not up yet: the cluster begins
+			}
+			for _, known := range members {
+				if known.ID == c.id.Node && len(known.ClientURLs) > 0 {
+					return c.errUsed()
+				}
 			}
 		}
 	}
@@ -155,12 +158,12 @@ func (c *cluster) join(ctx context.Context) error {
 		if m.Name == c.self.Name {
 			continue
 		}
-		for _, u := range m.PeerURLs {
+		for _, address := range addresses(m.PeerURLs) {
 			asking, cancel := context.WithTimeout(ctx, joinTimeout)
-			id, members, err := raftlog.AskCluster(asking, target(u), c.credentials(), true)
+			id, members, err := raftlog.AskCluster(asking, address, c.credentials(), true)
 			cancel()
 			if err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", u, err))
+				errs = append(errs, fmt.Errorf("%s: %w", address, err))
 				continue
 			}
 			for _, known := range members {
@@ -178,13 +181,19 @@ func (c *cluster) join(ctx context.Context) error {
 	return fmt.Errorf("no node of the cluster that --initial-cluster names could be asked: %w", errors.Join(errs...))
 }
 
-// target is how gRPC names a peer URL.
-func target(peerURL string) string {
-	u, err := listen.ParseURL(peerURL)
-	if err != nil || u.Network() == "unix" {
-		return "unix:" + u.Address
+// addresses are where package raftlog reaches a node with these peer URLs.
+func addresses(peerURLs []string) (all []string) {
+	for _, text := range peerURLs {
+		u, err := listen.ParseURL(text)
+		switch {
+		case err != nil: // such as an earlier keelson let in
+		case u.Network() == "unix":
+			all = append(all, "unix:"+u.Address)
+		default:
+			all = append(all, u.Address)
+		}
 	}
-	return "dns:///" + u.Address
+	return all
 }
 
 // credentials are those of connections to other nodes; nil without TLS.
@@ -251,7 +260,7 @@ func (c *cluster) connect(ms raftlog.Members) {
 		if m.ID == c.id.Node {
 			continue
 		}
-		if err := c.peers.Set(m.ID, target(m.PeerURLs[0])); err != nil {
+		if err := c.peers.Set(m.ID, addresses(m.PeerURLs)...); err != nil {
 			c.log.WithError(err).Error("a node cannot be reached")
 		}
 	}
@@ -264,12 +273,20 @@ func (c *cluster) connect(ms raftlog.Members) {
 // passed on to the leader, which are api's.
 func (c *cluster) serve(api *server.Server, clientURLs []string, fail func(error)) {
 	c.self.ClientURLs = clientURLs
+<<<<<<< HEAD
 	c.grpc = grpc.NewServer(append(api.GRPCOptions(), grpc.MaxRecvMsgSize(math.MaxInt32),
 		grpc.InitialWindowSize(peerStreamWindow), grpc.InitialConnWindowSize(peerConnWindow), grpc.WaitForHandlers(true))...)
+=======
+	c.grpc = grpc.NewServer(append(append(api.GRPCOptions(), raftlog.ServerOptions()...), grpc.WaitForHandlers(true),
+		grpc.ConnectionTimeout(grpcHandshakeTimeout), grpc.MaxHeaderListSize(maxHeaderBytes))...)
+>>>>>>> 1055560 (raftlog, embed: all peer URLs of a node are tried, a snapshot that stands still is given up, nodes have limits of their own; /version on peer URLs)
 	api.Register(c.grpc)
 	c.peers.Serve(c.grpc, c.newest())
 	c.mux = listen.NewMux(c.log, 0, peerConns)
-	_ = c.mux.HTTP().Close() // there is none
+	plain := http.NewServeMux()
+	plain.Handle("/version", api.Handler()) // as etcd's
+	c.http = newHTTPServer(c.log, plain)
+	c.running.Go(func() { fail(ignoreClosed(c.http.Serve(c.mux.HTTP()))) })
 	c.running.Go(func() { fail(ignoreClosed(c.grpc.Serve(c.mux.GRPC()))) })
 	for _, l := range c.listeners {
 		c.running.Go(func() { fail(c.mux.Serve(l, c.certs)) })
@@ -375,6 +392,7 @@ func (c *cluster) close() error {
 	errs := []error{c.closeListeners()}
 	if c.grpc != nil {
 		c.grpc.Stop()
+		_ = c.http.Close()
 		_ = c.mux.Close()
 	}
 	c.running.Wait()

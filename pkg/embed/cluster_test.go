@@ -6,6 +6,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -529,6 +532,46 @@ func TestPeerURLs(t *testing.T) {
 		}
 		if _, err := n.client.MemberUpdate(t.Context(), added.Member.ID, bad); !errors.Is(err, rpctypes.ErrMemberBadURLs) {
 			t.Errorf("MemberUpdate with %q: %v", bad, err)
+		}
+	}
+}
+
+// TestPeerLimits: what clients may do does not bound the nodes, and their URLs
+// tell the version and nothing else.
+func TestPeerLimits(t *testing.T) {
+	dir := shortDir(t)
+	var nodes []clusterNode
+	for i := 1; i <= 3; i++ {
+		cfg := nodeConfig(dir, i, ClusterStateNew, 1, 2, 3)
+		cfg.MaxConcurrentStreams, cfg.MaxRequestBytes, cfg.GRPCKeepAliveMinTime = 1, 1000, time.Hour
+		nodes = append(nodes, startNode(t, cfg))
+	}
+	_, follower := leaderAmong(t, nodes)
+	var puts errgroup.Group
+	for i := range 100 { // with the others' a batch of more than a client may send
+		puts.Go(func() error {
+			_, err := follower.client.Put(t.Context(), fmt.Sprint("k", i), strings.Repeat("v", 900))
+			return err
+		})
+	}
+	if err := puts.Wait(); err != nil {
+		t.Fatalf("Put: %v", err)
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(dir, "p1"))
+	}}}
+	defer client.CloseIdleConnections()
+	for path, want := range map[string]int{"/version": http.StatusOK, "/metrics": http.StatusNotFound, "/health": http.StatusNotFound} {
+		resp, err := client.Get("http://node" + path)
+		if err != nil {
+			t.Fatalf("GET %s: %v", path, err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err := errors.Join(err, resp.Body.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if resp.StatusCode != want || want == http.StatusOK && !strings.Contains(string(body), `"etcdserver"`) {
+			t.Errorf("GET %s of a peer URL: %d, %s", path, resp.StatusCode, body)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package raftlog
 import (
 	"context"
 	"errors"
+	"time"
 
 	"go.etcd.io/raft/v3"
 
@@ -31,6 +32,13 @@ func (l *Log) FailAppend(persisted bool) {
 
 // Checkpoint makes the database durable, so that there can be a mark.
 func (l *Log) Checkpoint(ctx context.Context) error { return l.local.Checkpoint(ctx) }
+
+// SetSnapshotPatience changes snapshotPatience until undo is called.
+func SetSnapshotPatience(d time.Duration) (undo func()) {
+	old := snapshotPatience
+	snapshotPatience = d
+	return func() { snapshotPatience = old }
+}
 
 // Campaign makes the node try to become the leader now.
 func (l *Log) Campaign() {

@@ -1,9 +1,7 @@
 package raftlog
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -20,12 +18,10 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 // Peers is the Transport of real nodes. To each of them two gRPC streams lead,
@@ -67,12 +63,15 @@ const (
 	publishMethod  = "/" + serviceName + "/Publish"
 	pingMethod     = "/" + serviceName + "/Ping"
 
+<<<<<<< HEAD
 	snapshotPiece = 1 << 20 // bytes of a snapshot in one message
 
 	// answerWindow is what a node may send in answers before they are read. A
 	// fixed one keeps gRPC from estimating the bandwidth, with pings.
 	answerWindow = 4 << 20
 
+=======
+>>>>>>> 1055560 (raftlog, embed: all peer URLs of a node are tried, a snapshot that stands still is given up, nodes have limits of their own; /version on peer URLs)
 	// queued is how many messages wait for a stream before they are dropped;
 	// Raft has no more than maxInflight on their way.
 	queued = maxInflight
@@ -80,6 +79,10 @@ const (
 	// connections that do not get rid of what they have to send, for so long,
 	// are closed: after a partition TCP would be slow to try again.
 	sendTimeout = 2 * time.Second
+
+	// keepaliveInterval is after how long of silence both sides of a connection
+	// make sure that the other one is there.
+	keepaliveInterval = 10 * time.Second
 
 	// removedCode answers the messages of a node that was removed.
 	removedCode = codes.FailedPrecondition
@@ -91,27 +94,25 @@ var stream = &grpc.StreamDesc{ClientStreams: true}
 
 // NewPeers returns a Transport that knows no other nodes yet.
 func NewPeers(opt PeersOptions) *Peers {
-	if opt.Credentials == nil {
-		opt.Credentials = insecure.NewCredentials()
-	}
 	if opt.OnRoundTrip == nil {
 		opt.OnRoundTrip = func(uint64, time.Duration) {}
 	}
 	return &Peers{opt: opt, peers: make(map[uint64]*peer), traffic: make(map[uint64]*traffic)}
 }
 
-// Set says where node id is reached: target is a name of gRPC's. One that was
-// known under another target is reached there no more. It does not block.
-func (ps *Peers) Set(id uint64, target string) error {
+// Set says where node id is reached: at the first address, host:port or
+// unix:path, that answers. One that was known under others is reached there no
+// more. It does not block.
+func (ps *Peers) Set(id uint64, addresses ...string) error {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	old := ps.peers[id]
-	if old != nil && old.target == target {
+	if old != nil && slices.Equal(old.addresses, addresses) {
 		return nil
 	}
-	p, err := ps.dial(id, target)
+	p, err := ps.dial(id, addresses)
 	if err != nil {
-		return fmt.Errorf("node %x at %s: %w", id, target, err)
+		return fmt.Errorf("node %x at %v: %w", id, addresses, err)
 	}
 	ps.peers[id] = p
 	ps.leave(old)
@@ -183,27 +184,30 @@ func (ps *Peers) lost(id uint64) {
 
 // peer is the way to another node.
 type peer struct {
-	id      uint64
-	target  string
-	conn    *grpc.ClientConn
-	traffic *traffic
-	entries chan *raftpb.Message
-	others  chan *raftpb.Message
-	ctx     context.Context // of all streams; ends with close
-	cancel  context.CancelFunc
-	done    sync.WaitGroup
+	id        uint64
+	addresses []string
+	conn      *grpc.ClientConn
+	traffic   *traffic
+	entries   chan *raftpb.Message
+	others    chan *raftpb.Message
+	ctx       context.Context // of all streams; ends with close
+	cancel    context.CancelFunc
+	done      sync.WaitGroup
 }
 
 // dial makes the way to node id. The caller holds ps.mu.
-func (ps *Peers) dial(id uint64, target string) (*peer, error) {
-	conn, err := grpc.NewClient(target,
-		grpc.WithTransportCredentials(ps.opt.Credentials),
+func (ps *Peers) dial(id uint64, addresses []string) (*peer, error) {
+	conn, err := dial(addresses, ps.opt.Credentials,
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.5, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: sendTimeout,
 		}),
+<<<<<<< HEAD
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: sendTimeout}),
 		grpc.WithInitialWindowSize(answerWindow), grpc.WithInitialConnWindowSize(answerWindow),
+=======
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveInterval, Timeout: sendTimeout}),
+>>>>>>> 1055560 (raftlog, embed: all peer URLs of a node are tried, a snapshot that stands still is given up, nodes have limits of their own; /version on peer URLs)
 		grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(math.MaxInt32), grpc.MaxCallRecvMsgSize(math.MaxInt32)),
 	)
 	if err != nil {
@@ -211,7 +215,7 @@ func (ps *Peers) dial(id uint64, target string) (*peer, error) {
 	}
 	ctx, cancel := context.WithCancel(ps.outgoing(context.Background(), id))
 	p := &peer{
-		id: id, target: target, conn: conn, traffic: ps.trafficWith(id), ctx: ctx, cancel: cancel,
+		id: id, addresses: addresses, conn: conn, traffic: ps.trafficWith(id), ctx: ctx, cancel: cancel,
 		entries: make(chan *raftpb.Message, queued),
 		others:  make(chan *raftpb.Message, queued),
 	}
@@ -244,7 +248,7 @@ func (p *peer) close() error {
 
 // pump sends what is in queue, over one stream after the other, until p closes.
 func (ps *Peers) pump(p *peer, queue chan *raftpb.Message) {
-	logger := ps.opt.Logger.WithFields(logrus.Fields{"node": formatID(p.id), "target": p.target})
+	logger := ps.opt.Logger.WithFields(logrus.Fields{"node": formatID(p.id), "addresses": p.addresses})
 	for lost := false; ; {
 		err := p.stream(queue, func(m *raftpb.Message) {
 			p.traffic.sent.Add(int64(proto.Size(m)))
@@ -309,82 +313,17 @@ func (p *peer) stream(queue chan *raftpb.Message, sent func(*raftpb.Message)) er
 	}
 }
 
-// sendSnapshot sends the log to p and tells raft how that ended.
-func (ps *Peers) sendSnapshot(p *peer) {
-	log := ps.log.Load()
-	if log == nil {
-		return
+// ServerOptions are those of the gRPC server that other nodes reach: their own
+// limits, whatever those of clients are. Nodes are trusted, and one stream of
+// theirs stands for each request that they pass on.
+func ServerOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(math.MaxInt32),
+		grpc.MaxSendMsgSize(math.MaxInt32),
+		grpc.MaxConcurrentStreams(math.MaxUint32),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveInterval / 2}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveInterval, Timeout: sendTimeout}),
 	}
-	logger := ps.opt.Logger.WithField("node", formatID(p.id))
-	logger.Info("sending a snapshot")
-	start := time.Now()
-	err := p.writeSnapshot(log)
-	log.ReportSnapshot(p.id, err == nil)
-	if err != nil {
-		logger.WithError(err).Warn("a snapshot was not sent; raft will ask for it again")
-		return
-	}
-	logger.WithField("took", time.Since(start).Round(time.Millisecond).String()).Info("sent a snapshot")
-}
-
-func (p *peer) writeSnapshot(log *Log) error {
-	ctx, cancel := context.WithCancel(p.ctx)
-	defer cancel()
-	s, err := p.conn.NewStream(ctx, stream, snapshotMethod)
-	if err != nil {
-		return err
-	}
-	pieces := bufio.NewWriterSize(pieceWriter{s, &p.traffic.sent}, snapshotPiece)
-	err = log.WriteSnapshot(ctx, pieces)
-	if err == nil {
-		err = pieces.Flush()
-	}
-	if err == nil {
-		err = s.CloseSend()
-	}
-	if err != nil && !errors.Is(err, io.EOF) { // EOF: the other side says why
-		return err
-	}
-	return s.RecvMsg(new(wrapperspb.BytesValue))
-}
-
-// pieceWriter sends what is written as messages.
-type pieceWriter struct {
-	grpc.ClientStream
-	sent *atomic.Int64 // bytes
-}
-
-func (w pieceWriter) Write(p []byte) (int, error) {
-	for rest := p; len(rest) > 0; {
-		piece := rest[:min(len(rest), snapshotPiece)]
-		if err := w.SendMsg(wrapperspb.Bytes(piece)); err != nil {
-			return 0, err
-		}
-		w.sent.Add(int64(len(piece)))
-		rest = rest[len(piece):]
-	}
-	return len(p), nil
-}
-
-// pieceReader reads what a pieceWriter sends.
-type pieceReader struct {
-	grpc.ServerStream
-	rest     []byte
-	received *atomic.Int64 // bytes
-}
-
-func (r *pieceReader) Read(p []byte) (int, error) {
-	for len(r.rest) == 0 {
-		m := new(wrapperspb.BytesValue)
-		if err := r.RecvMsg(m); err != nil {
-			return 0, err
-		}
-		r.rest = m.Value
-		r.received.Add(int64(len(m.Value)))
-	}
-	n := copy(p, r.rest)
-	r.rest = r.rest[n:]
-	return n, nil
 }
 
 // Serve makes s take what other nodes send to log, whose Transport ps is. A
@@ -427,118 +366,10 @@ func (ps *Peers) Conn(id uint64) *grpc.ClientConn {
 	return nil
 }
 
-// clusterInfo is what a node says of its cluster to one that wants to join.
-type clusterInfo struct {
-	Cluster uint64   `json:"cluster"`
-	Members []Member `json:"members"`
-}
-
-// AskCluster asks the node at target for its cluster and the members: those
-// that a majority knows if they are to be certain, or else as the node knows
-// them, which needs no majority.
-func AskCluster(ctx context.Context, target string, creds credentials.TransportCredentials, certain bool) (cluster uint64, members []Member, err error) {
-	if creds == nil {
-		creds = insecure.NewCredentials()
-	}
-	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(creds))
-	if err != nil {
-		return 0, nil, err
-	}
-	defer conn.Close()
-	question, answer := new(wrapperspb.BytesValue), new(wrapperspb.BytesValue)
-	if !certain {
-		question.Value = []byte(asKnown)
-	}
-	if err := conn.Invoke(ctx, clusterMethod, question, answer); err != nil {
-		return 0, nil, err
-	}
-	var info clusterInfo
-	if err := json.Unmarshal(answer.Value, &info); err != nil {
-		return 0, nil, fmt.Errorf("the answer of %s cannot be decoded: %w", target, err)
-	}
-	return info.Cluster, info.Members, nil
-}
-
-// asKnown asks for no certainty.
-const asKnown = "as known"
-
-// answerCluster is the other side of AskCluster. Nodes that are behind may not
-// know the newest member.
-func (ps *Peers) answerCluster(ctx context.Context, decode func(any) error) (any, error) {
-	question := new(wrapperspb.BytesValue)
-	if err := decode(question); err != nil {
-		return nil, err
-	}
-	log := ps.log.Load()
-	if string(question.Value) != asKnown {
-		if _, err := log.Head(ctx); err != nil {
-			return nil, status.Error(codes.Unavailable, err.Error())
-		}
-	}
-	data, err := json.Marshal(clusterInfo{Cluster: ps.opt.Cluster, Members: log.Members().Members})
-	if err != nil {
-		return nil, status.Error(codes.Internal, err.Error())
-	}
-	return wrapperspb.Bytes(data), nil
-}
-
-// Publish makes the name and the client URLs of m, this node, known to the
-// cluster.
-func (ps *Peers) Publish(ctx context.Context, m Member) error {
-	log := ps.log.Load()
-	s := log.Status()
-	if s.Leads {
-		return log.publish(ctx, m)
-	}
-	conn := ps.Conn(s.Leader)
-	if conn == nil {
-		return ErrNotLeader
-	}
-	data, err := json.Marshal(m)
-	if err != nil {
-		return err
-	}
-	return conn.Invoke(ps.outgoing(ctx, s.Leader), publishMethod, wrapperspb.Bytes(data), new(wrapperspb.BytesValue))
-}
-
-// answerPublish is the other side of Publish.
-func (ps *Peers) answerPublish(ctx context.Context, decode func(any) error) (any, error) {
-	from, err := ps.check(ctx)
-	if err != nil {
-		return nil, status.Error(codes.PermissionDenied, err.Error())
-	}
-	request := new(wrapperspb.BytesValue)
-	if err := decode(request); err != nil {
-		return nil, err
-	}
-	var m Member
-	if err := json.Unmarshal(request.Value, &m); err != nil || m.ID != from {
-		return nil, status.Errorf(codes.InvalidArgument, "node %x sent what is not about itself: %v", from, err)
-	}
-	if err := ps.log.Load().publish(ctx, m); err != nil {
-		return nil, status.Error(codes.Unavailable, err.Error())
-	}
-	return new(wrapperspb.BytesValue), nil
-}
-
 // outgoing is ctx with what says who asks whom.
 func (ps *Peers) outgoing(ctx context.Context, to uint64) context.Context {
 	return metadata.AppendToOutgoingContext(ctx,
 		headerCluster, formatID(ps.opt.Cluster), headerFrom, formatID(ps.opt.ID), headerTo, formatID(to))
-}
-
-// receiveSnapshot takes a snapshot.
-func (ps *Peers) receiveSnapshot(s grpc.ServerStream) error {
-	from, err := ps.check(s.Context())
-	if err != nil {
-		return status.Error(codes.PermissionDenied, err.Error())
-	}
-	ps.opt.Logger.WithField("node", formatID(from)).Info("receiving a snapshot")
-	if err := ps.log.Load().ReadSnapshot(s.Context(), &pieceReader{ServerStream: s, received: &ps.trafficOf(from).received}); err != nil {
-		ps.opt.Logger.WithError(err).Warn("a snapshot was not received")
-		return status.Error(codes.Aborted, err.Error())
-	}
-	return s.SendMsg(new(wrapperspb.BytesValue))
 }
 
 // receive takes the messages of one stream.

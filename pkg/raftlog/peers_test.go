@@ -2,6 +2,7 @@ package raftlog_test
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"github.com/sirupsen/logrus/hooks/test"
+	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/grpc"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
@@ -29,7 +31,7 @@ type remote struct {
 func startRemote(t *testing.T, dir string, cluster, id uint64) *remote {
 	t.Helper()
 	logger, hook := test.NewNullLogger()
-	r := &remote{hook: hook, server: grpc.NewServer(grpc.MaxRecvMsgSize(1<<30), grpc.WaitForHandlers(true)), trips: make(chan uint64, 100)}
+	r := &remote{hook: hook, server: grpc.NewServer(append(raftlog.ServerOptions(), grpc.WaitForHandlers(true))...), trips: make(chan uint64, 100)}
 	r.peers = raftlog.NewPeers(raftlog.PeersOptions{
 		Cluster: cluster, ID: id, Logger: logrus.NewEntry(logger),
 		OnRoundTrip: func(id uint64, took time.Duration) {
@@ -57,7 +59,7 @@ func startRemote(t *testing.T, dir string, cluster, id uint64) *remote {
 		if other == id {
 			continue
 		}
-		if err := r.peers.Set(other, "unix://"+filepath.Join(dir, fmt.Sprint(other))); err != nil {
+		if err := r.peers.Set(other, "unix:"+filepath.Join(dir, fmt.Sprint(other))); err != nil {
 			t.Fatalf("Set: %v", err)
 		}
 	}
@@ -170,4 +172,83 @@ func TestWrongCluster(t *testing.T) {
 		}
 		return false
 	})
+}
+
+// TestSnapshotStalls: a node that takes nothing of a snapshot is given up.
+func TestSnapshotStalls(t *testing.T) {
+	defer raftlog.SetSnapshotPatience(200 * time.Millisecond)()
+	dir, logger := t.TempDir(), logrus.New()
+	hook := test.NewLocal(logger)
+	logger.SetOutput(io.Discard)
+	listener, err := net.Listen("unix", filepath.Join(dir, "2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hangs := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, s grpc.ServerStream) error {
+		<-s.Context().Done()
+		return s.Context().Err()
+	}))
+	go func() { _ = hangs.Serve(listener) }() // ends with the server
+	defer hangs.Stop()
+
+	log := leaderOf(t, nodesOf(t, newNetwork(), dir, 1)...)
+	fill(t, log, eventlog.Head{}, 10) // more than gRPC takes unread
+	peers := raftlog.NewPeers(raftlog.PeersOptions{Cluster: 7, ID: 1, Logger: logrus.NewEntry(logger)})
+	defer peers.Close()
+	peers.Use(log)
+	if err := peers.Set(2, "unix:"+filepath.Join(dir, "nobody"), "unix:"+filepath.Join(dir, "2")); err != nil {
+		t.Fatal(err)
+	}
+	peers.Send([]*raftpb.Message{{Type: raftpb.MsgSnap.Enum(), From: new(uint64(1)), To: new(uint64(2))}})
+	await(t, "the snapshot is given up", func() bool {
+		for _, e := range hook.AllEntries() {
+			if err, _ := e.Data["error"].(error); err != nil && strings.Contains(err.Error(), "takes no more of it") {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// TestAddresses: a node is reached at any of its addresses, and again at another
+// one when that is gone.
+func TestAddresses(t *testing.T) {
+	dir := t.TempDir()
+	var servers []*grpc.Server
+	served := make(chan int, 100)
+	for i := range 2 {
+		listener, err := net.Listen("unix", filepath.Join(dir, fmt.Sprint(i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, s grpc.ServerStream) error {
+			for {
+				if err := s.RecvMsg(new(raftpb.Message)); err != nil {
+					return err
+				}
+				served <- i
+			}
+		}))
+		go func() { _ = s.Serve(listener) }() // ends with the server
+		servers = append(servers, s)
+		defer s.Stop()
+	}
+	logger, _ := test.NewNullLogger()
+	peers := raftlog.NewPeers(raftlog.PeersOptions{Cluster: 7, ID: 1, Logger: logrus.NewEntry(logger)})
+	defer peers.Close()
+	if err := peers.Set(2, "127.0.0.1:1", "unix:"+filepath.Join(dir, "0"), "unix:"+filepath.Join(dir, "1")); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []int{0, 1} {
+		await(t, fmt.Sprint("a message at address ", want), func() bool {
+			peers.Send([]*raftpb.Message{{Type: raftpb.MsgHeartbeat.Enum(), From: new(uint64(1)), To: new(uint64(2))}})
+			select {
+			case at := <-served:
+				return at == want
+			default:
+				return false
+			}
+		})
+		servers[want].Stop()
+	}
 }

@@ -1,0 +1,131 @@
+package raftlog
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+const (
+	snapshotPiece = 1 << 20 // bytes of a snapshot in one message
+
+	// installPatience is how long a node that has a snapshot whole may take to
+	// make it durable.
+	installPatience = 10 * time.Minute
+)
+
+// snapshotPatience is how long a snapshot may stand still before its sender gives
+// it up: a node that takes nothing must not keep others from getting one, nor
+// the database from deleting. Tests change it.
+var snapshotPatience = time.Minute
+
+var errStalled = errors.New("the node takes no more of it")
+
+// sendSnapshot sends the log to p and tells raft how that ended.
+func (ps *Peers) sendSnapshot(p *peer) {
+	log := ps.log.Load()
+	if log == nil {
+		return
+	}
+	logger := ps.opt.Logger.WithField("node", formatID(p.id))
+	logger.Info("sending a snapshot")
+	start := time.Now()
+	err := p.writeSnapshot(log)
+	log.ReportSnapshot(p.id, err == nil)
+	if err != nil {
+		logger.WithError(err).Warn("a snapshot was not sent; raft will ask for it again")
+		return
+	}
+	logger.WithField("took", time.Since(start).Round(time.Millisecond).String()).Info("sent a snapshot")
+}
+
+func (p *peer) writeSnapshot(log *Log) error {
+	ctx, cancel := context.WithCancelCause(p.ctx)
+	defer cancel(nil)
+	stalled := time.AfterFunc(snapshotPatience, func() { cancel(errStalled) })
+	defer stalled.Stop()
+	s, err := p.conn.NewStream(ctx, stream, snapshotMethod)
+	if err != nil {
+		return err
+	}
+	pieces := bufio.NewWriterSize(pieceWriter{s, func(bytes int) {
+		p.traffic.sent.Add(int64(bytes))
+		stalled.Reset(snapshotPatience)
+	}}, snapshotPiece)
+	err = log.WriteSnapshot(ctx, pieces)
+	if err == nil {
+		err = pieces.Flush()
+	}
+	if err == nil {
+		err = s.CloseSend()
+	}
+	if err == nil || errors.Is(err, io.EOF) { // EOF: the other side says why
+		stalled.Reset(installPatience)
+		err = s.RecvMsg(new(wrapperspb.BytesValue))
+	}
+	if err != nil && errors.Is(context.Cause(ctx), errStalled) {
+		return errStalled
+	}
+	return err
+}
+
+// pieceWriter sends what is written as messages.
+type pieceWriter struct {
+	grpc.ClientStream
+	sent func(bytes int)
+}
+
+func (w pieceWriter) Write(p []byte) (int, error) {
+	for rest := p; len(rest) > 0; {
+		piece := rest[:min(len(rest), snapshotPiece)]
+		if err := w.SendMsg(wrapperspb.Bytes(piece)); err != nil {
+			return 0, err
+		}
+		w.sent(len(piece))
+		rest = rest[len(piece):]
+	}
+	return len(p), nil
+}
+
+// pieceReader reads what a pieceWriter sends.
+type pieceReader struct {
+	grpc.ServerStream
+	rest     []byte
+	received *atomic.Int64 // bytes
+}
+
+func (r *pieceReader) Read(p []byte) (int, error) {
+	for len(r.rest) == 0 {
+		m := new(wrapperspb.BytesValue)
+		if err := r.RecvMsg(m); err != nil {
+			return 0, err
+		}
+		r.rest = m.Value
+		r.received.Add(int64(len(m.Value)))
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+// receiveSnapshot takes a snapshot.
+func (ps *Peers) receiveSnapshot(s grpc.ServerStream) error {
+	from, err := ps.check(s.Context())
+	if err != nil {
+		return status.Error(codes.PermissionDenied, err.Error())
+	}
+	ps.opt.Logger.WithField("node", formatID(from)).Info("receiving a snapshot")
+	if err := ps.log.Load().ReadSnapshot(s.Context(), &pieceReader{ServerStream: s, received: &ps.trafficOf(from).received}); err != nil {
+		ps.opt.Logger.WithError(err).Warn("a snapshot was not received")
+		return status.Error(codes.Aborted, err.Error())
+	}
+	return s.SendMsg(new(wrapperspb.BytesValue))
+}
