@@ -37,10 +37,6 @@ const (
 	// publishPause is between the tries to make this node's name and URLs known:
 	// without it a node counts as one that has never been up.
 	publishPause = 100 * time.Millisecond
-
-	// What another node may send on a stream, and on its connection, before it
-	// is taken in: whole messages of raft, without waiting for leave in between.
-	peerStreamWindow, peerConnWindow = 8 << 20, 32 << 20
 )
 
 // cluster is this node's part in a cluster, whatever generation its data is in.
@@ -273,13 +269,8 @@ func (c *cluster) connect(ms raftlog.Members) {
 // passed on to the leader, which are api's.
 func (c *cluster) serve(api *server.Server, clientURLs []string, fail func(error)) {
 	c.self.ClientURLs = clientURLs
-<<<<<<< HEAD
-	c.grpc = grpc.NewServer(append(api.GRPCOptions(), grpc.MaxRecvMsgSize(math.MaxInt32),
-		grpc.InitialWindowSize(peerStreamWindow), grpc.InitialConnWindowSize(peerConnWindow), grpc.WaitForHandlers(true))...)
-=======
 	c.grpc = grpc.NewServer(append(append(api.GRPCOptions(), raftlog.ServerOptions()...), grpc.WaitForHandlers(true),
 		grpc.ConnectionTimeout(grpcHandshakeTimeout), grpc.MaxHeaderListSize(maxHeaderBytes))...)
->>>>>>> 1055560 (raftlog, embed: all peer URLs of a node are tried, a snapshot that stands still is given up, nodes have limits of their own; /version on peer URLs)
 	api.Register(c.grpc)
 	c.peers.Serve(c.grpc, c.newest())
 	c.mux = listen.NewMux(c.log, 0, peerConns)

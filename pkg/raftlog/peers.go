@@ -63,15 +63,14 @@ const (
 	publishMethod  = "/" + serviceName + "/Publish"
 	pingMethod     = "/" + serviceName + "/Ping"
 
-<<<<<<< HEAD
-	snapshotPiece = 1 << 20 // bytes of a snapshot in one message
+	// What a node may send on a stream, and on its connection, before it is
+	// taken in: whole messages of raft, without waiting for leave in between.
+	streamWindow, connWindow = 8 << 20, 32 << 20
 
 	// answerWindow is what a node may send in answers before they are read. A
 	// fixed one keeps gRPC from estimating the bandwidth, with pings.
 	answerWindow = 4 << 20
 
-=======
->>>>>>> 1055560 (raftlog, embed: all peer URLs of a node are tried, a snapshot that stands still is given up, nodes have limits of their own; /version on peer URLs)
 	// queued is how many messages wait for a stream before they are dropped;
 	// Raft has no more than maxInflight on their way.
 	queued = maxInflight
@@ -202,12 +201,8 @@ func (ps *Peers) dial(id uint64, addresses []string) (*peer, error) {
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.5, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: sendTimeout,
 		}),
-<<<<<<< HEAD
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: sendTimeout}),
-		grpc.WithInitialWindowSize(answerWindow), grpc.WithInitialConnWindowSize(answerWindow),
-=======
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveInterval, Timeout: sendTimeout}),
->>>>>>> 1055560 (raftlog, embed: all peer URLs of a node are tried, a snapshot that stands still is given up, nodes have limits of their own; /version on peer URLs)
+		grpc.WithInitialWindowSize(answerWindow), grpc.WithInitialConnWindowSize(answerWindow),
 		grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(math.MaxInt32), grpc.MaxCallRecvMsgSize(math.MaxInt32)),
 	)
 	if err != nil {
@@ -320,6 +315,8 @@ func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(math.MaxInt32),
 		grpc.MaxSendMsgSize(math.MaxInt32),
+		grpc.InitialWindowSize(streamWindow),
+		grpc.InitialConnWindowSize(connWindow),
 		grpc.MaxConcurrentStreams(math.MaxUint32),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveInterval / 2}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveInterval, Timeout: sendTimeout}),
