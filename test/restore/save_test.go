@@ -14,10 +14,10 @@ import (
 	"github.com/keelson-io/keelson/test/harness"
 )
 
-// TestSave: keelson saves of a server what etcdctl saves.
+// TestSave: keelson saves of a server, etcd or keelson, what etcdctl saves.
 func TestSave(t *testing.T) {
 	t.Parallel()
-	for _, backend := range []harness.Backend{harness.Etcd} {
+	for _, backend := range []harness.Backend{harness.Etcd, harness.Keelson} {
 		t.Run(string(backend), func(t *testing.T) {
 			t.Parallel()
 			srv := harness.StartServer(t, backend)
@@ -47,7 +47,7 @@ func TestSave(t *testing.T) {
 func TestSaveTLS(t *testing.T) {
 	t.Parallel()
 	pki := harness.NewPKI(t, t.TempDir())
-	for _, program := range []string{harness.Tool(t, "etcd")} {
+	for _, program := range []string{harness.Tool(t, "etcd"), harness.KeelsonBinary(t)} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
