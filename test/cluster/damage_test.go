@@ -86,8 +86,7 @@ func TestTornRaftLog(t *testing.T) {
 			victim.Kill()
 			edit(t, newest(t, victim.dataFile("raft", "wal", "*.wal")), func(wal []byte) []byte {
 				begins := records(wal)
-				tear(wal[begins[len(begins)-1]:], begins[len(begins)-1], rnd)
-				return wal
+				return tear(wal, begins[len(begins)-1], rnd)
 			})
 			victim.Restart()
 			c.serve("a torn raft log of "+victim.name, c.nodes...)
@@ -96,14 +95,18 @@ func TestTornRaftLog(t *testing.T) {
 	c.finish(load, c.nodes...)
 }
 
-// tear leaves a part of a record in free, which is at place at of its file.
-func tear(free []byte, at int, rnd *rand.Rand) {
+// tear leaves a part of a record at the end of a file of the Raft log.
+func tear(wal []byte, end int, rnd *rand.Rand) []byte {
 	const size = 8 * sector
-	binary.LittleEndian.PutUint64(free, size)
-	written := sector - at%sector + rnd.IntN(7)*sector
-	for i := 8; i < written; i++ {
-		free[i] = byte(rnd.Uint32())
+	if len(wal) < end+2*size { // what was repaired before has no space for more
+		wal = append(wal, make([]byte, 2*size)...)
 	}
+	binary.LittleEndian.PutUint64(wal[end:], size)
+	written := sector - end%sector + rnd.IntN(7)*sector
+	for i := 8; i < written; i++ {
+		wal[end+i] = byte(rnd.Uint32())
+	}
+	return wal
 }
 
 const damagedKeys = 200
