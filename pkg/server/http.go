@@ -60,8 +60,8 @@ type healthBody struct {
 	Reason string `json:"reason"`
 }
 
-// serveHealth is the older check: any alarm that is not excluded, or a failed
-// read, is ill health.
+// serveHealth is the older check: any alarm that is not excluded, no leader, or a
+// failed read, is ill health.
 func (s *Server) serveHealth(w http.ResponseWriter, r *http.Request) {
 	if !allowGet(w, r) {
 		return
@@ -97,6 +97,8 @@ func (s *Server) illness(r *http.Request) string {
 	read := s.checkLinearizable
 	if r.URL.Query().Get("serializable") == "true" {
 		read = s.checkSerializable
+	} else if _, ok := s.cfg.Leader(); !ok {
+		return "RAFT NO LEADER"
 	}
 	if err := read(r.Context()); err != nil {
 		return fmt.Sprintf("RANGE ERROR:%s", err)

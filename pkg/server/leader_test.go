@@ -56,7 +56,10 @@ func TestUnaryNeedsLeader(t *testing.T) {
 			t.Errorf("%s with a leader: %v", name, err)
 		}
 	}
+	m.wantHTTP(t, "/health", 200, `{"health":"true","reason":""}`)
 	l.gone.Store(true)
+	m.wantHTTP(t, "/health", 503, `{"health":"false","reason":"RAFT NO LEADER"}`+"\n")
+	m.wantHTTP(t, "/health?serializable=true", 200, `{"health":"true","reason":""}`)
 	for name, call := range calls {
 		t.Run(name, func(t *testing.T) {
 			wantError(t, call(wantLeader(ctx)), rpctypes.ErrGRPCNoLeader)

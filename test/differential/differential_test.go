@@ -5,6 +5,9 @@
 // Both servers live for many sequences. Each sequence begins by deleting all
 // that is there and compacting, and takes its revisions relative to the one it
 // begins at, so that a failing sequence shrinks to what fails.
+//
+// Where keelson is a cluster (KEELSON_TEST_DATASTORE=cluster), a sequence
+// watches one node of it, and its requests move from node to node.
 package differential
 
 import (
@@ -35,10 +38,17 @@ import (
 
 func TestMain(m *testing.M) { harness.Main(m) }
 
-// side is one of the two servers.
+// side is one of the two servers. Of a cluster, requests go to one node at a
+// time, and watches are on the node that is watched.
 type side struct {
+	*node   // that requests go to
+	watched *node
+	nodes   []*node
+}
+
+// node is a server with its clients.
+type node struct {
 	srv   *harness.Server
-	conn  *grpc.ClientConn
 	kv    pb.KVClient
 	watch pb.WatchClient
 	lease pb.LeaseClient
@@ -48,14 +58,24 @@ type side struct {
 func newSide(t *testing.T, backend harness.Backend) *side {
 	t.Helper()
 	srv := harness.StartServer(t, backend, "--watch-progress-notify-interval=100ms")
+	s := &side{}
+	for _, n := range srv.Nodes {
+		s.nodes = append(s.nodes, newNode(t, n))
+	}
+	s.node, s.watched = s.nodes[0], s.nodes[0]
+	return s
+}
+
+func newNode(t *testing.T, srv *harness.Server) *node {
+	t.Helper()
 	conn, err := grpc.NewClient(srv.Endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20), grpc.WaitForReady(true)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	return &side{
-		srv: srv, conn: conn, kv: pb.NewKVClient(conn), watch: pb.NewWatchClient(conn),
+	return &node{
+		srv: srv, kv: pb.NewKVClient(conn), watch: pb.NewWatchClient(conn),
 		lease: pb.NewLeaseClient(conn), maint: pb.NewMaintenanceClient(conn),
 	}
 }
@@ -91,8 +111,9 @@ func TestDifferential(t *testing.T) {
 				same := false
 				defer func() {
 					if !same {
-						p.etcd.srv.Kill()
-						p.keelson.srv.Kill()
+						for _, n := range slices.Concat(p.etcd.nodes, p.keelson.nodes) {
+							n.srv.Kill()
+						}
 						p = nil
 					}
 				}()
@@ -151,6 +172,8 @@ func (s *sequence) fatalf(format string, args ...any) {
 
 // begin brings both servers into the same, nearly empty state.
 func (s *sequence) begin() {
+	s.move("watched node", s.keelson.nodes)
+	s.keelson.watched = s.keelson.node
 	leases := s.call(&pb.LeaseLeasesRequest{})
 	for _, l := range leases.(*pb.LeaseLeasesResponse).Leases {
 		s.call(&pb.LeaseRevokeRequest{ID: l.ID})
@@ -166,11 +189,25 @@ func (s *sequence) begin() {
 	}
 }
 
+// move lets requests to keelson go to one of nodes, which from then on shows
+// what others have answered.
+func (s *sequence) move(label string, nodes []*node) {
+	if len(nodes) < 2 {
+		return
+	}
+	n := between(s, label, 0, len(nodes)-1)
+	s.rt.Logf("requests go to node %d", n)
+	s.keelson.node = nodes[n]
+	if _, err := s.keelson.kv.Range(s.ctx, &pb.RangeRequest{Key: []byte("base")}); err != nil {
+		s.fatalf("node %d: %v", n, err)
+	}
+}
+
 func (s *sequence) sides() [2]*side { return [2]*side{s.etcd, s.keelson} }
 
 // open starts a watch of everything.
 func (s *sequence) open(side *side, from int64) pb.Watch_WatchClient {
-	stream, err := side.watch.Watch(s.ctx)
+	stream, err := side.watched.watch.Watch(s.ctx)
 	if err != nil {
 		s.fatalf("%v", err)
 	}
@@ -216,6 +253,9 @@ func lines(events []*mvccpb.Event) string {
 // step sends one random request to both and compares what comes back, then
 // what they show of it to their watchers; or does something with a watch.
 func (s *sequence) step() {
+	if len(s.keelson.nodes) > 1 && s.pick("move", 2, 1) == 1 {
+		s.move("node", s.keelson.nodes)
+	}
 	switch s.pick("step", 120, 80, 1, 2, 2, 1) {
 	case 0:
 		s.send(s.request())
@@ -253,11 +293,18 @@ func (s *sequence) send(req proto.Message) {
 }
 
 // crash kills keelson and starts it again, so that nothing of the past is in
-// its memory: watches read it from the log. The streams end with it.
+// its memory: watches read it from the log. The streams end with it. In a
+// cluster it is the watched node, which may lead or not.
 func (s *sequence) crash() {
 	s.rt.Log("keelson is killed")
-	if err := s.keelson.srv.TryRestart(); err != nil {
+	if err := s.keelson.watched.srv.TryRestart(); err != nil {
 		s.fatalf("%v", err)
+	}
+	s.move("node after the crash", s.keelson.nodes)
+	for _, n := range s.keelson.nodes { // it is to show at once what there is
+		if _, err := n.kv.Range(s.ctx, &pb.RangeRequest{Key: []byte("base")}); err != nil {
+			s.fatalf("%v", err)
+		}
 	}
 	for _, in := range s.watchers {
 		if err := in.CloseSend(); err != nil {

@@ -100,7 +100,7 @@ type inbox struct {
 }
 
 func (s *sequence) openInbox(side *side) *inbox {
-	rpc, err := side.watch.Watch(s.ctx)
+	rpc, err := side.watched.watch.Watch(s.ctx)
 	if err != nil {
 		s.fatalf("%v", err)
 	}
