@@ -31,6 +31,7 @@ var (
 type Contents struct {
 	Revision int64 // the current one
 	Records  int64 // versions of keys
+	Hash     uint32
 }
 
 // Place is where backups are kept. Its methods are for one goroutine.
@@ -145,9 +146,7 @@ func wallClock() time.Time { return time.Now().Round(0) }
 // from the newest one there is.
 func (b *Backups) first(ctx context.Context) time.Time {
 	now := wallClock()
-	if b.opt.Mine() {
-		b.recall(ctx)
-	}
+	b.recall(ctx)
 	if b.last.IsZero() || b.last.After(now) {
 		return b.opt.Schedule.Next(now)
 	}
@@ -155,8 +154,10 @@ func (b *Backups) first(ctx context.Context) time.Time {
 	if next.After(now) {
 		return next
 	}
-	b.log.WithFields(logrus.Fields{"due": next.Format(time.RFC3339), "newest": b.last.Format(time.RFC3339)}).
-		Warn("a backup was missed while this was not running")
+	if b.opt.Mine() { // else another may have made it where this cannot see it
+		b.log.WithFields(logrus.Fields{"due": next.Format(time.RFC3339), "newest": b.last.Format(time.RFC3339)}).
+			Warn("a backup was missed while this was not running")
+	}
 	return b.opt.Schedule.Next(now)
 }
 

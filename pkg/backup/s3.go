@@ -22,6 +22,7 @@ import (
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
+	"github.com/minio/minio-go/v7/pkg/s3utils"
 )
 
 // S3Options say where in S3-compatible storage backups are kept. What the
@@ -64,6 +65,9 @@ func NewS3(opt S3Options) (*S3, error) {
 	if err != nil || u.Scheme+"://" != S3Scheme || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		// Not repeated: it may hold a secret where none belongs.
 		return nil, fmt.Errorf("%w: write s3://bucket/prefix and nothing more; credentials are those of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS's files", ErrUsage)
+	}
+	if err := s3utils.CheckValidBucketName(u.Host); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
 	}
 	s := &S3{bucket: u.Host, prefix: strings.Trim(u.Path, "/")}
 	s.region = cmp.Or(opt.Region, os.Getenv("AWS_REGION"), os.Getenv("AWS_DEFAULT_REGION"))

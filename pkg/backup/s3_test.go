@@ -205,7 +205,7 @@ func TestS3Fails(t *testing.T) {
 				}
 				return put(r)
 			}
-		}, "timeout"},
+		}, "upload: Put"},
 		"cut off": {40 << 20, func(*storage) func(http.ResponseWriter, *http.Request) bool {
 			return func(_ http.ResponseWriter, r *http.Request) bool {
 				if put(r) && r.URL.Query().Get("partNumber") == "2" {
@@ -366,7 +366,7 @@ func TestS3Options(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, opt := range []S3Options{
-		{}, {URL: "s3://"}, {URL: "s3:///prefix"}, {URL: "s3://key:" + secretKey + "@bucket"}, {URL: "s3://bucket?x=y"}, {URL: "http://bucket/x"},
+		{}, {URL: "s3://"}, {URL: "s3:///prefix"}, {URL: "s3://key:" + secretKey + "@bucket"}, {URL: "s3://bucket?x=y"}, {URL: "http://bucket/x"}, {URL: "s3://b/x"},
 		{URL: "s3://bucket", Endpoint: "ftp://x"}, {URL: "s3://bucket", Endpoint: "https://u:" + secretKey + "@x"}, {URL: "s3://bucket", Endpoint: "https://x/path"},
 		{URL: "s3://bucket", CAFile: ca}, {URL: "s3://bucket", CAFile: "/nowhere"}, {URL: "s3://bucket", Endpoint: "http://x", CAFile: ca},
 	} {

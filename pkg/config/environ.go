@@ -17,7 +17,9 @@ const (
 )
 
 // ownFlags are the flags that etcd does not have, or not as a variable.
-var ownFlags = []string{"datastore", "unix-socket-mode", "unix-socket-group", "cache-bytes", "response-bytes", "drain-timeout", "help", "version"}
+var ownFlags = []string{"datastore", "unix-socket-mode", "unix-socket-group", "cache-bytes", "response-bytes", "drain-timeout",
+	"snapshot-schedule", "snapshot-dir", "snapshot-retention", "snapshot-s3-endpoint", "snapshot-s3-region", "snapshot-s3-ca-file", "snapshot-s3-path-style",
+	"help", "version"}
 
 // notSettings are variables of etcd's that no flag stands for.
 var notSettings = []string{"ETCD_VERSION", "ETCD_UNSUPPORTED_ARCH", "ETCD_VERIFY", "ETCD_CLIENT_DEBUG"}

@@ -22,6 +22,7 @@ func (c *Config) defineFlags() {
 	c.clusterFlags(c.group("Cluster"))
 	c.limitFlags(c.group("Limits"))
 	c.compactionFlags(c.group("Compaction"))
+	c.backupFlags(c.group("Backups"))
 	c.diagnosticFlags(c.group("Logging and diagnostics"))
 }
 
@@ -104,6 +105,17 @@ func (c *Config) compactionFlags(f *pflag.FlagSet) {
 	s := &c.Server
 	f.StringVar(&s.AutoCompactionMode, "auto-compaction-mode", s.AutoCompactionMode, "`mode`: periodic (by time) or revision (by number)")
 	f.StringVar(&s.AutoCompactionRetention, "auto-compaction-retention", s.AutoCompactionRetention, "`length` of the history to keep: 5m or a number of hours for periodic, a number for revision; 0 is off, as for a kube-apiserver, which compacts by itself")
+}
+
+func (c *Config) backupFlags(f *pflag.FlagSet) {
+	b := &c.Server.Backup
+	f.StringVar(&b.Schedule, "snapshot-schedule", "", "`times` of backups: five fields as for cron, @hourly, @daily, @every 6h; local time, or after CRON_TZ=Europe/Berlin (default never)")
+	f.StringVar(&b.Dir, "snapshot-dir", "", "`place` of backups: a directory or s3://bucket/prefix (default <data-dir>/snapshots)")
+	f.StringVar(&b.Retention, "snapshot-retention", b.Retention, "how many backups are kept, or how long: a `number`, or 30d or 72h; 0 keeps all")
+	f.StringVar(&b.S3Endpoint, "snapshot-s3-endpoint", "", "`URL` of the S3-compatible server (default AWS_ENDPOINT_URL_S3 or AWS); credentials are AWS_ACCESS_KEY_ID and so on, or AWS's files")
+	f.StringVar(&b.S3Region, "snapshot-s3-region", "", "`name` of the bucket's region (default AWS_REGION or what the server says)")
+	f.StringVar(&b.S3CAFile, "snapshot-s3-ca-file", "", "`file` of the CA that the S3 server's certificate is of (default the system's)")
+	f.BoolVar(&b.S3PathStyle, "snapshot-s3-path-style", false, "name the bucket in the path of URLs and not in their host")
 }
 
 func (c *Config) diagnosticFlags(f *pflag.FlagSet) {

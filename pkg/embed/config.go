@@ -74,6 +74,8 @@ type Config struct {
 	// Cluster makes the server a node of a cluster; see there.
 	Cluster ClusterConfig
 
+	Backup BackupConfig // snapshots by the clock
+
 	AutoCompactionMode      string // --auto-compaction-mode: periodic or revision
 	AutoCompactionRetention string // --auto-compaction-retention: "0" is off
 
@@ -158,6 +160,7 @@ type settings struct {
 	tls       listen.TLSFiles
 	policy    compactor.Policy
 	cluster   *clusterSettings // nil: a single node
+	backup    *backupSettings  // nil: none are made
 }
 
 func orDefault[T comparable](v *T, def T) {
@@ -179,6 +182,7 @@ func (c *Config) setDefaults() {
 	orDefault(&c.Datastore, DefaultDatastore)
 	orDefault(&c.AutoCompactionMode, compactor.ModePeriodic)
 	orDefault(&c.AutoCompactionRetention, "0")
+	orDefault(&c.Backup.Retention, DefaultSnapshotRetention)
 	orDefault(&c.WatchProgressNotifyInterval, DefaultProgressInterval)
 	orDefault(&c.QuotaBackendBytes, DefaultQuotaBytes)
 	orDefault(&c.MaxRequestBytes, DefaultMaxRequestBytes)
@@ -213,7 +217,7 @@ func (c Config) resolve() (*settings, error) {
 	if s.Logger == nil {
 		s.Logger = logrus.NewEntry(logrus.StandardLogger())
 	}
-	for _, step := range []func() error{s.resolveData, s.resolveURLs, s.resolveTLS, s.resolveLimits, s.resolveCluster} {
+	for _, step := range []func() error{s.resolveData, s.resolveURLs, s.resolveTLS, s.resolveLimits, s.resolveCluster, s.resolveBackup} {
 		if err := step(); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrConfig, err)
 		}

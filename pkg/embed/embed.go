@@ -53,6 +53,7 @@ type Server struct {
 	api       *server.Server
 	grpc      *grpc.Server
 	gateway   *server.Gateway // nil: no JSON
+	backups   *backups        // nil: none are made
 
 	mux, metricsMux *listen.Mux  // of the client and of the metrics URLs
 	http, metrics   *http.Server // what they take for HTTP

@@ -51,6 +51,11 @@ func clientConns(maxFiles int) int {
 // build makes the servers; nothing is served yet.
 func (s *Server) build() error {
 	set := s.set
+	registry := newRegistry(s.backend)
+	var err error
+	if s.backups, err = newBackups(s.backend, registry); err != nil {
+		return err
+	}
 	cfg := server.Config{
 		Store:                currentStore{s.backend},
 		Hub:                  currentHub{s.backend},
@@ -71,7 +76,7 @@ func (s *Server) build() error {
 		ProgressInterval:     set.WatchProgressNotifyInterval,
 		SlowRequest:          set.WarningUnaryRequestDuration,
 		ExtensiveMetrics:     set.ExtensiveMetrics,
-		Registry:             newRegistry(s.backend),
+		Registry:             registry,
 		Logger:               s.log,
 	}
 	if c := s.backend.cluster; c != nil {
@@ -151,6 +156,7 @@ func (s *Server) serve() {
 	}
 	s.api.SetReady(true)
 	s.backend.run(s.api.SetReady, s.fail)
+	s.backups.start()
 }
 
 // ignoreClosed passes over what a server says that was stopped, maybe before
@@ -166,6 +172,7 @@ func ignoreClosed(err error) error {
 func (s *Server) shutdown() error {
 	start := time.Now()
 	s.closeListeners()
+	s.backups.stop()
 	s.backend.settle() // from here on nothing makes the server ready again
 	s.backend.handOver()
 	s.api.Stop()

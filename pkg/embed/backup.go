@@ -1,0 +1,254 @@
+package embed
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/keelson-io/keelson/pkg/backup"
+	"github.com/keelson-io/keelson/pkg/durable"
+	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/snapshot"
+	"github.com/keelson-io/keelson/pkg/snapshot/etcdfile"
+)
+
+// DefaultSnapshotRetention is how many backups are kept.
+const DefaultSnapshotRetention = "7"
+
+// BackupConfig says when backups are made by themselves, and where they are
+// kept. In a cluster the leader makes them, of several instances on PostgreSQL
+// the one that expires leases.
+type BackupConfig struct {
+	Schedule  string // --snapshot-schedule: as for cron; empty is never
+	Dir       string // --snapshot-dir: a directory or s3://bucket/prefix; <data-dir>/snapshots if empty
+	Retention string // --snapshot-retention: a number such as 7, or an age such as 30d
+
+	// What follows is for s3:// only; credentials are AWS's variables and files.
+	S3Endpoint  string // --snapshot-s3-endpoint: URL; AWS if empty
+	S3Region    string // --snapshot-s3-region
+	S3CAFile    string // --snapshot-s3-ca-file
+	S3PathStyle bool   // --snapshot-s3-path-style
+}
+
+// backupSettings is a BackupConfig that was understood.
+type backupSettings struct {
+	schedule  backup.Schedule
+	retention backup.Retention
+	place     backup.Place
+	dir       string // of files that are being made
+	insecure  bool   // the place is reached without TLS
+}
+
+func (s *settings) resolveBackup() error {
+	c := s.Backup
+	if c.Schedule == "" {
+		if c.Dir != "" || c.S3Endpoint != "" || c.S3Region != "" || c.S3CAFile != "" || c.S3PathStyle {
+			return errors.New("--snapshot-dir and --snapshot-s3-… are of no use without --snapshot-schedule, such as @daily")
+		}
+		return nil
+	}
+	var b backupSettings
+	var err error
+	if b.schedule, err = backup.ParseSchedule(c.Schedule); err != nil {
+		return flagError("--snapshot-schedule", err)
+	}
+	if b.retention, err = backup.ParseRetention(c.Retention); err != nil {
+		return flagError("--snapshot-retention", err)
+	}
+	b.dir = filepath.Join(s.DataDir, "snapshots")
+	switch {
+	case strings.HasPrefix(c.Dir, backup.S3Scheme):
+		place, err := backup.NewS3(backup.S3Options{URL: c.Dir, Endpoint: c.S3Endpoint, Region: c.S3Region, CAFile: c.S3CAFile, PathStyle: c.S3PathStyle})
+		if err != nil {
+			return flagError("--snapshot-dir and --snapshot-s3-…", err)
+		}
+		b.place, b.insecure = place, !place.Secure()
+	case c.S3Endpoint != "" || c.S3Region != "" || c.S3CAFile != "" || c.S3PathStyle:
+		return errors.New("--snapshot-s3-… are of no use without --snapshot-dir=s3://bucket/prefix")
+	case strings.Contains(c.Dir, "://"):
+		return fmt.Errorf("--snapshot-dir: use a directory or %sbucket/prefix", backup.S3Scheme)
+	case c.Dir == "" && s.postgres != "":
+		return errors.New("--snapshot-schedule needs --snapshot-dir where the data is in PostgreSQL: a directory that all instances share, or s3://bucket/prefix")
+	default:
+		if c.Dir != "" {
+			if b.dir, err = filepath.Abs(c.Dir); err != nil {
+				return fmt.Errorf("--snapshot-dir: %w", err)
+			}
+		}
+		b.place = backup.Directory(b.dir)
+	}
+	s.backup = &b
+	return nil
+}
+
+// flagError is what package backup says of a flag.
+func flagError(flag string, err error) error {
+	return fmt.Errorf("%s: %s", flag, strings.TrimPrefix(err.Error(), backup.ErrUsage.Error()+": "))
+}
+
+// backups is the part of the server that makes backups; nil if there is none.
+type backups struct {
+	run  *backup.Backups
+	end  context.CancelFunc
+	done chan struct{}
+}
+
+// newBackups prepares what start starts.
+func newBackups(b *backend, registry prometheus.Registerer) (*backups, error) {
+	set := b.set.backup
+	if set == nil {
+		return nil, nil
+	}
+	id, err := b.backupID()
+	if err != nil {
+		return nil, fmt.Errorf("name the backups: %w", err)
+	}
+	if set.insecure {
+		b.log.WithField("place", set.place.String()).Warn("backups, which have everything, go there unencrypted: use an https:// URL for --snapshot-s3-endpoint")
+	}
+	return &backups{
+		done: make(chan struct{}),
+		run: backup.New(backup.Options{
+			Schedule: set.schedule, Retention: set.retention, Place: set.place, ID: id,
+			Temporary: filepath.Join(set.dir, fmt.Sprintf(".keelson-%s-%016x.partial", id, b.memberID)),
+			Write:     b.writeSnapshot,
+			Verify:    readSnapshot,
+			Size:      func() int64 { return b.newest().store.Size().InUse },
+			Mine:      b.makesBackups,
+			Metrics:   backup.NewMetrics(registry),
+			Log:       b.log,
+		}),
+	}, nil
+}
+
+// start begins.
+func (b *backups) start() {
+	if b == nil {
+		return
+	}
+	ctx, end := context.WithCancel(context.Background())
+	b.end = end
+	go func() {
+		defer close(b.done)
+		_ = b.run.Run(ctx) // has none
+	}()
+}
+
+// stop ends a backup that is under way, too.
+func (b *backups) stop() {
+	if b == nil || b.end == nil {
+		return
+	}
+	b.end()
+	<-b.done
+}
+
+// makesBackups reports whether this is the one of several servers that does.
+func (b *backend) makesBackups() bool {
+	m := b.now.Load()
+	switch g := m.generation; {
+	case m.phase != serving:
+		return false
+	case g.raft != nil:
+		return g.raft.Status().Leads
+	case g.shared != nil:
+		return g.shared.Stats().Lessor
+	}
+	return true
+}
+
+// idFile names the data of a server that is alone in the names of its backups.
+const idFile = "snapshot-id"
+
+// backupID returns what tells the backups of this data from others in the same
+// place, which are not to be removed.
+func (b *backend) backupID() (string, error) {
+	if b.cluster != nil {
+		return fmt.Sprintf("%016x", b.cluster.id.Cluster), nil
+	}
+	if b.set.postgres != "" {
+		c, err := pgconn.ParseConfig(b.set.postgres)
+		if err != nil {
+			return "", errors.New("the URL of the database cannot be read")
+		}
+		return fmt.Sprintf("%016x", identity("backup", c.Host, fmt.Sprint(c.Port), c.Database, c.RuntimeParams["schema"])), nil
+	}
+	path := filepath.Join(b.set.sqliteDir, idFile)
+	data, err := os.ReadFile(path)
+	if err == nil {
+		id := strings.TrimSpace(string(data))
+		if raw, err := hex.DecodeString(id); err != nil || len(raw) != 8 {
+			return "", fmt.Errorf("%s does not have 16 hexadecimal digits: remove it; backups get another name then", path)
+		}
+		return id, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	var raw [8]byte
+	_, _ = rand.Read(raw[:]) // never fails (crypto/rand)
+	id := hex.EncodeToString(raw[:])
+	return id, durable.Write(path, []byte(id+"\n"))
+}
+
+// writeSnapshot writes the data of now to a new file.
+func (b *backend) writeSnapshot(ctx context.Context, path string) (c backup.Contents, err error) {
+	g, err := b.generation(ctx)
+	if err != nil {
+		return c, err
+	}
+	src, err := g.store.Export(ctx)
+	if err != nil {
+		return c, err
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	file, err := etcdfile.Create(path, etcdfile.Options{})
+	if err != nil {
+		return c, err
+	}
+	sink := &hashingSink{Sink: file, hash: snapshot.NewHasher()}
+	done, err := snapshot.Copy(ctx, sink, src, nil)
+	return backup.Contents{Revision: src.State().Revision, Records: done.Records, Hash: sink.hash.Sum()}, err
+}
+
+// readSnapshot reads all of a file, and compares its checksum.
+func readSnapshot(ctx context.Context, path string) (c backup.Contents, err error) {
+	file, err := etcdfile.Open(path)
+	if err != nil {
+		return c, err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	if !file.HasChecksum() {
+		return c, fmt.Errorf("%w: there is no checksum at the end", snapshot.ErrInvalid)
+	}
+	hash := snapshot.NewHasher()
+	c.Revision = file.State().Revision
+	err = file.Records(ctx, func(r *eventlog.Record) error {
+		c.Records++
+		hash.Add(r)
+		return nil
+	})
+	c.Hash = hash.Sum()
+	return c, err
+}
+
+// hashingSink hashes what is added.
+type hashingSink struct {
+	snapshot.Sink
+	hash *snapshot.Hasher
+}
+
+// Add implements snapshot.Sink.
+func (s *hashingSink) Add(ctx context.Context, r *eventlog.Record) error {
+	s.hash.Add(r)
+	return s.Sink.Add(ctx, r)
+}
