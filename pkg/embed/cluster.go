@@ -272,6 +272,7 @@ func (c *cluster) serve(api *server.Server, clientURLs []string, fail func(error
 	c.grpc = grpc.NewServer(append(append(api.GRPCOptions(), raftlog.ServerOptions()...), grpc.WaitForHandlers(true),
 		grpc.ConnectionTimeout(grpcHandshakeTimeout), grpc.MaxHeaderListSize(maxHeaderBytes))...)
 	api.Register(c.grpc)
+	c.serveHash(c.grpc)
 	c.peers.Serve(c.grpc, c.newest())
 	c.mux = listen.NewMux(c.log, 0, peerConns)
 	plain := http.NewServeMux()

@@ -330,9 +330,18 @@ func TestClusterFindsDifference(t *testing.T) {
 	if _, err := leader.client.Put(ctx, "k", "2"); err != nil {
 		t.Fatalf("Put: %v", err)
 	}
+	awaitCorrupt(ctx, t, leader, nodes[1])
+	if _, err := leader.client.Put(ctx, "k", "3"); !errors.Is(err, rpctypes.ErrCorrupt) {
+		t.Errorf("Put with data that differs: %v", err)
+	}
+}
+
+// awaitCorrupt waits until other, and nobody else, has the alarm CORRUPT.
+func awaitCorrupt(ctx context.Context, t *testing.T, n, other clusterNode) {
+	t.Helper()
 	var alarms []string
-	for len(alarms) == 0 && ctx.Err() == nil {
-		list, err := leader.client.AlarmList(ctx)
+	for len(alarms) == 0 {
+		list, err := n.client.AlarmList(ctx)
 		if err != nil {
 			t.Fatalf("AlarmList: %v", err)
 		}
@@ -340,12 +349,45 @@ func TestClusterFindsDifference(t *testing.T) {
 			alarms = append(alarms, fmt.Sprintf("%x %v", a.MemberID, a.Alarm))
 		}
 	}
-	if want := fmt.Sprintf("%x CORRUPT", nodes[1].backend.memberID); len(alarms) != 1 || alarms[0] != want {
+	if want := fmt.Sprintf("%x CORRUPT", other.backend.memberID); len(alarms) != 1 || alarms[0] != want {
 		t.Errorf("alarms %q, want %q", alarms, want)
 	}
-	if _, err := leader.client.Put(ctx, "k", "3"); !errors.Is(err, rpctypes.ErrCorrupt) {
-		t.Errorf("Put with data that differs: %v", err)
+}
+
+// TestLearnerDiffers: so is a learner, which answers no client.
+func TestLearnerDiffers(t *testing.T) {
+	dir := shortDir(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cfg := nodeConfig(dir, 1, ClusterStateNew, 1)
+	cfg.Cluster.CorruptCheckTime = 50 * time.Millisecond
+	// The shortest TTL of a lease is one and a half election timeouts.
+	cfg.Cluster.HeartbeatInterval, cfg.Cluster.ElectionTimeout = 100*time.Millisecond, 2500*time.Millisecond
+	first := startNode(t, cfg)
+	leaderAmong(t, []clusterNode{first})
+	if lease, err := first.client.Grant(ctx, 1); err != nil || lease.TTL != 4 {
+		t.Errorf("Grant of one second: %v, %v, want 4", lease, err)
 	}
+	if _, err := first.client.Put(ctx, "k", "1"); err != nil {
+		t.Fatalf("Put: %v", err)
+	}
+	if _, err := first.client.MemberAddAsLearner(ctx, []string{fmt.Sprintf("unix://%s/p2", dir)}); err != nil {
+		t.Fatalf("MemberAdd: %v", err)
+	}
+	joining := nodeConfig(dir, 2, ClusterStateExisting, 1, 2)
+	learner := startNode(t, joining)
+	for got, err := learner.client.Get(ctx, "k", clientv3.WithSerializable()); err != nil || len(got.Kvs) == 0; {
+		if ctx.Err() != nil {
+			t.Fatalf("the learner has nothing: %v", err)
+		}
+		got, err = learner.client.Get(ctx, "k", clientv3.WithSerializable())
+	}
+	if err := learner.Close(); err != nil {
+		t.Fatalf("Close: %v", err)
+	}
+	changeBehind(t, joining.DataDir)
+	learner = startNode(t, joining)
+	awaitCorrupt(ctx, t, first, learner)
 }
 
 // changeBehind changes the newest value in the database of a node that is not

@@ -3,9 +3,11 @@ package embed
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/keelson-io/keelson/pkg/listen"
 	"github.com/keelson-io/keelson/pkg/raftlog"
@@ -61,6 +63,15 @@ func (s *settings) resolveCluster() error {
 	}
 	s.cluster = c
 	return c.resolveTLS()
+}
+
+// minLeaseTTL is the shortest TTL of a lease in seconds, as etcd's: one and a half
+// election timeouts, so that nobody loses a lease while there is no leader to
+// keep it alive.
+func (c *clusterSettings) minLeaseTTL() int64 {
+	ticks := int64(c.ElectionTimeout / c.HeartbeatInterval)
+	shortest := time.Duration(3*ticks/2) * c.HeartbeatInterval
+	return int64(math.Ceil(shortest.Seconds()))
 }
 
 func (c *clusterSettings) resolveMembers(string) (err error) {

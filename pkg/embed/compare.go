@@ -8,7 +8,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
 
 	"github.com/keelson-io/keelson/pkg/store"
 )
@@ -81,6 +81,44 @@ func (c *cluster) compare(ctx context.Context) error {
 	return nil
 }
 
+// hashMethod asks a node for a hash of its data at a revision, once it has all
+// that is committed. Unlike clients, nodes ask learners, too.
+const hashMethod = "/" + hashService + "/HashKV"
+
+const hashService = "keelson.embed.v1.Data"
+
+// serveHash answers the others.
+func (c *cluster) serveHash(s grpc.ServiceRegistrar) {
+	s.RegisterService(&grpc.ServiceDesc{
+		ServiceName: hashService,
+		HandlerType: (*any)(nil),
+		Methods: []grpc.MethodDesc{{MethodName: "HashKV", Handler: func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+			request := new(pb.HashKVRequest)
+			if err := decode(request); err != nil {
+				return nil, err
+			}
+			return c.hash(ctx, request.Revision)
+		}}},
+	}, c)
+}
+
+// hash returns this node's hash at revision, or an empty one if there is no such
+// revision although the node has all that is committed.
+func (c *cluster) hash(ctx context.Context, revision int64) (*pb.HashKVResponse, error) {
+	g, err := c.backend.generation(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.store.Fence(ctx); err != nil {
+		return nil, err
+	}
+	hash, err := g.store.HashKV(ctx, revision)
+	if errors.Is(err, store.ErrFutureRev) {
+		return new(pb.HashKVResponse), nil
+	}
+	return &pb.HashKVResponse{Hash: hash.Hash, HashRevision: hash.HashRevision, CompactRevision: hash.CompactRevision}, err
+}
+
 // hashOf asks node id for its hash of what own is of. An error means that the
 // two cannot be compared.
 func (c *cluster) hashOf(ctx context.Context, id uint64, own store.HashKV) (uint32, error) {
@@ -90,20 +128,14 @@ func (c *cluster) hashOf(ctx context.Context, id uint64, own store.HashKV) (uint
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	request := &pb.HashKVRequest{Revision: own.HashRevision}
-	hash, err := pb.NewMaintenanceClient(conn).HashKV(ctx, request)
-	if errors.Is(err, rpctypes.ErrGRPCFutureRev) { // it may be behind: this makes it catch up
-		if _, err := pb.NewClusterClient(conn).MemberList(ctx, &pb.MemberListRequest{Linearizable: true}); err != nil {
-			return 0, err
-		}
-		if hash, err = pb.NewMaintenanceClient(conn).HashKV(ctx, request); errors.Is(err, rpctypes.ErrGRPCFutureRev) {
-			return ^own.Hash, nil // it has applied the same, and has not the same
-		}
-	}
-	if err != nil {
+	hash := new(pb.HashKVResponse)
+	if err := conn.Invoke(ctx, hashMethod, &pb.HashKVRequest{Revision: own.HashRevision}, hash); err != nil {
 		return 0, err
 	}
-	if hash.CompactRevision != own.CompactRevision {
+	switch {
+	case hash.HashRevision == 0: // it has applied the same, and has not the same
+		return ^own.Hash, nil
+	case hash.CompactRevision != own.CompactRevision:
 		return 0, fmt.Errorf("it is compacted at %d, this node at %d", hash.CompactRevision, own.CompactRevision)
 	}
 	return hash.Hash, nil

@@ -81,6 +81,7 @@ func (s *Server) build() error {
 	}
 	if c := s.backend.cluster; c != nil {
 		cfg.ClusterID, cfg.Cluster, cfg.Term = c.id.Cluster, nodes{c}, nodes{c}.term
+		cfg.MinLeaseTTL = c.set.minLeaseTTL()
 	}
 	api, err := server.New(cfg)
 	if err != nil {

@@ -30,8 +30,9 @@ import (
 
 // The limits of a lease's TTL in seconds, etcd's.
 const (
-	// MinTTL is what a shorter TTL is raised to: one and a half election
-	// timeouts of etcd's default timing, rounded up.
+	// MinTTL is what a shorter TTL is raised to, unless nodes elect leaders by
+	// other timing: one and a half election timeouts of etcd's default, rounded
+	// up.
 	MinTTL = 2
 	// MaxTTL is the longest TTL that can be granted.
 	MaxTTL = 9_000_000_000

@@ -62,6 +62,9 @@ var statuses = []struct {
 // errTooManyKeys is keelson's own: etcd would try.
 var errTooManyKeys = status.Error(codes.ResourceExhausted, "keelson: the ranges of the transaction go through too many keys: send them one by one")
 
+// errTransferTimeout is etcd's, which has no name for clients.
+var errTransferTimeout = status.Error(codes.Unknown, "etcdserver: request timed out, leader transfer took too long")
+
 // toStatus returns the gRPC status of err. ctx is the client's context: when
 // that has not ended, a deadline that passed was the server's own.
 func toStatus(ctx context.Context, err error) error {

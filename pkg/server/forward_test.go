@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -334,4 +335,29 @@ func TestRetryHoldsNothing(t *testing.T) {
 	}
 	cancel()
 	wantStatus(t, <-done, codes.Canceled, "context canceled")
+}
+
+// stuck is a cluster whose leadership does not move.
+type stuck struct{ Cluster }
+
+func (stuck) Members() []*pb.Member { return []*pb.Member{{ID: 1}, {ID: 2}} }
+
+func (stuck) MoveLeader(ctx context.Context, _ uint64) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// TestMoveLeaderTimeout: a transfer that takes too long is told as etcd tells it.
+func TestMoveLeaderTimeout(t *testing.T) {
+	p := startPair(t, func(_ int, opt *memberOptions) {
+		config := opt.config
+		opt.config = func(c *Config) {
+			config(c)
+			c.Cluster, c.RequestTimeout = stuck{c.Cluster}, 20*time.Millisecond
+		}
+	})
+	_, err := p[0].maintenance.MoveLeader(t.Context(), &pb.MoveLeaderRequest{TargetID: p[1].ID()})
+	if codeOf(err) != codes.Unknown || !strings.Contains(err.Error(), "etcdserver: request timed out, leader transfer took too long") {
+		t.Errorf("MoveLeader: %v", err)
+	}
 }

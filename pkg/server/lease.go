@@ -24,7 +24,7 @@ func (s *leaseServer) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (
 	}
 	bounded, cancel := s.bound(ctx)
 	defer cancel()
-	granted, err := s.store.LeaseGrant(bounded, r.ID, max(r.TTL, lease.MinTTL))
+	granted, err := s.store.LeaseGrant(bounded, r.ID, max(r.TTL, s.cfg.MinLeaseTTL))
 	if err != nil {
 		return nil, toStatus(ctx, err)
 	}

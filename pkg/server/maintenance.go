@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/coreos/go-semver/semver"
@@ -116,7 +117,11 @@ func (s *maintenanceServer) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequ
 			}
 			bounded, cancel := s.bound(ctx)
 			defer cancel()
-			if err := c.MoveLeader(bounded, r.TargetID); err != nil {
+			err := c.MoveLeader(bounded, r.TargetID)
+			if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+				return nil, errTransferTimeout
+			}
+			if err != nil {
 				return nil, toStatus(ctx, err)
 			}
 			return &pb.MoveLeaderResponse{}, nil

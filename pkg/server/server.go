@@ -120,6 +120,10 @@ type Config struct {
 	// choose features by it.
 	Version string
 
+	// MinLeaseTTL is what a shorter TTL of a lease is raised to, in seconds:
+	// lease.MinTTL.
+	MinLeaseTTL int64
+
 	MaxRequestBytes      int   // of a write, 1.5 MiB
 	MaxTxnOps            int   // per level, 128
 	QuotaBytes           int64 // only shown here: 0 is 2 GiB, negative none
@@ -176,6 +180,7 @@ func (c *Config) setDefaults() error {
 		return errors.New("server: Config needs a Store, a Hub, a Lessor and a MemberID")
 	}
 	orDefault(&c.Version, version.Etcd)
+	orDefault(&c.MinLeaseTTL, lease.MinTTL)
 	orDefault(&c.MaxRequestBytes, DefaultMaxRequestBytes)
 	orDefault(&c.MaxTxnOps, DefaultMaxTxnOps)
 	orDefault(&c.QuotaBytes, DefaultQuotaBytes)
