@@ -244,7 +244,7 @@ func (s *settings) resolveData() error {
 	}
 	s.DataDir = dir
 	if _, err := os.Stat(filepath.Join(dir, "member", "wal")); err == nil {
-		return fmt.Errorf("--data-dir %s belongs to etcd, which keelson cannot read: choose another directory", dir)
+		return fmt.Errorf("--data-dir %s belongs to etcd: choose another directory, and bring its data there with keelson snapshot restore or keelson import", dir)
 	}
 	if s.Datastore == "sqlite" || s.Datastore == "sqlite://" {
 		s.sqliteDir = dir
