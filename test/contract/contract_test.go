@@ -66,9 +66,10 @@ type env struct {
 
 func newEnv(t *testing.T, backend harness.Backend, args ...string) *env {
 	t.Helper()
+	srv := harness.StartServer(t, backend, args...)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
-	return (&env{T: t, ctx: ctx}).on(harness.StartServer(t, backend, args...))
+	return (&env{T: t, ctx: ctx}).on(srv)
 }
 
 // on returns the same with clients of another server.
