@@ -115,6 +115,10 @@ test-hostile: ## clients that mean no good: memory stays bounded, others are ser
 test-restore: ## snapshots of a real etcd, restored with keelson into SQLite, PostgreSQL and clusters
 	$(MAKE) -C test restore
 
+.PHONY: test-snapshot
+test-snapshot: ## etcdctl snapshot save of keelson, and an etcd that goes on from it
+	$(MAKE) -C test snapshot
+
 .PHONY: test-apiserver
 test-apiserver: ## a real kube-apiserver and kubectl on keelson
 	$(MAKE) -C test apiserver
