@@ -109,8 +109,9 @@ func TestHistory(t *testing.T) {
 		`INSERT INTO kine VALUES (12, 'compact_rev_key_apiserver', 0, 0, 11, 11, 0, '7|9', '1|3')`,
 		`INSERT INTO kine VALUES (13, 'b', 0, 1, 0, 6, 0, NULL, NULL)`,
 		`INSERT INTO kine VALUES (14, 'gap-14', 0, 1, 0, 0, 0, NULL, NULL)`,
+		`INSERT INTO kine VALUES (15, 'b', 0, 1, 0, 13, 0, NULL, NULL)`, // again: nothing
 	), `
-		revision 14 compacted 0 records 10 leases [{5 5 0}]
+		revision 15 compacted 0 records 11 leases [{5 5 0}]
 		2.0 put /registry/health={} create 2 version 1 lease 0
 		3.0 put a=one create 3 version 1 lease 60
 		4.0 put a=two create 3 version 2 lease 60

@@ -206,6 +206,9 @@ func TestSinkExisting(t *testing.T) {
 		t.Error("an equal key was written again")
 	}
 	before := resp.Header.Revision
+	if resp, err := to.Get(t.Context(), "m1"); err != nil || resp.Kvs[0].Lease != 0 {
+		t.Errorf("a key that is attached to a lease only there: %v, %v", resp, err)
+	}
 	check(t, resume())
 	if after := put(t, to, "mine", ""); after != before+1 {
 		t.Errorf("the second time %d keys were written", after-before-1)
