@@ -474,6 +474,9 @@ func (n nodes) Reach(ctx context.Context, revision int64) error {
 		if err = g.store.Reach(ctx, revision); !errors.Is(err, store.ErrStopped) || n.backend.now.Load().phase == ended {
 			return err
 		}
+		if failed := g.raft.Err(); failed != nil && !g.reopens(failed) {
+			return err
+		}
 		select { // another generation comes
 		case <-time.After(10 * time.Millisecond):
 		case <-ctx.Done():

@@ -496,6 +496,22 @@ func TestClusterTLS(t *testing.T) {
 	}
 }
 
+// TestClusterFailedNode: on a node whose log has failed nobody waits for what
+// the leader has done.
+func TestClusterFailedNode(t *testing.T) {
+	three := startNodes(t, shortDir(t))
+	_, follower := leaderAmong(t, three)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	reached := make(chan error, 1)
+	go func() { reached <- nodes{follower.backend.cluster}.Reach(ctx, 1<<40) }()
+	follower.backend.newest().raft.Interrupt()
+	if err := <-reached; err == nil || ctx.Err() != nil {
+		t.Errorf("Reach on a node whose log has failed: %v", err)
+	}
+	<-follower.Done()
+}
+
 // TestClusterStopsWithoutMajority: a write that waits for nodes that do not
 // come does not make the stop a failure.
 func TestClusterStopsWithoutMajority(t *testing.T) {

@@ -52,7 +52,7 @@ func start(t *testing.T, cfg Config) (*Server, *test.Hook) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := s.Close(); err != nil && !errors.Is(err, raftlog.ErrRemoved) {
+		if err := s.Close(); err != nil && !errors.Is(err, raftlog.ErrRemoved) && !errors.Is(err, raftlog.ErrInterrupted) {
 			t.Errorf("close: %v", err)
 		}
 	})

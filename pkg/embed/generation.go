@@ -195,7 +195,11 @@ func (g *generation) run() {
 		// The store hears of it at its next write, which may be far.
 		select {
 		case <-g.data.Failed():
-			g.fail(g.data.Err())
+			err := g.data.Err()
+			g.fail(err)
+			if g.raft != nil && !g.reopens(err) { // who waits here for what the leader has done would wait in vain
+				endStore()
+			}
 		case <-workers.Done():
 		}
 		return nil
