@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"syscall"
@@ -71,10 +72,14 @@ func (c *cluster) failDisk(victim *node, disk *faultdisk.Disk, f failure) {
 	what := fmt.Sprintf("%s of %s", f.name, victim.name)
 	began := time.Now()
 	disk.Fail(f.err, f.calls, func(path string) bool { return strings.Contains(path, f.files) })
-	select {
-	case <-victim.Done():
-	case <-time.After(faults.Patience):
-		t.Fatalf("%s, %d times: it goes on:\n%s", what, disk.Failed(), victim.LogTail(10))
+	ballast := strings.Repeat("x", 64<<10) // so that the database is checkpointed soon
+	for !victim.ends() {
+		if time.Since(began) > faults.Patience {
+			t.Fatalf("%s, %d times: it goes on:\n%s", what, disk.Failed(), victim.LogTail(10))
+		}
+		try, cancel := context.WithTimeout(t.Context(), time.Second)
+		_, _ = c.others(victim)[0].client.Put(try, "ballast", ballast) // there may be no leader
+		cancel()
 	}
 	if said := victim.LogTail(3); !strings.Contains(said, f.says) || !strings.Contains(said, "stopped after a storage failure") {
 		t.Errorf("%s: it ends with\n%s\nand not with %q", what, said, f.says)
