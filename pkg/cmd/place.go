@@ -270,10 +270,10 @@ func (p place) explain(err error) error {
 		return fmt.Errorf("%s has data already: nothing was changed; --force replaces it", p)
 	case errors.Is(err, datalog.ErrInUse):
 		return fmt.Errorf("%s: nothing was changed: %w", p, err)
-	case errors.Is(err, context.Canceled):
-		return fmt.Errorf("interrupted: nothing was changed at %s", p)
 	case errors.Is(err, snapshot.ErrInvalid), errors.Is(err, eventlog.ErrUnknown):
 		return err
+	case errors.Is(err, context.Canceled):
+		return fmt.Errorf("interrupted: nothing was changed at %s", p)
 	}
 	return fmt.Errorf("%s: %w", p, err)
 }

@@ -179,7 +179,8 @@ func (im *Importer) Finish(ctx context.Context, head eventlog.Head) error {
 		_, err = im.tx.Exec(ctx, im.log.sql.updateImported, int64(head.Position), head.Seq, head.Revision, im.last, im.size)
 	}
 	if err == nil {
-		if err = im.tx.Commit(ctx); err != nil && !notDone(err) {
+		// To its end: what becomes of one that is cut off is not known.
+		if err = im.tx.Commit(context.WithoutCancel(ctx)); err != nil && !notDone(err) {
 			err = fmt.Errorf("%w: the connection was lost in the commit: look whether the data is there: %w", eventlog.ErrUnknown, err)
 		}
 	}

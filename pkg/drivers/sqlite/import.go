@@ -160,7 +160,7 @@ func (im *Importer) Finish(head eventlog.Head) error {
 	}
 	err := im.install()
 	if err != nil {
-		err = errors.Join(err, removeDatabase(im.path+partSuffix))
+		err = errors.Join(fmt.Errorf("the database cannot be put in its place, and that may be empty now: import it again: %w", err), removeDatabase(im.path+partSuffix))
 	}
 	return errors.Join(err, im.lock.release())
 }

@@ -192,6 +192,9 @@ func (s *Sink) Begin(ctx context.Context, state snapshot.State) error {
 // grant adds what there is beside the versions of keys.
 func (s *Sink) grant(ctx context.Context, state snapshot.State) error {
 	for _, l := range state.Leases {
+		if l.ID == 0 {
+			return fmt.Errorf("%w: a lease has no id", snapshot.ErrInvalid)
+		}
 		if err := s.add(ctx, &eventlog.Record{Kind: eventlog.KindLeaseGrant, Lease: l.ID, TTL: l.TTL}, true); err != nil {
 			return err
 		}

@@ -467,6 +467,22 @@ func TestForget(t *testing.T) {
 	}
 }
 
+// cancelling is a source that a signal interrupts.
+type cancelling struct {
+	*memory
+	cancel func()
+}
+
+func (c *cancelling) Records(ctx context.Context, fn func(*eventlog.Record) error) error {
+	n := 0
+	return c.memory.Records(ctx, func(r *eventlog.Record) error {
+		if n++; n == 2000 {
+			c.cancel()
+		}
+		return fn(r)
+	})
+}
+
 // TestPostgres makes the data of a schema, over and over.
 func TestPostgres(t *testing.T) {
 	t.Parallel()
@@ -525,6 +541,11 @@ func TestPostgres(t *testing.T) {
 	bad.records = append(bad.records, put(bad.state.Revision+1, 0, "k", ""))
 	if err := copyTo(bad, true); !errors.Is(err, snapshot.ErrInvalid) {
 		t.Errorf("what is no history: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cut := &cancelling{many(), cancel}
+	if _, err := snapshot.Copy(ctx, datalog.Postgres(url, datalog.Options{Replace: true, Logger: quiet()}), cut, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("a copy that is interrupted: %v", err)
 	}
 	// An instance that runs notices that the data was replaced.
 	log := openPostgres()
