@@ -53,6 +53,7 @@ func (c *cluster) growAndShrink(load *faults.Load, first *node, rnd *rand.Rand) 
 	}
 	some := func(nodes []*node) *node { return nodes[rnd.IntN(len(nodes))] }
 
+	c.joinInVain(members)
 	x := add(c.killJoining)
 	load.Add(x.name+" or "+first.name, x.Endpoint, first.Endpoint)
 	x = add(func(*node) {})
@@ -130,9 +131,9 @@ func find(members []*etcdserverpb.Member, x *node) *etcdserverpb.Member {
 	return members[at]
 }
 
-// join adds a node to members, as a learner first. disturb is called when it
-// receives its first snapshot, and whatever that does it joins.
-func (c *cluster) join(members []*node, disturb func(joining *node)) *node {
+// learn adds a node to members as a learner, starts it and returns when it
+// receives its first snapshot, slowly. What TryRestart returns is still to come.
+func (c *cluster) learn(members []*node) (*node, <-chan error) {
 	t := c.t
 	t.Helper()
 	x := c.newNode()
@@ -146,6 +147,32 @@ func (c *cluster) join(members []*node, disturb func(joining *node)) *node {
 	ready := make(chan error, 1)
 	go func() { ready <- x.TryRestart() }()
 	faults.Eventually(t, x.name+" receives a snapshot", func() bool { return strings.Contains(x.output(), "receiving a snapshot") })
+	return x, ready
+}
+
+// joinInVain removes a node while it receives its first snapshot: it ends.
+func (c *cluster) joinInVain(members []*node) {
+	c.t.Helper()
+	x, ready := c.learn(members)
+	c.dismiss(members, x)
+	x.proxy.Resume()
+	if err := <-ready; err != nil && !strings.Contains(x.output(), "this node was removed from the cluster") {
+		c.t.Error(err)
+	}
+	select {
+	case <-x.Done():
+	case <-time.After(faults.Patience):
+		c.t.Errorf("%s was removed and goes on:\n%s", x.name, x.LogTail(10))
+	}
+	c.serve(x.name+" was removed before it had joined", members...)
+}
+
+// join adds a node to members, as a learner first. disturb is called when it
+// receives its first snapshot, and whatever that does it joins.
+func (c *cluster) join(members []*node, disturb func(joining *node)) *node {
+	t := c.t
+	t.Helper()
+	x, ready := c.learn(members)
 	disturb(x)
 	x.proxy.Resume()
 	if err := <-ready; err != nil {
@@ -154,14 +181,12 @@ func (c *cluster) join(members []*node, disturb func(joining *node)) *node {
 		}
 		x.Restart()
 	}
-	var id uint64
 	c.change(x.name+" is promoted", members, func(ctx context.Context, by *node) error {
 		list, err := by.client.MemberList(ctx)
 		if err != nil {
 			return err
 		}
-		id = find(list.Members, x).ID
-		_, err = by.client.MemberPromote(ctx, id)
+		_, err = by.client.MemberPromote(ctx, find(list.Members, x).ID)
 		if errors.Is(err, rpctypes.ErrMemberLearnerNotReady) {
 			time.Sleep(50 * time.Millisecond)
 		}
@@ -192,12 +217,9 @@ func (c *cluster) killJoining(x *node) {
 	}
 }
 
-// remove removes a node, through one of those that stay, and waits until it has
-// ended by itself, if it runs.
-func (c *cluster) remove(stay []*node, gone *node) {
-	t := c.t
-	t.Helper()
-	var id uint64
+// dismiss removes a node, through one of those that stay.
+func (c *cluster) dismiss(stay []*node, gone *node) {
+	c.t.Helper()
 	c.change(gone.name+" is removed", stay, func(ctx context.Context, by *node) error {
 		list, err := by.client.MemberList(ctx)
 		if err != nil {
@@ -207,10 +229,17 @@ func (c *cluster) remove(stay []*node, gone *node) {
 		if m == nil {
 			return nil // an answer was lost
 		}
-		id = m.ID
-		_, err = by.client.MemberRemove(ctx, id)
+		_, err = by.client.MemberRemove(ctx, m.ID)
 		return err
 	}, func(list []*etcdserverpb.Member) bool { return find(list, gone) == nil })
+}
+
+// remove removes a node, through one of those that stay, and waits until it has
+// ended by itself, if it runs.
+func (c *cluster) remove(stay []*node, gone *node) {
+	t := c.t
+	t.Helper()
+	c.dismiss(stay, gone)
 	select {
 	case <-gone.Done():
 	case <-time.After(faults.Patience):
