@@ -56,3 +56,6 @@ func (l *Log) Recent() int {
 	defer l.recent.mu.Unlock()
 	return len(l.recent.batches)
 }
+
+// LeaderGone says that the process of node id, which leads, has ended.
+func (l *Log) LeaderGone(id uint64) { l.leaderGone(id) }

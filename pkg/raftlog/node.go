@@ -47,6 +47,9 @@ type node struct {
 	onRead func(request, index uint64)                  // by the loop; does not block
 	voters func() []uint64                              // by the loop; does not block
 
+	campaignIn int // belongs to the loop: after how many ticks this node campaigns, if campaigns is not 0
+	campaigns  int // belongs to the loop: how often it does, while no other node leads
+
 	settledIn uint64 // belongs to the loop: the newest term of which an entry is known to be committed
 
 	logger *logrus.Entry
@@ -134,7 +137,7 @@ func (n *node) loop(ctx context.Context) (err error) {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
-			n.raw.Tick()
+			n.tickOnce()
 		case <-n.inputs.wake:
 			for _, input := range n.inputs.take() {
 				if input(n.raw); n.halted != nil {

@@ -36,6 +36,7 @@ type Peers struct {
 	mu      sync.Mutex
 	peers   map[uint64]*peer    // mu
 	traffic map[uint64]*traffic // mu; by node
+	streams map[uint64]int      // mu; of messages, from each node
 	closing sync.WaitGroup      // those that were replaced or removed
 }
 
@@ -96,7 +97,7 @@ func NewPeers(opt PeersOptions) *Peers {
 	if opt.OnRoundTrip == nil {
 		opt.OnRoundTrip = func(uint64, time.Duration) {}
 	}
-	return &Peers{opt: opt, peers: make(map[uint64]*peer), traffic: make(map[uint64]*traffic)}
+	return &Peers{opt: opt, peers: make(map[uint64]*peer), traffic: make(map[uint64]*traffic), streams: make(map[uint64]int)}
 }
 
 // Set says where node id is reached: at the first address, host:port or
@@ -264,6 +265,7 @@ func (ps *Peers) pump(p *peer, queue chan *raftpb.Message) {
 			lost = true
 		}
 		ps.lost(p.id)
+		ps.checkGone(p.ctx, p.id)
 		// What waited is late. gRPC has the pause between two connections;
 		// this one is for a node that refuses the stream.
 		for drained := false; !drained; {
@@ -290,21 +292,24 @@ func (p *peer) stream(queue chan *raftpb.Message, sent func(*raftpb.Message)) er
 	if err != nil {
 		return err
 	}
+	// That the stream has ended, and why, only a read tells: nothing may have to
+	// be sent for a long time.
+	ended := make(chan error, 1)
+	p.done.Go(func() { ended <- s.RecvMsg(new(raftpb.Message)) })
 	for {
-		var m *raftpb.Message
 		select {
-		case m = <-queue:
-			err = s.SendMsg(m)
-		case <-s.Context().Done():
-			err = io.EOF
-		}
-		if errors.Is(err, io.EOF) { // the other side has said why
-			return s.RecvMsg(new(raftpb.Message))
-		}
-		if err != nil {
+		case m := <-queue:
+			err := s.SendMsg(m)
+			if errors.Is(err, io.EOF) {
+				return <-ended
+			}
+			if err != nil {
+				return err
+			}
+			sent(m)
+		case err := <-ended:
 			return err
 		}
-		sent(m)
 	}
 }
 
@@ -375,6 +380,12 @@ func (ps *Peers) receive(s grpc.ServerStream) error {
 	if err != nil {
 		return status.Error(codes.PermissionDenied, err.Error())
 	}
+	ps.heard(from, 1)
+	defer func() {
+		if ps.heard(from, -1) == 0 {
+			ps.checkGone(context.WithoutCancel(s.Context()), from)
+		}
+	}()
 	traffic := ps.trafficOf(from)
 	for {
 		m := new(raftpb.Message)

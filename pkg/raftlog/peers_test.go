@@ -30,6 +30,12 @@ type remote struct {
 // startRemote starts node id of three in dir, which serves on a unix socket.
 func startRemote(t *testing.T, dir string, cluster, id uint64) *remote {
 	t.Helper()
+	return startPatient(t, dir, cluster, id, 400*time.Millisecond)
+}
+
+// startPatient starts a node with an election timeout.
+func startPatient(t *testing.T, dir string, cluster, id uint64, election time.Duration) *remote {
+	t.Helper()
 	logger, hook := test.NewNullLogger()
 	r := &remote{hook: hook, server: grpc.NewServer(append(raftlog.ServerOptions(), grpc.WaitForHandlers(true))...), trips: make(chan uint64, 100)}
 	r.peers = raftlog.NewPeers(raftlog.PeersOptions{
@@ -42,7 +48,7 @@ func startRemote(t *testing.T, dir string, cluster, id uint64) *remote {
 	})
 	log, err := raftlog.Open(t.Context(), raftlog.Options{
 		Dir: filepath.Join(dir, fmt.Sprint("node", id)), Cluster: cluster, ID: id, Members: membersOf(3),
-		Transport: r.peers, HeartbeatInterval: 20 * time.Millisecond, ElectionTimeout: 400 * time.Millisecond,
+		Transport: r.peers, HeartbeatInterval: 20 * time.Millisecond, ElectionTimeout: election,
 		Logger: logrus.NewEntry(logger),
 	})
 	if err != nil {
@@ -251,4 +257,43 @@ func TestAddresses(t *testing.T) {
 		})
 		servers[want].Stop()
 	}
+}
+
+// TestLeaderEnds: a leader whose process ends is replaced at once, and not
+// after an election timeout; one that is only said to have ended leads on.
+func TestLeaderEnds(t *testing.T) {
+	const election = 10 * time.Minute
+	dir := t.TempDir()
+	var all []*remote
+	var logs []*raftlog.Log
+	for id := uint64(1); id <= 3; id++ {
+		all = append(all, startPatient(t, dir, 7, id, election))
+		logs = append(logs, all[id-1].log)
+	}
+	tries := 0
+	await(t, "node 2 leads", func() bool {
+		if tries%100 == 0 { // the first may come before the connections
+			logs[1].Campaign()
+		}
+		tries++
+		return logs[1].Status().Leads
+	})
+	leader := leaderOf(t, logs...)
+	head := appendTo(t, leader, eventlog.Head{}, "before")
+
+	term := leader.Status().Term
+	logs[0].LeaderGone(leader.Status().ID)
+	await(t, "node 1 hears from the leader again", func() bool { return logs[0].Status().Leader == leader.Status().ID })
+	if head = appendTo(t, leader, head, "still"); leader.Status().Term != term {
+		t.Errorf("term %d after %d: a node that was wrong about the leader has disturbed it", leader.Status().Term, term)
+	}
+
+	all[1].stop(t)
+	next := leaderOf(t, logs[0], logs[2])
+	if at, err := next.Head(t.Context()); err != nil || at != head.Position {
+		t.Errorf("Head: %d, %v, want %d", at, err, head.Position)
+	}
+	appendTo(t, next, head, "after")
+	all[0].stop(t)
+	all[2].stop(t)
 }

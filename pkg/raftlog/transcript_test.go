@@ -149,7 +149,7 @@ func (s *sim) act(d *datadriven.TestData, id uint64) {
 		count := 1
 		d.MaybeScanArgs(s.t, "count", &count)
 		for range count {
-			n.log.node.raw.Tick()
+			n.log.node.tickOnce()
 		}
 	case "append":
 		for _, arg := range d.CmdArgs[1:] {

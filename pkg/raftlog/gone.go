@@ -1,0 +1,116 @@
+package raftlog
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"go.etcd.io/raft/v3"
+)
+
+// A leader whose process has ended need not be waited for: its machine says so.
+// Its connections to this node end, and a new one is refused. Nodes that see
+// that forget the leader, vote again, and try to become the leader one after
+// the other, a heartbeat interval apart. Nothing is taken for granted by that:
+// while others hear from the leader they do not vote (PreVote, CheckQuorum),
+// and this node follows it again with the next message. Of a machine that is
+// gone nothing is heard; for that there is the election timeout.
+
+const (
+	// knockTimeout is how long it may take to be refused.
+	knockTimeout = 100 * time.Millisecond
+
+	// goneTries is how often a node tries to become the leader before it leaves
+	// that to the election timeout.
+	goneTries = 3
+)
+
+// heard notes that a stream of node id has begun (1) or ended (-1), and returns
+// how many there are.
+func (ps *Peers) heard(id uint64, more int) int {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	ps.streams[id] += more
+	n := ps.streams[id]
+	if n == 0 {
+		delete(ps.streams, id)
+	}
+	return n
+}
+
+// checkGone is called when a stream to or from node id has ended: if the node
+// leads and its process is gone, raft hears of it.
+func (ps *Peers) checkGone(ctx context.Context, id uint64) {
+	log := ps.log.Load()
+	if log == nil || log.Status().Leader != id || ps.heard(id, 0) > 0 {
+		return
+	}
+	ps.mu.Lock()
+	p := ps.peers[id]
+	ps.mu.Unlock()
+	if p != nil && refuses(ctx, p.addresses) {
+		log.leaderGone(id)
+	}
+}
+
+// refuses reports whether nobody listens at any of addresses, which the machine
+// says.
+func refuses(ctx context.Context, addresses []string) bool {
+	ctx, cancel := context.WithTimeout(ctx, knockTimeout)
+	defer cancel()
+	for _, address := range addresses {
+		conn, err := connect(ctx, address)
+		if err == nil {
+			_ = conn.Close()
+			return false
+		}
+		noSocket := strings.HasPrefix(address, "unix:") && errors.Is(err, fs.ErrNotExist)
+		if !errors.Is(err, syscall.ECONNREFUSED) && !noSocket {
+			return false
+		}
+	}
+	return true
+}
+
+// leaderGone says that the process of node id, which led, has ended.
+func (l *Log) leaderGone(id uint64) {
+	if l.check() == nil {
+		l.node.inputs.put(func(*raft.RawNode) { l.node.leaderGone(id) })
+	}
+}
+
+// leaderGone is called by the loop.
+func (n *node) leaderGone(id uint64) {
+	s := n.raw.BasicStatus()
+	if s.Lead != id || s.RaftState != raft.StateFollower {
+		return
+	}
+	n.logger.WithField("leader", formatID(id)).Warn("the leader has ended")
+	_ = n.raw.ForgetLeader() // no follower refuses
+	left := slices.DeleteFunc(n.voters(), func(voter uint64) bool { return voter == id })
+	slices.Sort(left)
+	if rank := slices.Index(left, s.ID); rank >= 0 {
+		n.campaignIn, n.campaigns = 1+rank, goneTries
+	}
+}
+
+// tickOnce is called by the loop once in a heartbeat interval.
+func (n *node) tickOnce() {
+	n.raw.Tick()
+	if n.campaigns == 0 {
+		return
+	}
+	if n.raw.BasicStatus().Lead != raft.None {
+		n.campaigns = 0
+		return
+	}
+	if n.campaignIn--; n.campaignIn == 0 {
+		n.campaigns--
+		n.campaignIn = len(n.voters()) // if others had not noticed yet
+		_ = n.raw.Campaign()           // who is refused waits for the next time
+	}
+}
