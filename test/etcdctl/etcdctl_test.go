@@ -153,13 +153,17 @@ func TestEtcdctl(t *testing.T) {
 
 type ctl struct {
 	path, endpoint, dir string
+	nodes               int
 }
 
 func newCtl(t *testing.T, backend harness.Backend) ctl {
 	t.Helper()
-	path := harness.Tool(t, "etcdctl")
-	srv := harness.StartServer(t, backend)
-	return ctl{path: path, endpoint: srv.Endpoint, dir: srv.Dir}
+	return ctlOf(t, startServer(t, backend))
+}
+
+func ctlOf(t *testing.T, srv *harness.Server) ctl {
+	t.Helper()
+	return ctl{path: harness.Tool(t, "etcdctl"), endpoint: srv.Endpoint, dir: srv.Dir, nodes: len(srv.Nodes)}
 }
 
 func (c ctl) command(ctx context.Context, args ...string) *exec.Cmd {
@@ -184,7 +188,7 @@ func (c ctl) run(t *testing.T, s step) string {
 	if ctx.Err() != nil {
 		t.Fatalf("etcdctl %s hangs", s.args)
 	}
-	return fmt.Sprintf("exit: %v\n%s%s", err, c.normalize(stdout.String()), c.normalize(stderr.String()))
+	return c.anyOrder(strings.Join(args, " "), fmt.Sprintf("exit: %v\n%s%s", err, c.normalize(stdout.String()), c.normalize(stderr.String())))
 }
 
 var volatile = []struct {
@@ -200,6 +204,8 @@ var volatile = []struct {
 	// keelson without a cluster has no peers and no URL for them.
 	{regexp.MustCompile(`"peerURLs":\[[^\]]*\],`), ""},
 	{regexp.MustCompile(`(│ default │) \S*?/peer\.sock`), "$1"},
+	{regexp.MustCompile(`unix://(?:DIR/peer|peer:)[0-9]`), "PEER"},
+	{regexp.MustCompile(`unix://DIR/client[0-9]\.sock`), "OTHER"},
 	{regexp.MustCompile(`took = \S+`), "took"},
 	{regexp.MustCompile(`"took":"[^"]*"`), "took"},
 	{regexp.MustCompile(`took [0-9.]+\S*s\b`), "took"},
@@ -211,7 +217,7 @@ var volatile = []struct {
 }
 
 var (
-	statusRow = regexp.MustCompile(`(?m)^(ENDPOINT, ID, 3\.7\.3.*)$`)
+	statusRow = regexp.MustCompile(`(?m)^((?:ENDPOINT|OTHER), ID, 3\.7\.3.*)$`)
 	memberRow = regexp.MustCompile(`(?m)^ID, started, default, [^,]*, `)
 	tableRule = regexp.MustCompile(`-{3,}|─{3,}| {2,}`)
 )

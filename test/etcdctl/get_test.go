@@ -2,6 +2,8 @@ package etcdctl
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -112,6 +114,7 @@ func TestProtobuf(t *testing.T) {
 				h.ClusterId, h.MemberId, h.RaftTerm = 0, 0, 0
 			}
 			if list, ok := c.resp.(*pb.MemberListResponse); ok {
+				slices.SortFunc(list.Members, func(a, b *pb.Member) int { return strings.Compare(a.Name, b.Name) })
 				for _, m := range list.Members {
 					m.ID, m.PeerURLs = 0, nil
 				}

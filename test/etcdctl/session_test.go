@@ -30,8 +30,8 @@ func (s *session) hide(text, instead string) { s.hidden = append(s.hidden, text,
 
 func newSession(t *testing.T, backend harness.Backend, args ...string) *session {
 	t.Helper()
-	srv := harness.StartServer(t, backend, args...)
-	return &session{ctl: ctl{path: harness.Tool(t, "etcdctl"), endpoint: srv.Endpoint, dir: srv.Dir}, T: t, srv: srv}
+	srv := startServer(t, backend, args...)
+	return &session{ctl: ctlOf(t, srv), T: t, srv: srv}
 }
 
 // compare runs f on a fresh etcd and on a fresh keelson. Their transcripts have
@@ -84,7 +84,7 @@ func diff(want, got string) string {
 const entry = "$ "
 
 func (s *session) record(what, printed string) {
-	fmt.Fprintf(&s.transcript, "%s%s\n%s\n", entry, s.normalize(what), s.normalizeMore(printed))
+	fmt.Fprintf(&s.transcript, "%s%s\n%s\n", entry, s.normalize(what), s.anyOrder(what, s.normalizeMore(printed)))
 }
 
 // do runs commands, each with its arguments separated by spaces.

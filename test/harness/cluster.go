@@ -12,12 +12,14 @@ import (
 // clusterNodes is how many nodes a server has in a cluster, itself included.
 const clusterNodes = 3
 
-// inCluster says whether a server that a test starts is a node of a cluster, by
-// KEELSON_TEST_DATASTORE. An etcd is one only where it is the backend to test:
-// where keelson is compared with it, what they answer is the same either way.
+// InCluster says whether tests run in clusters, by KEELSON_TEST_DATASTORE.
+func InCluster() bool { return os.Getenv("KEELSON_TEST_DATASTORE") == "cluster" }
+
+// inCluster says whether a server that a test starts is a node of a cluster. An
+// etcd is one only where it is the backend to test: where keelson is compared
+// with it, what they answer is the same either way.
 func inCluster(backend Backend) bool {
-	return os.Getenv("KEELSON_TEST_DATASTORE") == "cluster" &&
-		(backend == Keelson || os.Getenv("KEELSON_TEST_BACKEND") == string(Etcd))
+	return InCluster() && (backend == Keelson || os.Getenv("KEELSON_TEST_BACKEND") == string(Etcd))
 }
 
 // StartCluster starts the nodes of a cluster of the backend, each as StartServer
