@@ -173,7 +173,7 @@ func TestRunning(t *testing.T) {
 }
 
 // TestFullDisk restores with a limit on the size of files, as one that the
-// disk is full at, and without rights.
+// disk is full at.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	etcd := harness.StartServer(t, harness.Etcd)
@@ -200,18 +200,52 @@ func TestFullDisk(t *testing.T) {
 			t.Errorf("a full disk has changed something at %s", data)
 		}
 	}
-	if os.Getuid() == 0 {
-		return // may do everything
+}
+
+// TestNoPermission runs as somebody who may do little.
+func TestNoPermission(t *testing.T) {
+	t.Parallel()
+	_, _, file := etcdWithHistory(t)
+	dir := t.TempDir()
+	binary, readable, locked := filepath.Join(dir, "keelson"), filepath.Join(dir, "etcd.db"), filepath.Join(dir, "locked")
+	for from, to := range map[string]string{harness.KeelsonBinary(t): binary, file: readable} {
+		data, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(to, data, 0o755); err != nil { //nolint:gosec // to be run by another user
+			t.Fatal(err)
+		}
 	}
-	locked := filepath.Join(dir, "locked")
-	if err := os.Mkdir(locked, 0o500); err != nil {
+	if err := os.Mkdir(locked, 0o755); err != nil { //nolint:gosec // as above
 		t.Fatal(err)
 	}
-	refused(t, dir, "permission denied", file, "--data-dir", filepath.Join(locked, "data"))
-	if err := os.Chmod(file, 0); err != nil {
-		t.Fatal(err)
+	for _, d := range []string{dir, filepath.Dir(dir)} { // made for this user alone
+		if err := os.Chmod(d, 0o755); err != nil { //nolint:gosec // as above
+			t.Fatal(err)
+		}
 	}
-	refused(t, full, "permission denied", file, "--data-dir", filepath.Join(dir, "data"))
+	before := tree(t, dir)
+	for _, args := range [][]string{
+		{readable, "--data-dir", filepath.Join(locked, "data")},
+		{readable, "--data-dir", locked},
+		{file, "--data-dir", filepath.Join(dir, "data")},
+	} {
+		cmd := exec.CommandContext(t.Context(), binary, append([]string{"snapshot", "restore"}, args...)...)
+		if os.Getuid() == 0 {
+			const nobody = 65534
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		} else if err := errors.Join(os.Chmod(locked, 0o555), os.Chmod(file, 0)); err != nil {
+			t.Fatal(err)
+		}
+		out, err := cmd.CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "permission denied") || strings.Count(string(out), "\n") != 1 {
+			t.Errorf("%q: %v, %s", args, err, out)
+		}
+	}
+	if tree(t, dir) != before {
+		t.Error("something has changed")
+	}
 }
 
 // TestInterrupted interrupts a restore, and kills one, over and over. What
@@ -239,21 +273,34 @@ func TestInterrupted(t *testing.T) {
 	if err := srv.Stop(); err != nil {
 		t.Fatal(err)
 	}
+	began := time.Now()
+	keelson(t, "snapshot", "restore", file, "--data-dir", filepath.Join(t.TempDir(), "whole"))
+	whole := time.Since(began)
 	outcomes := map[string]int{}
-	for round := range 24 {
+	const rounds = 24
+	for round := range rounds {
 		cmd := exec.CommandContext(t.Context(), harness.KeelsonBinary(t), "snapshot", "restore", file, "--data-dir", dataDir(srv), "--force")
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Duration(round*12) * time.Millisecond)
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		if round == rounds-1 {
+			whole = timeout
+		}
+		select { // from at once to when it has ended
+		case <-time.After(2 * whole * time.Duration(round) / rounds):
+		case err := <-ended:
+			ended <- err
+		}
 		signal := syscall.SIGINT
 		if round%2 == 1 {
 			signal = syscall.SIGKILL
 		}
 		_ = cmd.Process.Signal(signal) // it may have ended
-		err := cmd.Wait()
+		err := <-ended
 		if err != nil && signal == syscall.SIGINT && cmd.ProcessState.ExitCode() == 1 && !strings.Contains(out.String(), "interrupted: nothing was changed") {
 			t.Errorf("interrupted: %v, %s", err, out.String())
 		}
