@@ -84,6 +84,8 @@ func (f failingStore) Fence(ctx context.Context) error { return f.fail(ctx) }
 
 func (f failingStore) Defragment(ctx context.Context) error { return f.fail(ctx) }
 
+func (f failingStore) Export(ctx context.Context) (*store.Export, error) { return nil, f.fail(ctx) }
+
 // calls are all requests that reach the store.
 func (m *member) calls() map[string]func(context.Context) error {
 	key := []byte("k")

@@ -35,13 +35,15 @@ var errSnapshotStalled = status.Errorf(codes.DeadlineExceeded, "keelson: the sna
 
 // snapshots are those under way: one is sent at a time.
 type snapshots struct {
-	turn    chan struct{}
-	seconds prometheus.Histogram
+	turn     chan struct{}
+	patience time.Duration // snapshotPatience; another one in tests
+	seconds  prometheus.Histogram
 }
 
 func newSnapshots() *snapshots {
 	return &snapshots{
-		turn: make(chan struct{}, 1),
+		turn:     make(chan struct{}, 1),
+		patience: snapshotPatience,
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "etcd_disk_backend_snapshot_duration_seconds",
 			Help:    "How long snapshots took until they were sent.",
@@ -69,7 +71,7 @@ func (s *maintenanceServer) Snapshot(_ *pb.SnapshotRequest, stream pb.Maintenanc
 		done <- err
 	}()
 	// Only the end of the call ends a Send that waits for its client.
-	patience := time.NewTicker(snapshotPatience)
+	patience := time.NewTicker(s.snapshots.patience)
 	defer patience.Stop()
 	for sent := int64(0); ; {
 		select {
@@ -82,7 +84,7 @@ func (s *maintenanceServer) Snapshot(_ *pb.SnapshotRequest, stream pb.Maintenanc
 				sent = now
 				continue
 			}
-			s.log.Warnf("a snapshot is given up: its client has read nothing for %v", snapshotPatience)
+			s.log.Warnf("a snapshot is given up: its client has read nothing for %v", s.snapshots.patience)
 			return errSnapshotStalled
 		}
 	}
