@@ -43,14 +43,65 @@ func TestKineOnServers(t *testing.T) {
 			url := start(t)
 			k := startKine(t, "", url)
 			w, want := fill(t, k, 3)
-			fails(t, "kine is running: ", "import", "--from", "kine:"+url, "--dry-run")
-			if said := keelson(t, "import", "--from", "kine:"+url, "--dry-run", "--while-running"); !strings.Contains(said, fmt.Sprint("revision ", want.revision)) {
+			t.Setenv("MYSQL_PWD", password)
+			place := "kine:" + strings.Replace(url, ":"+password, "", 1)
+			fails(t, "kine is running: ", "import", "--from", place, "--dry-run")
+			if said := keelson(t, "import", "--from", place, "--dry-run", "--while-running"); !strings.Contains(said, fmt.Sprint("revision ", want.revision)) {
 				t.Errorf("while kine runs: %s", said)
 			}
 			check(t, k.Stop())
-			w.moves("kine:"+url, want)
+			w.moves(place, want)
 		})
 	}
+}
+
+// TestKinePasswords: MariaDB's password comes from a variable, and is shown
+// nowhere.
+func TestKinePasswords(t *testing.T) {
+	url := startMariaDB(t)
+	k := startKine(t, "", url)
+	check(t, k.Stop())
+	without := "KEELSON_FROM=" + strings.Replace(url, ":"+password, "", 1)
+	if out, err := tryKeelson(t, []string{without, "MYSQL_PWD=" + password}, "import", "--dry-run"); err != nil || strings.Contains(out, password) {
+		t.Errorf("with MYSQL_PWD: %v %s", err, out)
+	}
+	if out, err := tryKeelson(t, []string{without, "MYSQL_PWD=another"}, "import", "--dry-run"); err == nil || strings.Contains(out, "another") || !strings.Contains(out, "Access denied") {
+		t.Errorf("with another password: %v %s", err, out)
+	}
+	if out, err := tryKeelson(t, []string{"KEELSON_FROM=" + url}, "import", "--dry-run"); err != nil || strings.Contains(out, password) {
+		t.Errorf("with the password in the URL: %v %s", err, out)
+	}
+}
+
+// TestKineRefuses: what is in PostgreSQL and is not kine's table, or not all of
+// it.
+func TestKineRefuses(t *testing.T) {
+	p := harness.StartPostgres(t)
+	place := func(host string) string { return "kine:postgres://keelson@/postgres?host=" + host }
+	dir := filepath.Join(t.TempDir(), "data")
+	refuses := func(want string) {
+		t.Helper()
+		fails(t, want, "import", "--from", place(p.Dir), "--to", dir)
+		if _, err := os.Stat(dir); err == nil {
+			t.Error("there is a data directory")
+		}
+	}
+	query := func(sql string) {
+		t.Helper()
+		_, err := p.Query(sql)
+		check(t, err)
+	}
+	refuses(`relation "kine" does not exist`)
+	query("CREATE TABLE kine (id BIGINT, name TEXT)")
+	refuses("it has no created, deleted, create_revision, prev_revision, lease, value, old_value")
+	query("DROP TABLE kine; CREATE TABLE kine (id BIGINT, name TEXT, created INT, deleted INT, create_revision BIGINT, prev_revision BIGINT, lease INT, value BYTEA, old_value BYTEA, compressed BOOL)")
+	refuses("too new: keelson does not know its compressed")
+	query("ALTER TABLE kine DROP compressed")
+	refuses("kine has never run on its table")
+	query("INSERT INTO kine VALUES (1, 'compact_rev_key', 1, 0, 0, 0, 0, '', NULL), (1, 'twice', 1, 0, 0, 0, 0, '', NULL)")
+	refuses("id 1 follows 1")
+	standby := p.StartStandby(t)
+	fails(t, "this is a standby", "import", "--from", place(standby.Dir), "--to", dir)
 }
 
 func startPostgres(t *testing.T) string {

@@ -12,6 +12,9 @@ import (
 	"github.com/keelson-io/keelson/test/harness"
 )
 
+// password is that of the user kine in MariaDB.
+const password = "of-the-deep-sea"
+
 // startMariaDB starts a MariaDB that listens on a unix socket, and returns the
 // URL of a database in it as kine has it. It ends with the test, which is
 // skipped where MariaDB is not installed.
@@ -44,7 +47,9 @@ func startMariaDB(t *testing.T) string {
 	if err != nil {
 		t.Fatalf("mariadb-install-db: %v\n%s", err, out)
 	}
-	process := harness.StartProcess(t, dir, "mariadb", programs[1], "--no-defaults", "--datadir="+data, "--user="+name,
+	init := filepath.Join(dir, "init.sql")
+	check(t, os.WriteFile(init, []byte("CREATE USER kine@localhost IDENTIFIED BY '"+password+"';\nGRANT ALL ON *.* TO kine@localhost;\n"), 0o644))
+	process := harness.StartProcess(t, dir, "mariadb", programs[1], "--no-defaults", "--datadir="+data, "--user="+name, "--init-file="+init,
 		"--socket="+socket, "--skip-networking", "--pid-file="+filepath.Join(dir, "sock", "pid"), "--innodb-buffer-pool-size=16M")
 	check(t, process.WaitReady(patience, func(ctx context.Context) error {
 		conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
@@ -53,5 +58,5 @@ func startMariaDB(t *testing.T) string {
 		}
 		return conn.Close()
 	}))
-	return "mysql://root@unix(" + socket + ")/kine"
+	return "mysql://kine:" + password + "@unix(" + socket + ")/kine"
 }
