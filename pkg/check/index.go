@@ -2,6 +2,7 @@ package check
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
@@ -19,9 +20,11 @@ type index struct {
 	// suspects are wrong unless compaction has come to their revision, which
 	// is known at the end.
 	suspects []suspect
-	jumps    int64 // how many times revisions were left out
-	jump     [2]int64
+	jumps    []jump
 }
+
+// jump is between two revisions of which nothing is there.
+type jump struct{ from, to int64 }
 
 // key is the newest version of a key.
 type key struct {
@@ -37,11 +40,33 @@ type alarm struct {
 	alarm  int32
 }
 
+// suspect is kept small: of a snapshot that was restored every key may be one,
+// until the compaction mark at the end.
 type suspect struct {
-	kind    Kind
-	seq     int64
-	main    int64
-	problem string
+	what            suspicion
+	key             string
+	seq             int64
+	revision, last  eventlog.Revision
+	create, version int64
+}
+
+type suspicion uint8
+
+const (
+	partMissing   suspicion = iota // of a transaction
+	beforeMissing                  // the versions before
+	nothingGone                    // deleted, and was not there
+)
+
+func (s *suspect) finding() (Kind, string) {
+	switch s.what {
+	case partMissing:
+		return KindOrder, fmt.Sprintf("revision %v of key %q follows revision %v: a part of a transaction is not there", s.revision, s.key, s.last)
+	case beforeMissing:
+		return KindIndex, fmt.Sprintf("key %q has version %d, created at %d, and the versions before are not there", s.key, s.version, s.create)
+	default:
+		return KindIndex, fmt.Sprintf("key %q is deleted at revision %v, and was not there", s.key, s.revision)
+	}
 }
 
 func newIndex(c *checker, rs *records) *index {
@@ -56,15 +81,15 @@ func (ix *index) lost(name []byte) {
 	ix.keys[string(name)] = k
 }
 
-// suspect notes what only a compaction explains.
-func (ix *index) suspect(kind Kind, r *eventlog.Record, format string, args ...any) {
-	ix.suspects = append(ix.suspects, suspect{kind, r.Seq, r.Revision.Main, fmt.Sprintf(format, args...)})
+// suspect notes what only a compaction explains; last is the revision before.
+func (ix *index) suspect(what suspicion, r *eventlog.Record, last eventlog.Revision) {
+	ix.suspects = append(ix.suspects, suspect{
+		what: what, key: string(r.Key), seq: r.Seq, revision: r.Revision, last: last, create: r.CreateRevision, version: r.Version,
+	})
 }
 
 // jumped notes that there is nothing of the revisions between two.
-func (ix *index) jumped(from, to int64) {
-	ix.suspects = append(ix.suspects, suspect{kind: "", main: to - 1, seq: from})
-}
+func (ix *index) jumped(from, to int64) { ix.jumps = append(ix.jumps, jump{from, to}) }
 
 func (ix *index) add(r *eventlog.Record) {
 	switch r.Kind {
@@ -128,7 +153,7 @@ func (ix *index) put(r *eventlog.Record) {
 		ix.found(KindIndex, where(r.Seq), "key %q has version %d, created at %d, after version %d, created at %d (record %d)",
 			r.Key, r.Version, r.CreateRevision, k.version, k.create, k.seq)
 	case !created && (!known || k.deleted):
-		ix.suspect(KindIndex, r, "key %q has version %d, created at %d, and the versions before are not there", r.Key, r.Version, r.CreateRevision)
+		ix.suspect(beforeMissing, r, eventlog.Revision{})
 	}
 }
 
@@ -136,24 +161,21 @@ func (ix *index) remove(r *eventlog.Record) {
 	k, known := ix.keys[string(r.Key)]
 	ix.keys[string(r.Key)] = key{seq: r.Seq, main: r.Revision.Main, deleted: true}
 	if !k.doubtful && (!known || k.deleted) {
-		ix.suspect(KindIndex, r, "key %q is deleted at revision %v, and was not there", r.Key, r.Revision)
+		ix.suspect(nothingGone, r, eventlog.Revision{})
 	}
 }
 
 // finish looks at what there is at the end.
 func (ix *index) finish(compacted int64) {
-	for _, s := range ix.suspects {
-		switch {
-		case s.main <= compacted:
-		case s.kind == "":
-			ix.jumps++
-			ix.jump = [2]int64{s.seq, s.main + 1}
-		default:
-			ix.found(s.kind, where(s.seq), "%s, although compaction has come to revision %d only", s.problem, compacted)
+	for i := range ix.suspects {
+		if s := &ix.suspects[i]; s.revision.Main > compacted {
+			kind, problem := s.finding()
+			ix.found(kind, where(s.seq), "%s, although compaction has come to revision %d only", problem, compacted)
 		}
 	}
-	if ix.jumps > 0 {
-		ix.note("there is nothing of some revisions, such as those between %d and %d (%d times): an import from kine leaves such gaps", ix.jump[0], ix.jump[1], ix.jumps)
+	jumps := slices.DeleteFunc(ix.jumps, func(j jump) bool { return j.to-1 <= compacted })
+	if n := len(jumps); n > 0 {
+		ix.note("there is nothing of some revisions, such as those between %d and %d (%d times): an import from kine leaves such gaps", jumps[0].from, jumps[0].to, n)
 	}
 	for name, k := range ix.keys {
 		if k.deleted || k.seq == 0 {

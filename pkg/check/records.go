@@ -193,7 +193,7 @@ func (rs *records) order(rec *eventlog.Record) {
 	switch {
 	case broken:
 	case rev.Main == last.Main && rev.Sub != last.Sub+1, rev.Main > last.Main && rev.Sub != 0:
-		rs.index.suspect(KindOrder, rec, "revision %v of key %q follows revision %v: a part of a transaction is not there", rev, rec.Key, last)
+		rs.index.suspect(partMissing, rec, last)
 	case rev.Main > last.Main+1 && last.Main > 0:
 		rs.index.jumped(last.Main, rev.Main)
 	}

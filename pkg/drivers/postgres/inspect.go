@@ -15,9 +15,10 @@ const (
 	selectStored = `SELECT seq, position, revision, header, key, batch, value FROM keelson.log
 		WHERE seq >= $1 ORDER BY seq LIMIT $2`
 	// setIndexOnly lets rows be read one by one in the order of the index: a
-	// page that cannot be read then costs no more than its rows.
+	// page that cannot be read then costs no more than its rows. Without an index
+	// that would look so dear to the planner that it compiles the query.
 	setIndexOnly = `SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
-		set_config('enable_sort', 'off', true)`
+		set_config('enable_sort', 'off', true), set_config('jit', 'off', true)`
 
 	selectNewest = "SELECT coalesce(max(seq), 0) FROM keelson.log"
 )

@@ -1,0 +1,95 @@
+package check
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/keelson-io/keelson/pkg/drivers/postgres"
+	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
+	"github.com/keelson-io/keelson/pkg/snapshot"
+	"github.com/keelson-io/keelson/pkg/snapshot/datalog"
+	"github.com/keelson-io/keelson/pkg/store"
+)
+
+// TestRestored: nothing is wrong with a log that was made of a snapshot, nor
+// with what happens on it.
+func TestRestored(t *testing.T) {
+	for seed := range uint64(3) {
+		from, to := makeSQLite(t, seed, int(150*seed)), t.TempDir()
+		opt := datalog.Options{Logger: quiet()}
+		if seed == 2 {
+			opt.BumpRevision = 1000
+		}
+		move(t, from, datalog.SQLite(to, opt))
+		before := checkSQLite(t, from)
+		r := checkSQLite(t, to)
+		if !r.Clean() || r.Keys != before.Keys || r.Leases != before.Leases || len(r.Notes) != 0 {
+			t.Errorf("seed %d: %+v, was %+v", seed, r, before)
+		}
+		log, err := sqlite.Open(t.Context(), sqlite.Options{Dir: to, Logger: quiet()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		history(t, log, seed, 100)
+		if r := checkSQLite(t, to); !r.Clean() || len(r.Notes) != 0 {
+			t.Errorf("seed %d: then %+v", seed, r)
+		}
+	}
+}
+
+// move copies the data in directory from.
+func move(t *testing.T, from string, to snapshot.Sink) {
+	t.Helper()
+	log, err := sqlite.Open(t.Context(), sqlite.Options{Dir: from, Logger: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := store.Open(t.Context(), log, store.Options{Logger: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	src, err := s.Export(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = snapshot.Copy(t.Context(), to, src, nil)
+	if err := errors.Join(err, src.Close(), log.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRestoredPostgres: the same, and once more over data that there is, and
+// while a server writes.
+func TestRestoredPostgres(t *testing.T) {
+	url := startPostgres(t).URL("postgres")
+	from := makeSQLite(t, 3, 300)
+	for range 2 {
+		move(t, from, datalog.Postgres(url, datalog.Options{Replace: true, Logger: quiet()}))
+		if r := checkPostgres(t, url); !r.Clean() || len(r.Notes) != 0 {
+			t.Errorf("%+v", r)
+		}
+	}
+	log, err := postgres.Open(t.Context(), postgres.Options{URL: url, Logger: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan int)
+	go func() {
+		n := 0
+		for ctx.Err() == nil {
+			r, err := Postgres(t.Context(), url, nil)
+			if err != nil || !r.Clean() {
+				t.Errorf("%+v, %v", r, err)
+			}
+			n++
+		}
+		done <- n
+	}()
+	history(t, log, 5, 300)
+	stop()
+	if n := <-done; n == 0 {
+		t.Errorf("%d checks while a server wrote", n)
+	}
+}
