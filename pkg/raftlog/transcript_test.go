@@ -34,7 +34,7 @@ import (
 //	drop [from=1] [to=2]      loses them
 //	cut 1, heal 1             loses all messages of a node from now on
 //	hold, release             keeps snapshots on their way
-//	stabilize [quiet]         steps and delivers until nothing is left to do
+//	stabilize [1 …] [quiet]   steps and delivers, among nodes, until nothing is left to do
 //	campaign 2                node 2 tries to become the leader
 //	silence 2 …               nodes that have heard of no leader for an election timeout
 //	tick 1 [count=10]         time passes
@@ -112,7 +112,11 @@ func (s *sim) run(d *datadriven.TestData) {
 	case "deliver", "drop":
 		s.move(d)
 	case "stabilize":
-		for s.stepAll(s.all()) || s.deliver(func(*raftpb.Message) bool { return true }) {
+		named := named(d)
+		among := func(m *raftpb.Message) bool {
+			return len(named) == 0 || slices.Contains(named, m.GetFrom()) && slices.Contains(named, m.GetTo())
+		}
+		for s.stepAll(s.ids(d)) || s.deliver(among) {
 		}
 	case "step":
 		for s.stepAll(s.ids(d)) {
@@ -172,15 +176,19 @@ func (s *sim) act(d *datadriven.TestData, id uint64) {
 	}
 }
 
-// ids are the nodes that a command names, or all.
-func (s *sim) ids(d *datadriven.TestData) (ids []uint64) {
+// ids are the nodes that a command names, or all that run.
+func (s *sim) ids(d *datadriven.TestData) []uint64 {
+	if ids := named(d); len(ids) > 0 {
+		return ids
+	}
+	return s.all()
+}
+
+func named(d *datadriven.TestData) (ids []uint64) {
 	for _, arg := range d.CmdArgs {
 		if id, err := strconv.ParseUint(arg.Key, 10, 64); err == nil {
 			ids = append(ids, id)
 		}
-	}
-	if len(ids) == 0 {
-		return s.all()
 	}
 	return ids
 }
