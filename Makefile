@@ -88,6 +88,10 @@ test-crash: ## kill -9, pauses, full and damaged disks under load, and lineariza
 test-postgres: ## these suites with keelson on PostgreSQL, and several instances there
 	$(MAKE) -C test on-postgres postgres
 
+.PHONY: test-in-cluster
+test-in-cluster: ## these suites with keelson in a cluster of three
+	$(MAKE) -C test in-cluster
+
 .PHONY: test-cluster
 test-cluster: ## clusters of SQLite nodes under faults
 	$(MAKE) -C test cluster

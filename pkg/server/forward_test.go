@@ -235,6 +235,22 @@ func TestLockAfterLeader(t *testing.T) {
 	}
 }
 
+// TestLocksWithoutLeader: callers are told that they may come again.
+func TestLocksWithoutLeader(t *testing.T) {
+	p := startPair(t, func(at int, opt *memberOptions) {
+		config := opt.config
+		opt.config = func(c *Config) {
+			config(c)
+			c.RequestTimeout = 10 * time.Millisecond
+		}
+	})
+	p.lead(-1)
+	_, err := v3lockpb.NewLockClient(p[0].conn).Lock(short(t), &v3lockpb.LockRequest{Name: []byte("l")})
+	wantError(t, err, rpctypes.ErrGRPCNoLeader)
+	_, err = v3electionpb.NewElectionClient(p[0].conn).Campaign(short(t), &v3electionpb.CampaignRequest{Name: []byte("e"), Lease: 1})
+	wantError(t, err, rpctypes.ErrGRPCNoLeader)
+}
+
 // TestTimeToLiveOfDeposed: what a node says of a lease counts only if it leads
 // until then.
 func TestTimeToLiveOfDeposed(t *testing.T) {

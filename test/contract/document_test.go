@@ -11,7 +11,7 @@ import (
 )
 
 var (
-	shownBy  = regexp.MustCompile("`((?:pkg|test)/[a-z/]+) (Test[A-Za-z0-9]+)(/[a-z0-9_]+)?`|`/([a-z0-9_]+)`")
+	shownBy  = regexp.MustCompile("`(?:((?:pkg|test)/[a-z/]+) )?(Test[A-Za-z0-9]+)(/[a-z0-9_]+)?`|`/([a-z0-9_]+)`")
 	tableRow = regexp.MustCompile(`(?m)^\| .*\|$`)
 	heading  = regexp.MustCompile(`^\| (what|etcd) \|`)
 )
@@ -45,8 +45,11 @@ func TestDocument(t *testing.T) {
 		var dir string
 		for _, f := range found {
 			sub := f[4]
-			if f[1] != "" {
-				dir, sub = filepath.Join(root, f[1]), strings.TrimPrefix(f[3], "/")
+			if f[1] != "" { // else it is beside the one before
+				dir = filepath.Join(root, f[1])
+			}
+			if f[2] != "" {
+				sub = strings.TrimPrefix(f[3], "/")
 				exists(t, dir, "\nfunc "+f[2]+"(t *testing.T)")
 			}
 			if sub != "" {
@@ -60,6 +63,11 @@ func TestDocument(t *testing.T) {
 			t.Errorf("%s is not in the document", s.name)
 		}
 	}
+	for _, s := range clusters {
+		if !named[s.name] {
+			t.Errorf("%s is not in the document", s.name)
+		}
+	}
 	for _, d := range differences {
 		if !named[d.name] {
 			t.Errorf("%s is not in the document", d.name)
@@ -67,9 +75,13 @@ func TestDocument(t *testing.T) {
 	}
 }
 
-// exists checks that a text is in one of the tests of a package.
+// exists checks that a text is in one of the tests of a package, or that a name
+// in quotes is that of a file of theirs.
 func exists(t *testing.T, dir, text string) {
 	t.Helper()
+	if found, err := filepath.Glob(filepath.Join(dir, "testdata", "*", strings.Trim(text, `"`)+".*")); err == nil && len(found) > 0 {
+		return
+	}
 	files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
 	if err != nil {
 		t.Fatal(err)
