@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 
 	"go.etcd.io/etcd/client/pkg/v3/fileutil"
 	"go.etcd.io/etcd/server/v3/storage/wal"
@@ -75,7 +76,8 @@ func openDisk(dir string, id Identity, members Members) (*disk, error) {
 	return d, nil
 }
 
-func (d *disk) open(metadata []byte, members Members) error {
+func (d *disk) open(metadata []byte, members Members) (err error) {
+	defer recovered(&err)
 	if err := d.rewrite(); err != nil {
 		return err
 	}
@@ -263,15 +265,24 @@ func (d *disk) removeReleased() error {
 
 func (d *disk) close() error { return d.wal.Close() }
 
-// corrupt says of the WAL's errors which ones mean damage.
+// corrupt takes for damage whatever prevents the WAL from being read, unless the
+// operating system does.
 func corrupt(err error) error {
-	for _, damage := range []error{
-		wal.ErrCRCMismatch, wal.ErrSnapshotMismatch, wal.ErrSnapshotNotFound, wal.ErrSliceOutOfRange,
-		wal.ErrFileNotFound, walpb.ErrCRCMismatch, io.ErrUnexpectedEOF,
-	} {
-		if errors.Is(err, damage) {
-			return fmt.Errorf("%w: %w", eventlog.ErrCorrupt, err)
-		}
+	var system syscall.Errno
+	if errors.As(err, &system) || errors.Is(err, fileutil.ErrLocked) {
+		return err
 	}
-	return err
+	return fmt.Errorf("%w: %w", eventlog.ErrCorrupt, err)
+}
+
+// recovered makes an error of a panic of the WAL's package, at a record whose
+// kind, which no checksum covers, has changed.
+func recovered(err *error) {
+	switch p := recover().(type) {
+	case nil:
+	case string:
+		*err = fmt.Errorf("%w: %s", eventlog.ErrCorrupt, p)
+	default:
+		panic(p)
+	}
 }
