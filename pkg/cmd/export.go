@@ -101,8 +101,11 @@ func (a *accessFlags) toServer(ctx context.Context, cmd *cobra.Command, from, to
 			bar.report(done)
 		},
 	}), "reading")
-	if errors.Is(err, remote.ErrNotEmpty) {
+	switch {
+	case err == nil, errors.Is(err, remote.ErrDifferent):
+		return err
+	case errors.Is(err, remote.ErrNotEmpty):
 		return fmt.Errorf("%s: %w: nothing was written; --existing goes on with what was cut off, or overwrites", to, err)
 	}
-	return err
+	return fmt.Errorf("%s: %w; --existing goes on from there", to, err)
 }

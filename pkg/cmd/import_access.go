@@ -79,6 +79,14 @@ func (a *accessFlags) dial(ctx context.Context, p place, second bool) (*clientv3
 
 // open opens the place that data comes from.
 func (a *accessFlags) open(ctx context.Context, cmd *cobra.Command, p place, second bool) (snapshot.Source, error) {
+	src, err := a.openPlace(ctx, cmd, p, second)
+	if err != nil && ctx.Err() != nil {
+		err = errors.New("interrupted: nothing was changed")
+	}
+	return src, err
+}
+
+func (a *accessFlags) openPlace(ctx context.Context, cmd *cobra.Command, p place, second bool) (snapshot.Source, error) {
 	switch p.kind {
 	case placeKine:
 		return a.openKine(ctx, p)

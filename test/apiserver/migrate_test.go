@@ -18,26 +18,34 @@ import (
 	"github.com/keelson-io/keelson/test/harness"
 )
 
-// TestMigrate: a kube-apiserver is stopped, its data is brought from kine to
-// keelson, and it goes on there: clients keep the resource versions,
+// TestMigrate: a kube-apiserver is stopped, its data is brought from kine or
+// etcd to keelson, and it goes on there: clients keep the resource versions,
 // the watches and the half-read lists that they have.
 func TestMigrate(t *testing.T) {
 	if !slices.Contains(harness.Backends(t), harness.Keelson) {
 		t.Skip("KEELSON_TEST_BACKEND is another")
 	}
 	for _, tt := range []struct {
-		name string
-		kill bool // kine, and not stop it
-		flag string
+		name  string
+		start func(*testing.T) (*harness.Server, func(to string) []string)
+		flag  string
 	}{
-		{"from kine that was stopped", false, "--watch-cache=true"},
-		{"from kine that was killed", true, "--watch-cache=false"}, // so that watches reach the backend
+		{"from kine that was stopped", func(t *testing.T) (*harness.Server, func(string) []string) { return startKine(t, false) }, "--watch-cache=true"},
+		// Without its cache watches reach the backend.
+		{"from kine that was killed", func(t *testing.T) (*harness.Server, func(string) []string) { return startKine(t, true) }, "--watch-cache=false"},
+		{"from etcd", startEtcd, "--watch-cache=false"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			backend, stop := startKine(t, tt.kill)
+			backend, stop := tt.start(t)
 			migrate(t, backend, stop, tt.flag)
 		})
 	}
+}
+
+// startEtcd starts an etcd, whose data is taken while it runs.
+func startEtcd(t *testing.T) (*harness.Server, func(to string) []string) {
+	s := harness.StartServer(t, harness.Etcd)
+	return s, func(to string) []string { return []string{"import", "--from", s.Endpoint, "--to", to} }
 }
 
 // startKine starts a kine on SQLite, and returns how it is stopped and what

@@ -218,6 +218,31 @@ func TestSinkExisting(t *testing.T) {
 	}
 }
 
+// TestSinkInterrupted: a copy that is interrupted goes on, and writes no key
+// twice.
+func TestSinkInterrupted(t *testing.T) {
+	from, to := startServer(t), startServer(t)
+	const n = 200
+	for i := range n {
+		put(t, from, fmt.Sprint("key", i), fmt.Sprint(i))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	src := open(t, from)
+	_, err := snapshot.Copy(ctx, NewSink(to, SinkOptions{Report: func(done, _ snapshot.Progress) {
+		if done.Records >= n/2 {
+			cancel()
+		}
+	}}), src, nil)
+	if !errors.Is(err, context.Canceled) {
+		t.Fatalf("interrupted: %v", err)
+	}
+	_, err = snapshot.Copy(t.Context(), NewSink(to, SinkOptions{Existing: true}), src, nil)
+	check(t, err)
+	if rev := put(t, to, "after", ""); rev != 1+n+1 {
+		t.Errorf("%d keys were written in %d revisions", n, rev-2)
+	}
+}
+
 // TestSinkFails: a key that the server does not take is named.
 func TestSinkFails(t *testing.T) {
 	to := startServer(t)
