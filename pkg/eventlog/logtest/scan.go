@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
@@ -154,11 +155,14 @@ func testScanShared(t *testing.T, h Harness) {
 	m := other.append(mark(1))
 	other.compact(1, 2)
 	s.model = other.model
+	deleted := make(chan error, 2)
 	scan, err := s.log.Scan(context.Background(), func(head eventlog.Position) (int64, error) {
 		if head < m.Position() {
 			t.Errorf("Scan: the head is %d although records were deleted for position %d", head, m.Position())
 		}
-		s.tail(m.Base, 1) // as who reads the head would
+		s.tail(m.Base, 1) // as who reads the head would; the other one waits for that
+		go func() { deleted <- other.log.Compact(context.Background(), []int64{5, 6}) }()
+		time.Sleep(200 * time.Millisecond) // it may try
 		return m.Records[0].Seq, nil
 	})
 	if err != nil {
@@ -167,17 +171,18 @@ func testScanShared(t *testing.T, h Harness) {
 	want := other.model.left()
 	other.append(put("a", "1"))
 	other.append(mark(2))
-	deleted := make(chan error, 1)
 	go func() { deleted <- other.log.Compact(context.Background(), []int64{3, 4, 2000}) }()
 	s.scanned(scan, want)
 	s.model = other.model
 	s.tail(m.Position(), 10) // the other one may wait for that
-	if err := <-deleted; err != nil {
-		t.Fatalf("Compact: %v", err)
+	for range cap(deleted) {
+		if err := <-deleted; err != nil {
+			t.Fatalf("Compact: %v", err)
+		}
 	}
 	s.scanned(scan, want)
 	s.close(scan)
-	other.model.compact(3, 4, 2000)
+	other.model.compact(3, 4, 5, 6, 2000)
 	s.model = other.model
 	s.compare()
 }
