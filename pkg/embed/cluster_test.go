@@ -633,3 +633,35 @@ func TestPeerLimits(t *testing.T) {
 		}
 	}
 }
+
+// TestClusterRemovesLeader: of two nodes the one that leads can be removed,
+// through itself; the other one goes on alone.
+func TestClusterRemovesLeader(t *testing.T) {
+	dir := shortDir(t)
+	var nodes []clusterNode
+	for i := 1; i <= 2; i++ {
+		nodes = append(nodes, startNode(t, nodeConfig(dir, i, ClusterStateNew, 1, 2)))
+	}
+	leader, other := leaderAmong(t, nodes)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := leader.client.Put(ctx, "k", "1"); err != nil {
+		t.Fatalf("Put: %v", err)
+	}
+	_, removed := leader.client.MemberRemove(ctx, leader.backend.memberID) // the node may stop before it answers
+	select {
+	case <-leader.Done():
+	case <-ctx.Done():
+		t.Fatalf("the leader goes on; MemberRemove: %v", removed)
+	}
+	if err := leader.Err(); !errors.Is(err, raftlog.ErrRemoved) {
+		t.Errorf("the leader that was removed ended with %v", err)
+	}
+	if _, err := other.client.Put(ctx, "k", "2"); err != nil {
+		t.Fatalf("Put without it: %v", err)
+	}
+	list, err := other.client.MemberList(ctx)
+	if err != nil || len(list.Members) != 1 || list.Members[0].ID != other.backend.memberID {
+		t.Errorf("MemberList: %v, %v", list, err)
+	}
+}
