@@ -29,6 +29,12 @@ const firstIndex, firstTerm = 1, 1
 // raftDir is where the Raft log is in a data directory.
 const raftDir = "raft"
 
+// segmentBytes is the size of a file of the WAL, which is allocated whole, and
+// written anew at each start: a few times what is kept of the Raft log.
+const segmentBytes = 16 << 20
+
+func init() { wal.SegmentSizeBytes = segmentBytes }
+
 // disk is the Raft log: in etcd's WAL, where it is durable, and from the mark
 // before last on in memory, where raft reads it.
 type disk struct {
