@@ -100,11 +100,15 @@ func (s *claims) claim(ctx context.Context, name []byte, lease int64, value []by
 	}}}
 	// Not under ctx: a claim that was made must be known, to be withdrawn if
 	// the caller is gone.
-	resp, err := s.txn(context.WithoutCancel(ctx), &pb.TxnRequest{
+	req := &pb.TxnRequest{
 		Compare: createdAt(key, 0),
 		Success: []*pb.RequestOp{put(key, value, lease), oldest},
 		Failure: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: key}}}, oldest},
-	})
+	}
+	resp, err := s.txn(context.WithoutCancel(ctx), req)
+	for errors.Is(err, rpctypes.ErrGRPCTimeoutDueToLeaderFail) && ctx.Err() == nil {
+		resp, err = s.txn(context.WithoutCancel(ctx), req) // to claim twice is to claim once
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/keelson-io/keelson/pkg/eventlog/memlog"
 	"github.com/keelson-io/keelson/pkg/lease"
@@ -33,6 +35,7 @@ type pairMember struct {
 	term    uint64
 	changed chan struct{}
 	onTTL   func() // called in TimeToLive, once
+	mute    bool   // the answer to the next Txn is lost
 }
 
 func startPair(t *testing.T, config func(at int, opt *memberOptions)) *pair {
@@ -126,7 +129,14 @@ func (s pairStore) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, 
 	if !s.m.leads() {
 		return nil, store.ErrUnavailable
 	}
-	return s.Store.Txn(ctx, r)
+	resp, err := s.Store.Txn(ctx, r)
+	s.m.mu.Lock()
+	defer s.m.mu.Unlock()
+	if s.m.mute {
+		s.m.mute = false
+		return nil, status.Error(codes.Unavailable, "the connection is gone")
+	}
+	return resp, err
 }
 
 func (s pairStore) LeaseGrant(ctx context.Context, id, ttl int64) (store.Lease, error) {
@@ -232,6 +242,24 @@ func TestLockAfterLeader(t *testing.T) {
 	}
 	if n := count(p[0]); n != 2 {
 		t.Errorf("%d claims are left, want one that holds the lock and one that waits", n)
+	}
+}
+
+// TestClaimTwice: a claim whose answer is lost with the leader is made again.
+func TestClaimTwice(t *testing.T) {
+	p := startPair(t, nil)
+	ctx := short(t)
+	for _, name := range []string{"a", "b"} { // the connection is there for the second
+		p[0].mu.Lock()
+		p[0].mute = name == "b"
+		p[0].mu.Unlock()
+		resp, err := v3lockpb.NewLockClient(p[1].conn).Lock(ctx, &v3lockpb.LockRequest{Name: []byte(name)})
+		if err != nil || !bytes.HasPrefix(resp.Key, []byte(name+"/")) {
+			t.Errorf("Lock %s: %v, %v", name, resp, err)
+		}
+	}
+	if p[0].mute {
+		t.Error("no answer was lost")
 	}
 }
 

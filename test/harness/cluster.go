@@ -63,9 +63,8 @@ func newNodes(t testing.TB, backend Backend, program string, settings []string) 
 		name := fmt.Sprint("node", i)
 		initial = append(initial, name+"="+peer)
 		s.args = append(s.args, "--name", name, "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer)
-		if backend == Keelson { // etcd has it decide how short a lease may be
-			s.args = append(s.args, "--heartbeat-interval", "50", "--election-timeout", "500")
-		}
+		// Sooner than by default, but not so soon that a lease may be shorter.
+		s.args = append(s.args, "--heartbeat-interval", "50", "--election-timeout", "700")
 		s.args = append(s.args, settings...)
 		nodes = append(nodes, s)
 	}
