@@ -139,6 +139,9 @@ func newHTTPServer(log *logrus.Entry, handler http.Handler) *http.Server {
 
 // serve starts every goroutine.
 func (s *Server) serve() {
+	if c := s.backend.cluster; c != nil { // first: it registers the services once more
+		c.serve(s.api, s.advertise, s.fail)
+	}
 	s.serving.Go(func() { s.fail(ignoreClosed(s.grpc.Serve(s.mux.GRPC()))) })
 	if s.gateway != nil {
 		s.serving.Go(func() { s.fail(ignoreClosed(s.grpc.Serve(s.gateway.Listener()))) })
@@ -151,9 +154,6 @@ func (s *Server) serve() {
 			mux = s.metricsMux
 		}
 		s.serving.Go(func() { s.fail(mux.Serve(l, l.certs)) })
-	}
-	if c := s.backend.cluster; c != nil {
-		c.serve(s.api, s.advertise, s.fail)
 	}
 	s.api.SetReady(true)
 	s.backend.run(s.api.SetReady, s.fail)
