@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,7 +31,7 @@ type fixture struct {
 	write    error // of the next writes
 	verify   error
 	takes    time.Duration
-	mine     bool
+	mine     atomic.Bool
 	written  int
 }
 
@@ -38,7 +39,8 @@ func newFixture(t *testing.T, schedule, retention string) *fixture {
 	t.Helper()
 	logger, hook := test.NewNullLogger()
 	logger.SetLevel(logrus.DebugLevel)
-	f := &fixture{dir: t.TempDir(), hook: hook, registry: prometheus.NewRegistry(), revision: 10, mine: true}
+	f := &fixture{dir: t.TempDir(), hook: hook, registry: prometheus.NewRegistry(), revision: 10}
+	f.mine.Store(true)
 	s, err := ParseSchedule(schedule)
 	if err != nil {
 		t.Fatal(err)
@@ -60,7 +62,12 @@ func newFixture(t *testing.T, schedule, retention string) *fixture {
 			if err := ctx.Err(); err != nil {
 				return Contents{}, err
 			}
-			if err := os.WriteFile(path, fmt.Appendf(nil, "%d", f.revision), 0o600); err != nil {
+			file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+			if err != nil {
+				return Contents{}, err
+			}
+			_, err = fmt.Fprint(file, f.revision)
+			if err := errors.Join(err, file.Close()); err != nil {
 				return Contents{}, err
 			}
 			f.revision++
@@ -76,7 +83,7 @@ func newFixture(t *testing.T, schedule, retention string) *fixture {
 			return c, errors.Join(err, f.verify)
 		},
 		Size: func() int64 { return 1000 },
-		Mine: func() bool { return f.mine },
+		Mine: f.mine.Load,
 
 		Metrics: NewMetrics(f.registry), Log: logrus.NewEntry(logger),
 	}
@@ -322,12 +329,12 @@ func TestMismatch(t *testing.T) {
 func TestNotMine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, "@every 1h", "1")
-		f.mine = false
+		f.mine.Store(false)
 		old := []string{name(ourID, 1, time.Now().Add(-3*day)), name(ourID, 2, time.Now().Add(-2*day))}
 		f.put(t, old...)
 		go func() {
 			time.Sleep(2*time.Hour + time.Minute)
-			f.mine = true
+			f.mine.Store(true)
 		}()
 		f.run(t, 2*time.Hour+30*time.Second)
 		if got := f.files(t); !slices.Equal(got, old) || f.written != 0 || f.metric(t, "active") != 0 {

@@ -73,7 +73,7 @@ func parseNames(names []string, id string) []backupName {
 	var found []backupName
 	for _, name := range names {
 		parts := nameForm.FindStringSubmatch(name)
-		if parts == nil || parts[1] != id {
+		if parts == nil {
 			continue
 		}
 		revision, err := strconv.ParseInt(parts[2], 10, 64)
@@ -81,7 +81,7 @@ func parseNames(names []string, id string) []backupName {
 			continue
 		}
 		at, err := time.Parse(nameTime, parts[3])
-		if n := (backupName{id, revision, at}); err == nil && n.String() == name {
+		if n := (backupName{id, revision, at}); err == nil && n.String() == name { // not another's id, nor a leading 0
 			found = append(found, n)
 		}
 	}
