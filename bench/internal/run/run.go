@@ -104,6 +104,9 @@ func (r *Runner) all(ctx context.Context) error {
 	r.Workloads = slices.DeleteFunc(r.Workloads, func(spec workload.Spec) bool {
 		return !slices.ContainsFunc(r.Systems, func(s systems.System) bool { return takesPart(s, spec) })
 	})
+	if len(r.Workloads) == 0 {
+		return errors.New("none of the systems takes part in any of the workloads")
+	}
 	for _, spec := range r.Workloads {
 		plan.left += r.estimate(spec)
 	}
