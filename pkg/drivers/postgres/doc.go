@@ -68,7 +68,8 @@
 //
 // Every instance deletes what its store has freed; whoever is first counts.
 // None deletes a record that another instance has not read, for as long as
-// that one reports (reader).
+// that one reports (reader). A Scan is one state of the database, seen while the
+// row that every Compact changes is locked.
 //
 // # Durability
 //

@@ -9,7 +9,7 @@
 // # Connections
 //
 //	Append, Compact, Defragment, vacuumLoop ─ token ─▶ writer   BEGIN IMMEDIATE … COMMIT
-//	Load, Tail, Values ──────────────────────────────▶ readers  short transactions
+//	Load, Tail, Values, Scan ────────────────────────▶ readers  short transactions
 //	checkpointLoop ──────────────────────────────────▶ janitor  PRAGMA wal_checkpoint
 //
 // A token, handed over in the order of asking, makes for one writer; since a
