@@ -119,7 +119,8 @@ func TestClusterMetrics(t *testing.T) {
 	if committed-before["etcd_server_proposals_committed_total"] < 10 || applied > committed || float64(status.RaftIndex) < committed {
 		t.Errorf("committed %v, applied %v after ten writes; before: %v; status %v", committed, applied, before["etcd_server_proposals_committed_total"], status)
 	}
-	for peer(nodeMetrics(t, follower), "round_trip_time_seconds_count", "To", leader) == 0 {
+	trips := fmt.Sprintf("etcd_network_peer_round_trip_time_seconds_count{To=\"%x\"}", leader.backend.memberID)
+	for nodeMetrics(t, follower)[trips] == 0 { // there is none before the first
 		if ctx.Err() != nil {
 			t.Fatal("no round trip within a minute")
 		}
