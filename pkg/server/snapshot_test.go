@@ -28,7 +28,7 @@ func filled(t *testing.T) *member {
 	t.Helper()
 	m := startMember(t, memberOptions{})
 	for _, key := range strings.Split("abcdefghijkl", "") {
-		if _, err := m.kv.Put(t.Context(), &pb.PutRequest{Key: []byte(key), Value: make([]byte, 1<<20)}); err != nil {
+		if _, err := m.kv.Put(t.Context(), &pb.PutRequest{Key: []byte(key), Value: make([]byte, 256<<10)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -103,13 +103,13 @@ func TestSnapshotNotRead(t *testing.T) {
 	m := filled(t)
 	m.server.snapshots.patience = 500 * time.Millisecond
 	stalled := m.begin(short(t), t)
+	m.server.snapshots.patience = time.Hour
 	if _, err := m.snapshot(t); err != nil {
 		t.Errorf("after one that nobody reads: %v", err)
 	}
 	if _, err := drain(stalled); status.Code(err) != codes.DeadlineExceeded || !strings.Contains(err.Error(), "was not read") {
 		t.Errorf("one that was not read: %v", err)
 	}
-	m.server.snapshots.patience = time.Hour
 	ctx, cancel := context.WithCancel(t.Context())
 	m.begin(ctx, t)
 	cancel()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -76,6 +77,34 @@ func TestExport(t *testing.T) {
 	stop := errors.New("stop")
 	if err := src.Records(t.Context(), func(*eventlog.Record) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("Records: %v, want fn's error", err)
+	}
+}
+
+// TestExportBeforeTrim: what is compacted and still in the index is left out.
+func TestExportBeforeTrim(t *testing.T) {
+	st := newState()
+	st = st.edit()
+	for i, r := range []eventlog.Record{
+		{Kind: eventlog.KindPut, Key: []byte("a"), Revision: eventlog.Revision{Main: 2}},
+		{Kind: eventlog.KindPut, Key: []byte("b"), Revision: eventlog.Revision{Main: 3}},
+		{Kind: eventlog.KindPut, Key: []byte("a"), Revision: eventlog.Revision{Main: 4}},
+		{Kind: eventlog.KindDelete, Key: []byte("b"), Revision: eventlog.Revision{Main: 5}},
+		{Kind: eventlog.KindPut, Key: []byte("a"), Revision: eventlog.Revision{Main: 6}},
+		{Kind: eventlog.KindCompact, Revision: eventlog.Revision{Main: 5}},
+	} {
+		r.Seq, r.Position = int64(i+1), eventlog.Position(i+1)
+		if err := st.apply(&r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var e Export
+	e.list(&st)
+	var got []int64
+	for _, v := range e.versions {
+		got = append(got, v.seq)
+	}
+	if want := []int64{3, 4, 5}; !slices.Equal(got, want) || e.newest != 6 {
+		t.Errorf("records %v up to revision %d are exported, want %v", got, e.newest, want)
 	}
 }
 

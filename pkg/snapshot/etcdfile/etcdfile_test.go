@@ -301,20 +301,33 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// TestRevision has heads whose record is gone.
+// TestRevision has heads whose record is gone: where the compact revision does
+// not tell, a record without a key stands for it.
 func TestRevision(t *testing.T) {
-	for _, s := range []snapshot.State{
-		{Revision: 1},
-		{Revision: 90},
-		{Revision: 90, Compacted: 90},
-		{Revision: 90, Compacted: 50},
+	for _, tt := range []struct {
+		state  snapshot.State
+		marked bool
+	}{
+		{snapshot.State{Revision: 1}, false},
+		{snapshot.State{Revision: 20}, false},
+		{snapshot.State{Revision: 90}, true},
+		{snapshot.State{Revision: 90, Compacted: 90}, false},
+		{snapshot.State{Revision: 90, Compacted: 50}, true},
 	} {
-		m := &memory{state: s}
-		if s.Revision > 1 {
+		m := &memory{state: tt.state}
+		if tt.state.Revision > 1 {
 			m.records = []eventlog.Record{put(20, 0, "a", "1")}
 		}
-		r := open(t, write(t, m, etcdfile.Options{}))
+		path := write(t, m, etcdfile.Options{})
+		r := open(t, path)
 		equal(t, "what was read", dump(t, r), dump(t, m))
+		change(t, path, func(tx *bbolt.Tx) error {
+			last, value := tx.Bucket([]byte("key")).Cursor().Last()
+			if marked := last != nil && len(value) == 0; marked != tt.marked {
+				t.Errorf("%+v: the last record is %x", tt.state, last)
+			}
+			return nil
+		})
 	}
 }
 
