@@ -63,6 +63,7 @@ func (s *maintenanceServer) Snapshot(_ *pb.SnapshotRequest, stream pb.Maintenanc
 	case <-s.stopping:
 		return rpctypes.ErrGRPCStopped
 	}
+	limit := s.snapshots.patience
 	out := &blobStream{stream: stream, sha: sha256.New(), blob: blobs.Get(0)}
 	done := make(chan error, 1)
 	go func() {
@@ -71,7 +72,7 @@ func (s *maintenanceServer) Snapshot(_ *pb.SnapshotRequest, stream pb.Maintenanc
 		done <- err
 	}()
 	// Only the end of the call ends a Send that waits for its client.
-	patience := time.NewTicker(s.snapshots.patience)
+	patience := time.NewTicker(limit)
 	defer patience.Stop()
 	for sent := int64(0); ; {
 		select {
@@ -84,7 +85,7 @@ func (s *maintenanceServer) Snapshot(_ *pb.SnapshotRequest, stream pb.Maintenanc
 				sent = now
 				continue
 			}
-			s.log.Warnf("a snapshot is given up: its client has read nothing for %v", s.snapshots.patience)
+			s.log.Warnf("a snapshot is given up: its client has read nothing for %v", limit)
 			return errSnapshotStalled
 		}
 	}
