@@ -47,7 +47,13 @@ func outcome(t *testing.T, dir string, args ...string) (code int, stdout, stderr
 	var out, errs bytes.Buffer
 	cmd := command(dir, args...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	err := cmd.Run()
+	cmd.WaitDelay = time.Minute // for pipes that stay open
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	patience := time.AfterFunc(2*time.Minute, func() { _ = cmd.Process.Signal(syscall.SIGQUIT) }) // it says where it stands
+	defer patience.Stop()
+	err := cmd.Wait()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
