@@ -90,7 +90,7 @@ func StartProgram(t testing.TB, backend Backend, program string, args ...string)
 // others run already, and until the test ends.
 func NewServer(t testing.TB, backend Backend, program string, args ...string) *Server {
 	t.Helper()
-	if inCluster(backend) && !slices.Contains(args, "--initial-cluster") {
+	if inCluster(backend) && !slices.Contains(args, "--initial-cluster") && !slices.Contains(args, "--datastore") {
 		nodes := newNodes(t, backend, program, args)
 		for _, other := range nodes[1:] {
 			other.start()
