@@ -203,7 +203,7 @@ func TestWALFlips(t *testing.T) {
 			wal := bytes.Clone(im.wal)
 			for at := range wal {
 				for bit := range 8 {
-					if at < begin && (at+bit)%8 != 0 || at >= begin && (at+bit)%3 != 0 {
+					if at < begin && (at+bit)%(8*sparse) != 0 || at >= begin && (at+bit)%(3*sparse) != 0 {
 						continue // enough are left
 					}
 					if at >= begin && at < end {
@@ -385,7 +385,7 @@ func TestWALTorn(t *testing.T) {
 					set(sector, 0)
 				}
 			}
-			for range 1500 {
+			for range 1500 / sparse {
 				lost := r.Float64()
 				for sector := first; sector <= last; sector++ {
 					set(sector, 0)
@@ -395,7 +395,7 @@ func TestWALTorn(t *testing.T) {
 				}
 				check()
 			}
-			for size := len(after); size >= begin; size -= 1 + r.IntN(200) {
+			for size := len(after); size >= begin; size -= sparse * (1 + r.IntN(200)) {
 				wal = after[:size]
 				check()
 			}
