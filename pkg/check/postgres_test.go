@@ -17,23 +17,6 @@ import (
 	"github.com/keelson-io/keelson/pkg/drivers/postgres/pgtest"
 )
 
-func startPostgres(t *testing.T) *pgtest.Server {
-	t.Helper()
-	db, err := pgtest.New()
-	if errors.Is(err, pgtest.ErrNotInstalled) {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return db
-}
-
 func inSchema(url, schema string) string { return url + "&schema=" + schema }
 
 func makePostgres(t *testing.T, url string, seed uint64, steps int) {
@@ -72,7 +55,7 @@ var postgresDamages = []damage{
 }
 
 func TestPostgres(t *testing.T) {
-	server := startPostgres(t)
+	server := pgtest.ForTest(t)
 	url := server.URL("postgres")
 	for seed := range uint64(4) {
 		place := inSchema(url, fmt.Sprintf("clean%d", seed))
@@ -134,7 +117,7 @@ func copySchema(t *testing.T, db *sql.DB, from, to string) {
 // TestDamagedPostgresFile overwrites a page of the table: what is readable is
 // checked, beside an instance that runs.
 func TestDamagedPostgresFile(t *testing.T) {
-	server := startPostgres(t)
+	server := pgtest.ForTest(t)
 	url := server.URL("postgres")
 	makePostgres(t, url, 3, 400)
 	whole := checkPostgres(t, url)

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/keelson-io/keelson/pkg/drivers/postgres"
+	"github.com/keelson-io/keelson/pkg/drivers/postgres/pgtest"
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/snapshot"
 	"github.com/keelson-io/keelson/pkg/snapshot/datalog"
@@ -62,7 +63,7 @@ func move(t *testing.T, from string, to snapshot.Sink) {
 // TestRestoredPostgres: the same, and once more over data that there is, and
 // while a server writes.
 func TestRestoredPostgres(t *testing.T) {
-	url := startPostgres(t).URL("postgres")
+	url := pgtest.ForTest(t).URL("postgres")
 	from := makeSQLite(t, 3, 300)
 	for range 2 {
 		move(t, from, datalog.Postgres(url, datalog.Options{Replace: true, Logger: quiet()}))

@@ -16,23 +16,6 @@ import (
 	"github.com/keelson-io/keelson/pkg/drivers/postgres/pgtest"
 )
 
-func startPostgres(t *testing.T) *pgtest.Server {
-	t.Helper()
-	db, err := pgtest.New()
-	if errors.Is(err, pgtest.ErrNotInstalled) {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return db
-}
-
 func (p *process) logged(text string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -42,7 +25,7 @@ func (p *process) logged(text string) bool {
 // TestPasswordIsNotShown: a password that is not on the command line is
 // neither among the processes nor in the log; of one that is the log warns.
 func TestPasswordIsNotShown(t *testing.T) {
-	db := startPostgres(t)
+	db := pgtest.ForTest(t)
 	socket := func(dir string) string { return "--listen-client-urls=unix://" + dir + "/k.sock" }
 	dir := shortDir(t)
 	p := startProcess(t, dir, []string{"KEELSON_DATASTORE=" + db.URL("postgres")}, "--data-dir="+dir, "--log-level=debug", socket(dir))
@@ -88,7 +71,7 @@ func twoInstances(t *testing.T) (lessor *process, c *clientv3.Client, second *pr
 	if os.Getenv(slowEnv) != "all" {
 		t.Skipf("takes half a minute: set %s=all", slowEnv)
 	}
-	env := []string{"KEELSON_DATASTORE=" + startPostgres(t).URL("postgres")}
+	env := []string{"KEELSON_DATASTORE=" + pgtest.ForTest(t).URL("postgres")}
 	start := func(name string) (*process, string) {
 		dir := shortDir(t)
 		url := "unix://" + dir + "/k.sock"

@@ -8,12 +8,13 @@ import (
 	"github.com/sirupsen/logrus"
 	logrustest "github.com/sirupsen/logrus/hooks/test"
 
+	"github.com/keelson-io/keelson/pkg/drivers/postgres/pgtest"
 	"github.com/keelson-io/keelson/pkg/embed"
 )
 
 // TestBackupsOfInstances: of several on one PostgreSQL one makes them.
 func TestBackupsOfInstances(t *testing.T) {
-	db := startPostgres(t)
+	db := pgtest.ForTest(t)
 	place := t.TempDir()
 	done := make(map[string]*logrustest.Hook)
 	count := func(name string) (n int) {

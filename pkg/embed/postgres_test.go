@@ -20,23 +20,6 @@ import (
 	"github.com/keelson-io/keelson/pkg/embed"
 )
 
-func startPostgres(t *testing.T) *pgtest.Server {
-	t.Helper()
-	db, err := pgtest.New()
-	if errors.Is(err, pgtest.ErrNotInstalled) {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return db
-}
-
 // instance is one of several servers on a database, and a client of it alone.
 type instance struct {
 	*embed.Server
@@ -86,7 +69,7 @@ func startInstanceOn(t *testing.T, url, name string) *instance {
 // the other at once, and both increment one counter without losing any; a
 // watch on each sees all of it, in order.
 func TestPostgresInstances(t *testing.T) {
-	db := startPostgres(t)
+	db := pgtest.ForTest(t)
 	a, b := startInstance(t, db, "a"), startInstance(t, db, "b")
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -160,7 +143,7 @@ func increment(ctx context.Context, c *clientv3.Client, key string) error {
 // TestPostgresWatchIsFast: an event from another instance comes by
 // notification, not when it is looked for.
 func TestPostgresWatchIsFast(t *testing.T) {
-	db := startPostgres(t)
+	db := pgtest.ForTest(t)
 	a, b := startInstance(t, db, "a"), startInstance(t, db, "b")
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -188,7 +171,7 @@ func TestPostgresWatchIsFast(t *testing.T) {
 // instance, under writes, neither stop the other nor hide anything from its
 // watchers.
 func TestPostgresCompaction(t *testing.T) {
-	db := startPostgres(t)
+	db := pgtest.ForTest(t)
 	a, b := startInstance(t, db, "a"), startInstance(t, db, "b")
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -242,7 +225,7 @@ func TestPostgresCompaction(t *testing.T) {
 // instance, and ends once for all of them, also when the instance that
 // expired leases is gone.
 func TestPostgresLease(t *testing.T) {
-	db := startPostgres(t)
+	db := pgtest.ForTest(t)
 	a, b := startInstance(t, db, "a"), startInstance(t, db, "b")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -321,7 +304,7 @@ func waitDeleted(ctx context.Context, t *testing.T, c *instance, key string) {
 // Nothing acknowledged is lost, nothing happens twice, and no server has to
 // be restarted.
 func TestPostgresTrouble(t *testing.T) {
-	db := startPostgres(t)
+	db := pgtest.ForTest(t)
 	a, b := startInstance(t, db, "a"), startInstance(t, db, "b")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

@@ -129,7 +129,7 @@ func checkCompacted(t *testing.T, name string, watch clientv3.WatchChan, seen in
 // have seen; watches end with the reason that makes clients list anew.
 func TestPostgresLostCommits(t *testing.T) {
 	t.Parallel()
-	db := startPostgres(t)
+	db := pgtest.ForTest(t)
 	a, b := startInstance(t, db, "a"), startInstance(t, db, "b")
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -200,7 +200,7 @@ func TestPostgresLostCommits(t *testing.T) {
 // than go on with a gap.
 func TestPostgresOvertaken(t *testing.T) {
 	t.Parallel()
-	db := startPostgres(t)
+	db := pgtest.ForTest(t)
 	a := startInstance(t, db, "a")
 	b := startModest(t, db, "b")
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -242,7 +242,7 @@ func TestPostgresOvertaken(t *testing.T) {
 // later it goes on by itself.
 func TestPostgresReopening(t *testing.T) {
 	t.Parallel()
-	db := startPostgres(t)
+	db := pgtest.ForTest(t)
 	a := startInstance(t, db, "a")
 	b := startModest(t, db, "b")
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
@@ -301,7 +301,7 @@ func TestPostgresReopening(t *testing.T) {
 // stopped.
 func TestPostgresStopReopening(t *testing.T) {
 	t.Parallel()
-	db := startPostgres(t)
+	db := pgtest.ForTest(t)
 	a := startInstance(t, db, "a")
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -326,7 +326,7 @@ func TestPostgresStopReopening(t *testing.T) {
 // while the database does not answer: its client is told to go elsewhere.
 func TestPostgresLeaderLost(t *testing.T) {
 	t.Parallel()
-	db := startPostgres(t)
+	db := pgtest.ForTest(t)
 	a := startInstance(t, db, "a")
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
@@ -376,7 +376,7 @@ func TestPostgresLeaderLost(t *testing.T) {
 // after a bounded time, the log says why, and it ends by itself.
 func TestPostgresReadOnly(t *testing.T) {
 	t.Parallel()
-	db := startPostgres(t)
+	db := pgtest.ForTest(t)
 	a := startInstance(t, db, "a")
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
@@ -410,7 +410,7 @@ func TestPostgresReadOnly(t *testing.T) {
 // loss that it notices.
 func TestPostgresRestore(t *testing.T) {
 	t.Parallel()
-	db := startPostgres(t)
+	db := pgtest.ForTest(t)
 	a := startInstance(t, db, "a")
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()

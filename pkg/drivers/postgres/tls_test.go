@@ -2,7 +2,6 @@ package postgres_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -31,18 +30,7 @@ func startTLS(t *testing.T, ca *certtest.Authority) (db *pgtest.Server, port str
 		t.Fatal(err)
 	}
 	_ = l.Close()
-	db, err = pgtest.New("listen_addresses=127.0.0.1", "port="+port)
-	if errors.Is(err, pgtest.ErrNotInstalled) {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	db = pgtest.ForTest(t, "listen_addresses=127.0.0.1", "port="+port)
 	ca.Issue(t, db.Dir(), "server")
 	certificate, key := filepath.Join(db.Dir(), "server.crt"), filepath.Join(db.Dir(), "server.key")
 	c, err := pgx.Connect(context.Background(), db.URL("postgres"))

@@ -486,18 +486,7 @@ func (c *cancelling) Records(ctx context.Context, fn func(*eventlog.Record) erro
 // TestPostgres makes the data of a schema, over and over.
 func TestPostgres(t *testing.T) {
 	t.Parallel()
-	db, err := pgtest.New()
-	if errors.Is(err, pgtest.ErrNotInstalled) {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
+	db := pgtest.ForTest(t)
 	url := db.URL("postgres")
 	h := newHistory(t)
 	copyTo := func(src snapshot.Source, replace bool) error {

@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"testing"
 	"time"
 )
 
@@ -73,6 +74,25 @@ func New(settings ...string) (*Server, error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+// ForTest is New for a test, which ends the server with it, and is skipped where
+// PostgreSQL is not installed.
+func ForTest(t testing.TB, settings ...string) *Server {
+	t.Helper()
+	s, err := New(settings...)
+	if errors.Is(err, ErrNotInstalled) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
 }
 
 // findPrograms returns the directory of the newest PostgreSQL there is.

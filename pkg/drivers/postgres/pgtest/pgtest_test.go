@@ -2,7 +2,6 @@ package pgtest_test
 
 import (
 	"context"
-	"errors"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -12,18 +11,7 @@ import (
 
 // TestRestart: what was committed survives kill -9 and a stop.
 func TestRestart(t *testing.T) {
-	s, err := pgtest.New()
-	if errors.Is(err, pgtest.ErrNotInstalled) {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
+	s := pgtest.ForTest(t)
 	exec := func(sql string) (n int) {
 		t.Helper()
 		c, err := pgx.Connect(context.Background(), s.URL("postgres"))
