@@ -17,11 +17,11 @@ import (
 // backups that there are, and room for others as before.
 func TestFullDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root mounts file systems")
+		t.Skip("only root may mount the small file system that this fills")
 	}
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); errors.Is(err, unix.EPERM) {
-		t.Skip("file systems cannot be mounted here")
+		t.Skip("the small file system that this fills cannot be mounted: the right to (CAP_SYS_ADMIN) is missing")
 	} else if err != nil {
 		t.Fatal(err)
 	}

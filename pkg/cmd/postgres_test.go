@@ -32,7 +32,7 @@ func TestPasswordIsNotShown(t *testing.T) {
 	p.says(ready)
 	arguments, err := os.ReadFile("/proc/" + strconv.Itoa(p.Process.Pid) + "/cmdline")
 	if err != nil {
-		t.Skipf("the processes are not to be seen: %v", err)
+		t.Skipf("/proc, which has the arguments of processes, is missing: %v", err)
 	}
 	if strings.Contains(string(arguments), pgtest.Password) {
 		t.Errorf("the arguments are %q", arguments)

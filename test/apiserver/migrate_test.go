@@ -23,7 +23,7 @@ import (
 // the watches and the half-read lists that they have.
 func TestMigrate(t *testing.T) {
 	if !slices.Contains(harness.Backends(t), harness.Keelson) {
-		t.Skip("KEELSON_TEST_BACKEND is another")
+		t.Skip("KEELSON_TEST_BACKEND leaves keelson out")
 	}
 	for _, tt := range []struct {
 		name  string

@@ -26,7 +26,7 @@ type link struct{ from, to *node }
 func (c *cluster) block(links map[link]bool) {
 	c.t.Helper()
 	if runtime.GOOS != "linux" {
-		c.t.Skip("a proxy knows only on Linux who connects")
+		c.t.Skip("a proxy knows from /proc who connects, which only Linux has")
 	}
 	for _, to := range c.nodes {
 		blocked := map[int]bool{}
