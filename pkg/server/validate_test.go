@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -278,28 +277,4 @@ func TestCollectWritesAgainstModel(t *testing.T) {
 			t.Fatalf("%v: %v, the model says valid=%t", list, err, ok)
 		}
 	})
-}
-
-// A hostile transaction must not take quadratic time.
-func TestCollectWritesIsNotQuadratic(t *testing.T) {
-	var children []*pb.RequestOp
-	for c := range 64 {
-		var ops []*pb.RequestOp
-		for i := range 63 {
-			var grand []*pb.RequestOp
-			for j := range 10 {
-				key := fmt.Sprintf("%02d%02d%02d", c, i, j)
-				grand = append(grand, opDelete(key+"d", ""), opPut(key+"p"))
-			}
-			ops = append(ops, opTxn(grand, nil))
-		}
-		children = append(children, opTxn(ops, nil))
-	}
-	start := time.Now()
-	if err := checkTxn(&pb.TxnRequest{Success: children}, 1000); err != nil {
-		t.Fatal(err)
-	}
-	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("80640 operations took %v to check", took)
-	}
 }
