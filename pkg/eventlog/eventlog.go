@@ -177,8 +177,9 @@ type Size struct {
 type Scan interface {
 	// Records calls fn with every record there is, in order of Seq, with its
 	// value, some of them at a time: about ScanBytes, as far as one value
-	// allows. They are fn's to keep. An error of fn ends it and is returned. A
-	// wrong checksum is ErrCorrupt. It may be called again.
+	// allows. They are valid until fn returns. An error of fn ends it and is
+	// returned. A wrong checksum is ErrCorrupt. It may be called again unless it
+	// has failed.
 	Records(ctx context.Context, fn func([]Record) error) error
 
 	// Close lets compaction go on. Later calls do nothing.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
@@ -19,13 +20,13 @@ const (
 	selectPast = `SELECT h.epoch, (SELECT batch FROM keelson.log WHERE position = $1 AND batch IS NOT NULL)
 		FROM keelson.head h WHERE h.id = 1`
 
-	// selectScan gives a page of records after seq $1 and up to $2: at most $3
+	// selectScan gives a page of records from seq $1 up to $2: at most $3
 	// records, and no more once they have $4 bytes.
 	selectScan = `SELECT seq, header, key, value FROM (
 			SELECT p.*, sum(coalesce(octet_length(p.value), 0)) OVER (ORDER BY p.seq) - coalesce(octet_length(p.value), 0) AS before
 			FROM (
 				SELECT seq, header, key, value FROM keelson.log
-				WHERE seq > $1 AND seq <= $2 ORDER BY seq LIMIT $3
+				WHERE seq >= $1 AND seq <= $2 ORDER BY seq LIMIT $3
 			) p
 		) r WHERE before < $4 ORDER BY seq`
 
@@ -123,48 +124,34 @@ func (l *Log) scanError(ctx context.Context, err error) error {
 
 // Records implements eventlog.Scan.
 func (s *scan) Records(ctx context.Context, fn func([]eventlog.Record) error) error {
-	for after := int64(0); after < s.through; {
-		if s.tx == nil {
-			return eventlog.ErrClosed
-		}
-		if err := errors.Join(s.log.check(), ctx.Err()); err != nil {
-			return err
-		}
-		records, err := s.page(ctx, after)
-		if err != nil {
-			return fmt.Errorf("scan %s: %w", s.log.set, s.log.scanError(ctx, err))
-		}
-		if len(records) == 0 {
-			return nil
-		}
-		after = records[len(records)-1].Seq
-		if err := fn(records); err != nil {
-			return err
-		}
+	if s.tx == nil {
+		return eventlog.ErrClosed
+	}
+	return eventlog.EachPage(ctx, s.through, s.page, fn)
+}
+
+// page fills p with the records from seq from on.
+func (s *scan) page(ctx context.Context, p *eventlog.Page, from int64) error {
+	if err := errors.Join(s.log.check(), ctx.Err()); err != nil {
+		return err
+	}
+	if err := s.query(ctx, p, from); err != nil {
+		return fmt.Errorf("scan %s: %w", s.log.set, s.log.scanError(ctx, err))
 	}
 	return nil
 }
 
-func (s *scan) page(ctx context.Context, after int64) (records []eventlog.Record, err error) {
+func (s *scan) query(ctx context.Context, p *eventlog.Page, from int64) error {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
-	rows, err := s.tx.Query(ctx, s.log.sql.scan, after, s.through, scanRows, int64(eventlog.ScanBytes))
+	rows, err := s.tx.Query(ctx, s.log.sql.scan, from, s.through, scanRows, int64(eventlog.ScanBytes))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var row pageRow
-	_, err = pgx.ForEachRow(rows, []any{&row.seq, &row.header, &row.key, &row.value}, func() error {
-		r, h, err := decodeRow(row.seq, row.header, row.key)
-		if err == nil {
-			err = takeValue(r, h, row.value)
-		}
-		if err != nil {
-			return err
-		}
-		records = append(records, *r)
-		return nil
-	})
-	return records, err
+	var seq int64
+	var header, key, value pgtype.DriverBytes // the page copies them
+	_, err = pgx.ForEachRow(rows, []any{&seq, &header, &key, &value}, func() error { return p.Add(seq, header, key, value) })
+	return err
 }
 
 // Close implements eventlog.Scan.

@@ -39,8 +39,7 @@ func openConn(path string, setup ...string) (*conn, error) {
 
 // openMode is openConn with SQLite's mode, rw or ro.
 func openMode(mode, path string, setup ...string) (*conn, error) {
-	uri := url.URL{Scheme: "file", Path: path, RawQuery: "mode=" + mode + "&_error_rc=1"}
-	raw, err := new(modernc.Driver).Open(uri.String())
+	raw, err := new(modernc.Driver).Open(uriOf(mode, path))
 	if err != nil {
 		return nil, err
 	}
@@ -51,6 +50,12 @@ func openMode(mode, path string, setup ...string) (*conn, error) {
 		}
 	}
 	return c, nil
+}
+
+// uriOf is what SQLite opens the database file at path by.
+func uriOf(mode, path string) string {
+	uri := url.URL{Scheme: "file", Path: path, RawQuery: "mode=" + mode + "&_error_rc=1"}
+	return uri.String()
 }
 
 func (c *conn) close() error {

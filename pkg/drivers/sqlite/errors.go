@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	modernc "modernc.org/sqlite"
 	codes "modernc.org/sqlite/lib"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
@@ -32,7 +31,10 @@ var errFull = errors.New("free space on its file system and start again; what wa
 // for the log. Errors of anything else, and those that carry one of the two
 // already, pass unchanged.
 func classify(err error) error {
-	var e *modernc.Error
+	var e interface { // of the driver or of package cursor
+		error
+		Code() int
+	}
 	if !errors.As(err, &e) || errors.Is(err, eventlog.ErrCorrupt) || errors.Is(err, errFull) {
 		return err
 	}

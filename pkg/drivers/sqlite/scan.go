@@ -2,10 +2,8 @@ package sqlite
 
 import (
 	"context"
-	"errors"
 
-	"golang.org/x/sync/errgroup"
-
+	"github.com/keelson-io/keelson/pkg/drivers/sqlite/internal/cursor"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
@@ -31,65 +29,29 @@ func (l *Log) Scan(ctx context.Context, begin func(eventlog.Position) (int64, er
 	return &scan{log: l, through: through}, nil
 }
 
-// Records implements eventlog.Scan. While fn has one page, the next is read.
+// Records implements eventlog.Scan.
 func (s *scan) Records(ctx context.Context, fn func([]eventlog.Record) error) error {
 	if s.closed {
 		return eventlog.ErrClosed
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	group, ctx := errgroup.WithContext(ctx)
-	pages := make(chan []eventlog.Record)
-	group.Go(func() error {
-		defer close(pages)
-		for next := int64(0); next <= s.through; {
-			records, err := s.page(ctx, next)
-			if err != nil || len(records) == 0 {
-				return err
-			}
-			next = records[len(records)-1].Seq + 1
-			select {
-			case pages <- records:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-		return nil
-	})
-	for records := range pages {
-		if err := fn(records); err != nil {
-			cancel()
-			_ = group.Wait() // what it says comes of the cancellation
-			return err
-		}
-	}
-	defer cancel()
-	return group.Wait()
+	return eventlog.EachPage(ctx, s.through, s.page, fn)
 }
 
-// page reads the records from seq from on, in a transaction of its own.
-func (s *scan) page(ctx context.Context, from int64) (records []eventlog.Record, err error) {
-	err = s.log.read(ctx, func(c *conn) error {
-		size := 0
-		err := c.query(func(row row) error {
-			r, h, err := decodeRow(row[0], row[1], row[2])
+// page fills p with the records from seq from on, in a transaction of its own.
+func (s *scan) page(ctx context.Context, p *eventlog.Page, from int64) error {
+	l := s.log
+	return l.read(ctx, func(*conn) (err error) { // the connection is only the right to read
+		if l.cursor == nil {
+			l.cursor, err = cursor.Open(uriOf("ro", l.path), selectScan, "PRAGMA wal_autocheckpoint=0", "PRAGMA cache_size=-512", "PRAGMA cell_size_check=1")
 			if err != nil {
 				return err
 			}
-			if r.Value, err = takeValue(r, h, row[3]); err != nil {
-				return err
-			}
-			records = append(records, *r)
-			if size += len(r.Key) + len(r.Value); size >= eventlog.ScanBytes {
-				return errEnough
-			}
-			return nil
-		}, selectScan, from, s.through)
-		if errors.Is(err, errEnough) {
-			return nil
 		}
-		return err
+		return l.cursor.Each(func() (more bool, err error) {
+			err = p.Add(l.cursor.Int(0), l.cursor.Blob(1), l.cursor.Blob(2), l.cursor.Blob(3))
+			return !p.Full(), err
+		}, from, s.through)
 	})
-	return records, err
 }
 
 // Close implements eventlog.Scan.

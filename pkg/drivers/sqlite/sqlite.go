@@ -14,6 +14,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/keelson-io/keelson/pkg/drivers/sqlite/internal/cursor"
 	"github.com/keelson-io/keelson/pkg/durable"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
@@ -103,6 +104,9 @@ type Log struct {
 	// all of them means that nobody reads.
 	readers chan *conn
 	pooled  int // connections in the pool when nobody reads; set by open
+	// cursor belongs to the Scan under way while it holds one of readers; nil
+	// before the first.
+	cursor *cursor.Cursor
 
 	// janitor does the checkpoints; it belongs to the holder of janitorMu,
 	// which is locked after the token is taken and before readers are.
@@ -411,6 +415,9 @@ func (l *Log) closeConns() error {
 	}
 	if l.Err() == nil {
 		slices.Reverse(conns)
+	}
+	if l.cursor != nil {
+		l.cursor.Close()
 	}
 	var errs []error
 	for _, c := range conns {

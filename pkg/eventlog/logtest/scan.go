@@ -1,6 +1,7 @@
 package logtest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"testing"
@@ -36,7 +37,10 @@ func (s *subject) scanned(scan eventlog.Scan, want []eventlog.Record) {
 		if len(records) == 0 || size >= 2*eventlog.ScanBytes {
 			s.t.Errorf("Records: %d records at a time, %d bytes but for the last", len(records), size)
 		}
-		got = append(got, records...)
+		for _, r := range records {
+			r.Key, r.Value = bytes.Clone(r.Key), bytes.Clone(r.Value) // theirs only until this returns
+			got = append(got, r)
+		}
 		return nil
 	})
 	if err != nil {

@@ -279,6 +279,8 @@ func (s *scan) Records(ctx context.Context, fn func([]eventlog.Record) error) er
 		if err := fn([]eventlog.Record{r}); err != nil {
 			return err
 		}
+		clear(r.Key) // which nobody may keep
+		clear(r.Value)
 	}
 	return nil
 }
