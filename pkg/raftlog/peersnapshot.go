@@ -23,8 +23,7 @@ const (
 )
 
 // snapshotPatience is how long a snapshot may stand still before its sender gives
-// it up: a node that takes nothing must not keep others from getting one, nor
-// the database from deleting. Tests change it.
+// it up: raft sends no entries to a node that is to take one. Tests change it.
 var snapshotPatience = time.Minute
 
 var errStalled = errors.New("the node takes no more of it")

@@ -12,8 +12,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
 	"go.etcd.io/raft/v3"
@@ -25,14 +27,19 @@ import (
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
-// A snapshot is the whole log as of an entry, for a node that is so far behind
+// A snapshot is the database as of an entry, for a node that is so far behind
 // that the entries it lacks are not in memory any more:
 //
-//	magic, frame (snapshotMeta as JSON), frame (rows) …, empty frame
+//	magic, frame (snapshotHeader as JSON), frame (pages) …, empty frame, frame (snapshotMeta as JSON)
 //
 // A frame is its length (uvarint), a CRC-32C of it and all before it (4 bytes,
-// big-endian), and its content. Rows are those of the database, each checked
-// once more by its own checksums.
+// big-endian), and its content. Pages are the number of the first one (uvarint),
+// and as many as there are of the database's file; a page that comes again takes
+// the place of the one before, since the database goes on while it is sent. Which
+// entry it is as of is known, and said, at the end.
+//
+// Whoever receives one verifies each record by its own checksums before it takes
+// the database: what is damaged at the sender's goes no further.
 //
 // A node that has received one whole puts it where Open looks for it and ends
 // with ErrReplaced: opened again, it has that database and a Raft log that
@@ -43,8 +50,8 @@ import (
 var ErrReplaced = errors.New("raft: the data was replaced by a snapshot")
 
 const (
-	snapshotMagic = "keelson snapshot 1\n"
-	maxFrame      = 1 << 30 // a record's value may be large
+	snapshotMagic = "keelson snapshot 2\n"
+	maxFrame      = 16 << 20
 
 	// receivingPrefix begins the names of directories of snapshots that are
 	// not there whole.
@@ -53,8 +60,15 @@ const (
 	progressEvery = 10 * time.Second
 )
 
-// snapshotMeta is what a snapshot says of itself.
+// snapshotHeader is what a snapshot says of itself at its beginning.
+type snapshotHeader struct {
+	Cluster uint64 `json:"cluster"`
+	Bytes   int64  `json:"bytes"` // of the database, about
+}
+
+// snapshotMeta is what it says at its end.
 type snapshotMeta struct {
+	Pages   int64             `json:"pages"` // of the database
 	Cluster uint64            `json:"cluster"`
 	Index   uint64            `json:"index"`
 	Term    uint64            `json:"term"`
@@ -71,23 +85,39 @@ type frames struct {
 	crc uint32
 }
 
-func (f *frames) write(content []byte) error {
-	f.crc = crc32.Update(f.crc, castagnoli, content)
-	head := binary.AppendUvarint(nil, uint64(len(content)))
+// write writes a frame whose content is in parts.
+func (f *frames) write(parts ...[]byte) error {
+	length := 0
+	for _, part := range parts {
+		f.crc = crc32.Update(f.crc, castagnoli, part)
+		length += len(part)
+	}
+	head := binary.AppendUvarint(nil, uint64(length))
 	head = binary.BigEndian.AppendUint32(head, f.crc)
-	if _, err := f.w.Write(head); err != nil {
+	for _, part := range append([][]byte{head}, parts...) {
+		if _, err := f.w.Write(part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *frames) writeJSON(v any) error {
+	content, err := json.Marshal(v)
+	if err != nil {
 		return err
 	}
-	_, err := f.w.Write(content)
-	return err
+	return f.write(content)
 }
 
 // frameReader reads what frames wrote.
 type frameReader struct {
 	r   *bufio.Reader
 	crc uint32
+	buf []byte
 }
 
+// read returns the content of the next frame, until it is called again.
 func (f *frameReader) read() ([]byte, error) {
 	n, err := binary.ReadUvarint(f.r)
 	if err != nil {
@@ -100,18 +130,15 @@ func (f *frameReader) read() ([]byte, error) {
 	if n > maxFrame {
 		return nil, fmt.Errorf("%w: a part of the snapshot has %d bytes", eventlog.ErrCorrupt, n)
 	}
-	content, err := io.ReadAll(io.LimitReader(f.r, int64(n)))
-	if err == nil && uint64(len(content)) < n {
-		err = io.ErrUnexpectedEOF
-	}
-	if err != nil {
+	f.buf = slices.Grow(f.buf[:0], int(n))[:n]
+	if _, err := io.ReadFull(f.r, f.buf); err != nil {
 		return nil, cutOff(err)
 	}
-	f.crc = crc32.Update(f.crc, castagnoli, content)
+	f.crc = crc32.Update(f.crc, castagnoli, f.buf)
 	if f.crc != binary.BigEndian.Uint32(sum[:]) {
 		return nil, fmt.Errorf("%w: a checksum of the snapshot does not match", eventlog.ErrCorrupt)
 	}
-	return content, nil
+	return f.buf, nil
 }
 
 func cutOff(err error) error {
@@ -132,34 +159,38 @@ func (l *Log) WriteSnapshot(ctx context.Context, w io.Writer) error {
 		l.sent.Store(&now)
 		l.sending.Add(-1)
 	}()
+	c, err := l.local.Copy(ctx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(l.writeSnapshot(ctx, c, w), c.Close())
+}
+
+func (l *Log) writeSnapshot(ctx context.Context, c *sqlite.Copy, w io.Writer) error {
 	if _, err := io.WriteString(w, snapshotMagic); err != nil {
 		return err
 	}
 	f := &frames{w: w}
-	var meta snapshotMeta
-	begin := func() (int64, error) {
-		var err error
-		if meta, err = l.capture(ctx); err != nil {
-			return 0, err
-		}
-		header, err := json.Marshal(meta)
-		if err != nil {
-			return 0, err
-		}
-		return meta.Head.Seq, f.write(header)
+	if err := f.writeJSON(snapshotHeader{Cluster: l.cluster, Bytes: c.Bytes()}); err != nil {
+		return err
 	}
-	var buf []byte
-	err := l.local.Export(ctx, begin, func(rows []sqlite.Row) error {
-		buf = buf[:0]
-		for _, r := range rows {
-			buf = appendRow(buf, r)
-		}
-		return f.write(buf)
-	})
+	pages := func(first int64, content []byte) error {
+		return f.write(binary.AppendUvarint(nil, uint64(first)), content)
+	}
+	if err := c.All(ctx, pages); err != nil {
+		return err
+	}
+	meta, err := l.capture(ctx, c)
 	if err != nil {
 		return err
 	}
-	return f.write(nil)
+	if meta.Pages, err = c.Rest(ctx, pages); err != nil {
+		return err
+	}
+	if err := f.write(); err != nil {
+		return err
+	}
+	return f.writeJSON(meta)
 }
 
 // afterSnapshot is how long a node has to come back with a snapshot before the
@@ -172,52 +203,17 @@ func (l *Log) sendsSnapshots() bool {
 	return l.sending.Load() > 0 || sent != nil && time.Since(*sent) < afterSnapshot
 }
 
-// capture returns the state after the newest entry applied.
-func (l *Log) capture(ctx context.Context) (snapshotMeta, error) {
+// capture makes c one of the database after the newest entry applied, and says
+// what it is.
+func (l *Log) capture(ctx context.Context, c *sqlite.Copy) (snapshotMeta, error) {
 	l.applying.Lock()
 	defer l.applying.Unlock()
-	head, err := l.local.State(ctx)
+	head, err := c.Freeze(ctx)
 	if err != nil {
 		return snapshotMeta{}, err
 	}
 	index, _ := l.applied.now()
 	return snapshotMeta{Cluster: l.cluster, Index: index, Term: l.term, Conf: l.conf, Members: l.Members(), Head: head}, nil
-}
-
-// appendRow appends a row as bytes: seq and four columns, each with its length
-// and one, or zero for NULL.
-func appendRow(dst []byte, r sqlite.Row) []byte {
-	dst = binary.AppendUvarint(dst, uint64(r.Seq))
-	for _, column := range [...][]byte{r.Header, r.Key, r.Batch, r.Value} {
-		if column == nil {
-			dst = append(dst, 0)
-			continue
-		}
-		dst = binary.AppendUvarint(dst, uint64(len(column))+1)
-		dst = append(dst, column...)
-	}
-	return dst
-}
-
-// cutRow takes the first row off src.
-func cutRow(src []byte) (r sqlite.Row, rest []byte, err error) {
-	bad := fmt.Errorf("%w: a row of the snapshot cannot be decoded", eventlog.ErrCorrupt)
-	seq, n := binary.Uvarint(src)
-	if n <= 0 {
-		return r, nil, bad
-	}
-	r.Seq, src = int64(seq), src[n:]
-	for _, column := range [...]*[]byte{&r.Header, &r.Key, &r.Batch, &r.Value} {
-		size, n := binary.Uvarint(src)
-		if n <= 0 || size > uint64(len(src)-n)+1 {
-			return r, nil, bad
-		}
-		src = src[n:]
-		if size > 0 {
-			*column, src = src[:size-1:size-1], src[size-1:]
-		}
-	}
-	return r, src, nil
 }
 
 // ReadSnapshot receives what another node's WriteSnapshot writes. When it is
@@ -256,40 +252,61 @@ func (l *Log) ReadSnapshot(ctx context.Context, r io.Reader) error {
 
 // receive makes a database of a snapshot in dir, durable, with what it says.
 func (l *Log) receive(ctx context.Context, dir string, r io.Reader) (meta snapshotMeta, err error) {
-	magic := make([]byte, len(snapshotMagic))
-	if _, err := io.ReadFull(r, magic); err != nil {
-		return meta, cutOff(err)
-	}
-	if string(magic) != snapshotMagic {
-		return meta, errors.New("it is not a snapshot that this keelson knows: it may be that of a newer one")
-	}
-	f := &frameReader{r: bufio.NewReaderSize(r, 1<<20)}
-	header, err := f.read()
+	f := &frameReader{r: bufio.NewReader(r)}
+	header, err := l.readHeader(f)
 	if err != nil {
 		return meta, err
 	}
-	if err := json.Unmarshal(header, &meta); err != nil {
-		return meta, fmt.Errorf("%w: %w", eventlog.ErrCorrupt, err)
-	}
-	if meta.Cluster != l.cluster {
-		return meta, fmt.Errorf("it is a snapshot of cluster %x; this node belongs to %x", meta.Cluster, l.cluster)
-	}
-	im, err := sqlite.NewImporter(sqlite.ImportOptions{Dir: dir})
+	database, err := sqlite.NewReceiver(dir)
 	if err != nil {
 		return meta, err
 	}
-	if err := l.importRows(ctx, im, f, meta); err != nil {
-		return meta, errors.Join(err, im.Abort())
+	if err := l.receivePages(ctx, database, f, header.Bytes); err != nil {
+		return meta, errors.Join(err, database.Close())
 	}
-	if err := im.Finish(meta.Head); err != nil {
+	content, err := f.read()
+	if err == nil {
+		err = decodeJSON(content, &meta)
+	}
+	if err != nil {
+		return meta, errors.Join(err, database.Close())
+	}
+	if err := database.Finish(ctx, meta.Pages, meta.Head, l.logger); err != nil {
 		return meta, err
 	}
-	return meta, durable.Write(filepath.Join(dir, "snapshot.json"), header)
+	return meta, durable.Write(filepath.Join(dir, "snapshot.json"), content)
 }
 
-// importRows adds the rows of f to im, and says now and then how far it is.
-func (l *Log) importRows(ctx context.Context, im *sqlite.Importer, f *frameReader, meta snapshotMeta) error {
-	rows := 0
+// readHeader reads what is before the pages.
+func (l *Log) readHeader(f *frameReader) (header snapshotHeader, err error) {
+	magic := make([]byte, len(snapshotMagic))
+	if _, err := io.ReadFull(f.r, magic); err != nil {
+		return header, cutOff(err)
+	}
+	if string(magic) != snapshotMagic {
+		return header, fmt.Errorf("it begins with %q, where %q is what this keelson knows: it may be that of another version", magic, snapshotMagic)
+	}
+	content, err := f.read()
+	if err == nil {
+		err = decodeJSON(content, &header)
+	}
+	if err == nil && header.Cluster != l.cluster {
+		err = fmt.Errorf("it is a snapshot of cluster %x; this node belongs to %x", header.Cluster, l.cluster)
+	}
+	return header, err
+}
+
+func decodeJSON(content []byte, v any) error {
+	if err := json.Unmarshal(content, v); err != nil {
+		return fmt.Errorf("%w: %w", eventlog.ErrCorrupt, err)
+	}
+	return nil
+}
+
+// receivePages takes the pages of f, of about so many bytes in all, and says now
+// and then how far it is.
+func (l *Log) receivePages(ctx context.Context, database *sqlite.Receiver, f *frameReader, total int64) error {
+	received := int64(0)
 	for said := time.Now(); ; {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -298,19 +315,17 @@ func (l *Log) importRows(ctx context.Context, im *sqlite.Importer, f *frameReade
 		if err != nil || len(frame) == 0 {
 			return err
 		}
-		var row sqlite.Row
-		for len(frame) > 0 {
-			if row, frame, err = cutRow(frame); err != nil {
-				return err
-			}
-			if err := im.AddRow(row); err != nil {
-				return err
-			}
-			rows++
+		first, n := binary.Uvarint(frame)
+		if n <= 0 {
+			return fmt.Errorf("%w: pages of the snapshot have no number", eventlog.ErrCorrupt)
 		}
+		if err := database.Write(int64(first), frame[n:]); err != nil {
+			return err
+		}
+		received += int64(len(frame) - n)
 		if time.Since(said) > progressEvery {
 			said = time.Now()
-			l.logger.Infof("receiving a snapshot: %d records, up to %d of %d", rows, row.Seq, meta.Head.Seq)
+			l.logger.WithFields(logrus.Fields{"bytes": received, "of": total}).Info("receiving a snapshot")
 		}
 	}
 }

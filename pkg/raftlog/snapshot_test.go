@@ -5,9 +5,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/raftlog"
 )
@@ -143,6 +149,91 @@ func TestDamagedSnapshot(t *testing.T) {
 	}
 	joining = replaced(t, net, dir, joining, nil)
 	sameBatches(t, leader, joining)
+}
+
+// during calls a function before each Read.
+type during struct {
+	io.Reader
+	do func()
+}
+
+func (d during) Read(p []byte) (int, error) {
+	d.do()
+	return d.Reader.Read(p)
+}
+
+// TestSnapshotBesideWrites: a snapshot has what was appended while it was sent.
+func TestSnapshotBesideWrites(t *testing.T) {
+	net, dir := newNetwork(), t.TempDir()
+	leader := leaderOf(t, nodesOf(t, net, dir, 1)...)
+	head := fill(t, leader, eventlog.Head{}, 30)
+	joining := startNode(t, net, dir, 2, nil)
+	r, w := io.Pipe()
+	go func() { w.CloseWithError(leader.WriteSnapshot(context.Background(), w)) }()
+	before := head.Position
+	if err := joining.ReadSnapshot(t.Context(), during{r, func() {
+		if head.Position < before+20 {
+			head = fill(t, leader, head, 1)
+		}
+	}}); err != nil {
+		t.Fatalf("ReadSnapshot: %v", err)
+	}
+	joining = replaced(t, net, dir, joining, nil)
+	want, got := dump(t, leader), dump(t, joining)
+	if len(got) <= int(before) || len(got) > len(want) {
+		t.Fatalf("the snapshot has %d batches; there were %d when it began, and %d in the end", len(got), before, len(want))
+	}
+	if !reflect.DeepEqual(got, want[:len(got)]) {
+		t.Errorf("the snapshot has other batches than the leader")
+	}
+}
+
+// TestSnapshotRefused: one of another format is, by name, and one of a database
+// that is damaged, before it takes the place of what there is.
+func TestSnapshotRefused(t *testing.T) {
+	net, dir := newNetwork(), t.TempDir()
+	nodes := nodesOf(t, net, dir, 1)
+	head := fill(t, leaderOf(t, nodes...), eventlog.Head{}, 3)
+	joining := startNode(t, net, dir, 2, nil)
+	read := func(want string, r io.Reader) {
+		t.Helper()
+		err := joining.ReadSnapshot(t.Context(), r)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("ReadSnapshot: %v, want %q", err, want)
+		}
+		if err := joining.Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read(`it begins with "keelson snapshot 1\n", where "keelson snapshot 2\n" is what this keelson knows`,
+		strings.NewReader("keelson snapshot 1\nand what follows"))
+
+	if err := nodes[0].Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "node1", sqlite.FileName)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := bytes.Index(data, bytes.Repeat([]byte{2}, 1000)) // in the value of the last batch
+	data[at+500]++
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	leader := leaderOf(t, startNode(t, net, dir, 1, membersOf(1)))
+	if at, err := leader.Head(t.Context()); err != nil || at != head.Position {
+		t.Fatalf("the node with damage is at %d, %v; want %d", at, err, head.Position)
+	}
+	var whole bytes.Buffer
+	if err := leader.WriteSnapshot(t.Context(), &whole); err != nil {
+		t.Fatalf("WriteSnapshot: %v", err)
+	}
+	read("checksum of the value does not match", &whole)
+	left, err := filepath.Glob(filepath.Join(dir, "node2", "raft", "receiving-*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("what was refused is left: %v, %v", left, err)
+	}
 }
 
 // TestMembers grows a node that has data to three, and shrinks them.

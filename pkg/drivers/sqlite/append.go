@@ -137,5 +137,8 @@ func (l *Log) commit() error {
 		return l.fail(fmt.Errorf("%w: commit: %w", eventlog.ErrFailed, err))
 	}
 	l.left.Store(int64(len(l.doomed)))
+	for _, c := range l.copies {
+		c.note()
+	}
 	return nil
 }

@@ -11,6 +11,7 @@
 //	Append, Compact, Defragment, vacuumLoop ─ token ─▶ writer   BEGIN IMMEDIATE … COMMIT
 //	Load, Tail, Values, Scan ────────────────────────▶ readers  short transactions
 //	checkpointLoop ──────────────────────────────────▶ janitor  PRAGMA wal_checkpoint
+//	Copy ────────────────────────────────────────────▶ the file, beside all of them
 //
 // A token, handed over in the order of asking, makes for one writer; since a
 // lock keeps other processes out, the head is known and nobody ever meets a

@@ -97,20 +97,6 @@ func (im *Importer) exists() (bool, error) {
 	return false, nil
 }
 
-// AddRow adds the next row of another database. One that is damaged or out of
-// order is ErrCorrupt.
-func (im *Importer) AddRow(r Row) error {
-	record := eventlog.Record{Seq: r.Seq, Key: r.Key}
-	h, err := eventlog.DecodeHeader(r.Header, &record)
-	if err != nil {
-		return err
-	}
-	if err := h.VerifyValue(r.Value); err != nil {
-		return fmt.Errorf("record %d: %w", r.Seq, err)
-	}
-	return im.insert(&record, &r)
-}
-
 // Add adds the next record; id is that of the batch that it is the first of,
 // or nil. It does not keep the record.
 func (im *Importer) Add(r *eventlog.Record, id *eventlog.BatchID) error {

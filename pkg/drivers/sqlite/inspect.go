@@ -14,6 +14,12 @@ import (
 
 const selectStored = "SELECT seq, revision, header, key, batch, value FROM log WHERE seq >= ? ORDER BY seq LIMIT ?"
 
+// Row is a record as it is stored, with its checksums. A nil slice is NULL.
+type Row struct {
+	Seq                       int64
+	Header, Key, Batch, Value []byte
+}
+
 // Stored is a row as it is, whatever that is.
 type Stored struct {
 	Row
@@ -83,6 +89,15 @@ func (in *Inspector) Integrity(limit int, fn func(string)) error {
 		}
 		return nil
 	}, fmt.Sprintf("PRAGMA integrity_check(%d)", limit))) // a PRAGMA takes no parameter
+}
+
+// blob is a column: empty blobs are not NULL.
+func blob(v any) []byte {
+	b, ok := v.([]byte)
+	if ok && b == nil {
+		return []byte{}
+	}
+	return b
 }
 
 // Newest returns the seq of the last row; 0 if there is none.

@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 
@@ -11,13 +12,14 @@ import (
 
 const (
 	selectLoad  = "SELECT seq, header, key FROM log WHERE seq >= ? AND seq < ? ORDER BY seq"
+	selectAll   = "SELECT seq, header, key, value, batch, revision FROM log WHERE seq >= ? AND seq < ? ORDER BY seq"
 	selectState = "SELECT floor, deleted, revision, (SELECT min(seq) FROM log), (SELECT max(seq) FROM log) FROM kept"
 
-	// loadWorkers scan and decode, side by side, ranges of at least loadRange
+	// loadWorkers scan and decode, side by side, ranges of at least rangeWidth
 	// seqs; holes make for more ranges than records, so that there are at
 	// most loadRanges.
 	loadWorkers = 2
-	loadRange   = 4096
+	rangeWidth  = 4096
 	loadRanges  = 8192
 )
 
@@ -33,14 +35,22 @@ type loader struct {
 
 // Load implements eventlog.Log. The values are not read.
 func (l *Log) Load(ctx context.Context, fn func(*eventlog.Record) error) (eventlog.Head, error) {
-	head, err := l.load(ctx, fn)
+	head, err := l.load(ctx, l.loadRange, fn)
 	if err != nil {
 		return eventlog.Head{}, fmt.Errorf("load %s: %w", l.path, err)
 	}
 	return head, nil
 }
 
-func (l *Log) load(ctx context.Context, fn func(*eventlog.Record) error) (eventlog.Head, error) {
+// verify is Load that reads the values, too, and everything's checksums.
+func (l *Log) verify(ctx context.Context) (eventlog.Head, error) {
+	return l.load(ctx, l.verifyRange, func(*eventlog.Record) error { return nil })
+}
+
+// rangeReader returns the records with seqs in [from, to), in order.
+type rangeReader func(ctx context.Context, from, to int64) ([]*eventlog.Record, error)
+
+func (l *Log) load(ctx context.Context, read rangeReader, fn func(*eventlog.Record) error) (eventlog.Head, error) {
 	var ld loader
 	var oldest int64
 	err := l.read(ctx, func(c *conn) error {
@@ -54,7 +64,7 @@ func (l *Log) load(ctx context.Context, fn func(*eventlog.Record) error) (eventl
 		return eventlog.Head{}, err
 	}
 	if ld.newest > 0 {
-		if err := l.scan(ctx, oldest, ld.newest, func(records []*eventlog.Record) error {
+		if err := scanRanges(ctx, oldest, ld.newest, read, func(records []*eventlog.Record) error {
 			for _, r := range records {
 				if err := ld.check(r); err != nil {
 					return err
@@ -106,9 +116,10 @@ func (ld *loader) check(r *eventlog.Record) error {
 	return nil
 }
 
-// scan calls fn with the records of [oldest, newest] in order, range by range.
-func (l *Log) scan(ctx context.Context, oldest, newest int64, fn func([]*eventlog.Record) error) error {
-	width := max(loadRange, (newest-oldest)/loadRanges+1)
+// scanRanges calls fn with the records of [oldest, newest] in order, range by
+// range.
+func scanRanges(ctx context.Context, oldest, newest int64, read rangeReader, fn func([]*eventlog.Record) error) error {
+	width := max(rangeWidth, (newest-oldest)/loadRanges+1)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
@@ -118,7 +129,7 @@ func (l *Log) scan(ctx context.Context, oldest, newest int64, fn func([]*eventlo
 		group.Go(func() error {
 			defer close(results[w])
 			for from := oldest + int64(w)*width; from <= newest; from += loadWorkers * width {
-				records, err := l.scanRange(ctx, from, from+width)
+				records, err := read(ctx, from, from+width)
 				if err != nil {
 					return err
 				}
@@ -145,18 +156,54 @@ func (l *Log) scan(ctx context.Context, oldest, newest int64, fn func([]*eventlo
 	return group.Wait()
 }
 
-func (l *Log) scanRange(ctx context.Context, from, to int64) ([]*eventlog.Record, error) {
+// loadRange is a rangeReader.
+func (l *Log) loadRange(ctx context.Context, from, to int64) ([]*eventlog.Record, error) {
+	return l.readRange(ctx, selectLoad, from, to, func(*eventlog.Record, eventlog.Header, row) error { return nil })
+}
+
+// verifyRange is a rangeReader that verifies the other columns, too.
+func (l *Log) verifyRange(ctx context.Context, from, to int64) ([]*eventlog.Record, error) {
+	return l.readRange(ctx, selectAll, from, to, func(r *eventlog.Record, h eventlog.Header, row row) error {
+		if _, err := takeValue(r, h, row[3]); err != nil {
+			return err
+		}
+		if row[5] != r.Revision.Main {
+			return fmt.Errorf("%w: record %d has the revision %v beside the %d of its header", eventlog.ErrCorrupt, r.Seq, row[5], r.Revision.Main)
+		}
+		return checkBatchID(r.Seq, row[4])
+	})
+}
+
+// checkBatchID verifies the column batch of record seq.
+func checkBatchID(seq int64, column any) error {
+	stored, ok := column.([]byte)
+	if !ok {
+		return nil
+	}
+	var id eventlog.BatchID
+	copy(id[:], stored)
+	if !bytes.Equal(stored, eventlog.EncodeBatchID(seq, id)) {
+		return fmt.Errorf("%w: checksum of the batch id of record %d does not match", eventlog.ErrCorrupt, seq)
+	}
+	return nil
+}
+
+// readRange returns the records of a range, each once check has seen its row.
+func (l *Log) readRange(ctx context.Context, sql string, from, to int64, check func(*eventlog.Record, eventlog.Header, row) error) ([]*eventlog.Record, error) {
 	var records []*eventlog.Record
 	err := l.read(ctx, func(c *conn) error {
 		return c.query(func(row row) error {
 			r, h, err := decodeRow(row[0], row[1], row[2])
+			if err == nil {
+				err = check(r, h, row)
+			}
 			if err != nil {
 				return err
 			}
 			r.ValueBytes = h.ValueBytes()
 			records = append(records, r)
 			return nil
-		}, selectLoad, from, to)
+		}, sql, from, to)
 	})
 	return records, err
 }

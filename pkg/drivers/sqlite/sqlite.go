@@ -91,6 +91,7 @@ type Log struct {
 	nextTry      time.Time // no checkpoint for batches before, after one held up
 	countDue     bool      // this transaction ends with a look at the sizes
 	onCommit     func(commit func() error) error
+	copies       []*Copy // under way
 
 	// compacting holds the one Compact, Defragment or Scan under way. left is the
 	// length of doomed after the last commit; along counts the batches that

@@ -3,81 +3,100 @@ package sqlite
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
 
+	"github.com/sirupsen/logrus"
+
+	"github.com/keelson-io/keelson/pkg/durable"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
-const (
-	selectRows = "SELECT seq, header, key, batch, value FROM log WHERE seq >= ? AND seq <= ? ORDER BY seq"
+// syncEvery is how much of a file that is received is not on its way to the disk
+// yet: all of it at the end would hold up the fsyncs of others for long.
+const syncEvery = 16 << 20
 
-	// exportBytes of rows are read in one go; no read lasts long.
-	exportBytes = 1 << 20
-)
-
-// Row is a record as it is stored, with its checksums. A nil slice is NULL.
-type Row struct {
-	Seq                       int64
-	Header, Key, Batch, Value []byte
+// Receiver makes a database of the pages that a Copy hands out. It is used by one
+// goroutine.
+type Receiver struct {
+	dir      string
+	file     *os.File
+	unsynced int
+	syncing  chan error // the outcome of the sync under way; nil if there is none
 }
 
-// State returns the head as of the newest batch.
-func (l *Log) State(ctx context.Context) (eventlog.Head, error) {
-	if err := l.acquire(ctx); err != nil {
-		return eventlog.Head{}, err
+// NewReceiver begins a database in dir, which is there and is the caller's: it is
+// of no use before Finish, and removed by the caller if that fails.
+func NewReceiver(dir string) (*Receiver, error) {
+	f, err := os.OpenFile(filepath.Join(dir, FileName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
 	}
-	defer l.release()
-	return eventlog.Head{Position: eventlog.Position(l.head.Load()), Seq: l.headSeq, Revision: l.headRevision}, nil
+	return &Receiver{dir: dir, file: f}, nil
 }
 
-// Export calls fn with the rows there are up to the seq that begin returns, in
-// order and some at a time. Batches are appended meanwhile, but nothing is
-// deleted from before begin is called until Export returns, so that the rows
-// are the log as it was then.
-func (l *Log) Export(ctx context.Context, begin func() (through int64, err error), fn func([]Row) error) error {
-	return l.alone(ctx, func() error {
-		through, err := begin()
-		if err != nil {
-			return err
-		}
-		for next := int64(0); next <= through; {
-			rows, err := l.exportFrom(ctx, next, through)
-			if err != nil || len(rows) == 0 {
-				return err
-			}
-			if err := fn(rows); err != nil {
-				return err
-			}
-			next = rows[len(rows)-1].Seq + 1
-		}
-		return nil
-	})
-}
-
-func (l *Log) exportFrom(ctx context.Context, from, through int64) (rows []Row, err error) {
-	err = l.read(ctx, func(c *conn) error {
-		size := 0
-		err := c.query(func(r row) error {
-			seq, _ := r[0].(int64)
-			out := Row{Seq: seq, Header: blob(r[1]), Key: blob(r[2]), Batch: blob(r[3]), Value: blob(r[4])}
-			rows = append(rows, out)
-			if size += len(out.Header) + len(out.Key) + len(out.Value); size >= exportBytes {
-				return errEnough
-			}
-			return nil
-		}, selectRows, from, through)
-		if errors.Is(err, errEnough) {
-			return nil
-		}
+// Write takes pages in the place of those there were; first is the number of the
+// first.
+func (r *Receiver) Write(first int64, content []byte) error {
+	if first < 1 || first > math.MaxUint32 || len(content)%pageSize != 0 {
+		return fmt.Errorf("%w: %d bytes cannot be pages from %d on", eventlog.ErrCorrupt, len(content), first)
+	}
+	if _, err := r.file.WriteAt(content, (first-1)*pageSize); err != nil {
 		return err
-	})
-	return rows, err
+	}
+	if r.unsynced += len(content); r.unsynced < syncEvery {
+		return nil
+	}
+	if err := r.synced(); err != nil {
+		return err
+	}
+	r.sync()
+	return nil
 }
 
-// blob is a column: empty blobs are not NULL.
-func blob(v any) []byte {
-	b, ok := v.([]byte)
-	if ok && b == nil {
-		return []byte{}
-	}
-	return b
+// sync begins to bring to the disk what was written.
+func (r *Receiver) sync() {
+	r.unsynced = 0
+	r.syncing = make(chan error, 1)
+	go func() { r.syncing <- r.file.Sync() }()
 }
+
+// synced waits for the sync under way, if there is one.
+func (r *Receiver) synced() error {
+	if r.syncing == nil {
+		return nil
+	}
+	err := <-r.syncing
+	r.syncing = nil
+	return err
+}
+
+// Finish makes a database of the first so many pages, durable, if it is one whose
+// head is head and all checksums match: what is damaged where the pages come from
+// is refused, and does not spread.
+func (r *Receiver) Finish(ctx context.Context, pages int64, head eventlog.Head, logger *logrus.Entry) error {
+	err := errors.Join(r.synced(), r.file.Truncate(pages*pageSize))
+	if err != nil {
+		return errors.Join(err, r.file.Close())
+	}
+	r.sync() // beside that
+	err = r.verify(ctx, head, logger)
+	return errors.Join(err, r.Close(), durable.Sync(filepath.Join(r.dir, FileName)), durable.Sync(r.dir))
+}
+
+func (r *Receiver) verify(ctx context.Context, head eventlog.Head, logger *logrus.Entry) error {
+	l, err := Open(ctx, Options{Dir: r.dir, Synchronous: UnsafeLosesAcknowledgedWritesOnPowerCut, Logger: logger})
+	if err != nil {
+		return err
+	}
+	found, err := l.verify(ctx)
+	if err == nil && found != head {
+		err = fmt.Errorf("%w: the database received has the head %+v, not %+v", eventlog.ErrCorrupt, found, head)
+	}
+	return errors.Join(err, l.Close())
+}
+
+// Close ends what Finish has not.
+func (r *Receiver) Close() error { return errors.Join(r.synced(), r.file.Close()) }
