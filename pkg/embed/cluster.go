@@ -56,6 +56,7 @@ type cluster struct {
 	certs     *listen.Certs // nil without TLS
 	listeners []net.Listener
 	mux       *listen.Mux
+	api       *server.Server // nil until it serves, as grpc and http are
 	grpc      *grpc.Server
 	http      *http.Server
 
@@ -271,7 +272,9 @@ func (c *cluster) serve(api *server.Server, clientURLs []string, fail func(error
 	c.self.ClientURLs = clientURLs
 	c.grpc = grpc.NewServer(append(append(api.GRPCOptions(), raftlog.ServerOptions()...), grpc.WaitForHandlers(true),
 		grpc.ConnectionTimeout(grpcHandshakeTimeout), grpc.MaxHeaderListSize(maxHeaderBytes))...)
+	c.api = api
 	api.Register(c.grpc)
+	api.RegisterForwarded(c.grpc)
 	c.serveHash(c.grpc)
 	c.peers.Serve(c.grpc, c.newest())
 	c.mux = listen.NewMux(c.log, 0, peerConns)
@@ -386,6 +389,7 @@ func (c *cluster) close() error {
 		c.grpc.Stop()
 		_ = c.http.Close()
 		_ = c.mux.Close()
+		c.api.Close()
 	}
 	c.running.Wait()
 	return errors.Join(append(errs, c.peers.Close())...)

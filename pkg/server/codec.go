@@ -63,6 +63,10 @@ func (c codec) Marshal(v any) (data mem.BufferSlice, err error) {
 // Unmarshal implements encoding.CodecV2.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	c.traffic.received.Add(int64(data.Len()))
+	if f, ok := v.(*frames); ok {
+		*f = data.Materialize()
+		return nil
+	}
 	if skipTxn(data, v, c.maxTxnOps) {
 		return nil
 	}

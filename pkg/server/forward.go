@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/keelson-io/keelson/pkg/lease"
 )
@@ -93,8 +94,7 @@ func (s *Server) throughLeader(method string, handler grpc.UnaryHandler) grpc.Un
 				return handler(ctx, req)
 			}
 		}
-		limit := time.NewTimer(s.cfg.RequestTimeout)
-		defer limit.Stop()
+		begun := time.Now()
 		for {
 			leader, changed := s.cfg.Cluster.Leader()
 			resp, err := any(nil), rpctypes.ErrGRPCNoLeader
@@ -104,7 +104,7 @@ func (s *Server) throughLeader(method string, handler grpc.UnaryHandler) grpc.Un
 			case isForwarded(ctx):
 				return nil, err
 			case leader.Conn != nil:
-				resp, err = s.forward(ctx, leader.Conn, method, req, response())
+				resp, err = s.forward(ctx, leader, method, req, response())
 			}
 			if !errors.Is(err, rpctypes.ErrGRPCNoLeader) || isForwarded(ctx) {
 				return resp, err
@@ -112,13 +112,15 @@ func (s *Server) throughLeader(method string, handler grpc.UnaryHandler) grpc.Un
 			if h, ok := ctx.Value(holdKey{}).(*hold); ok {
 				h.release() // others need not wait for this one's leader
 			}
+			left := s.cfg.RequestTimeout - time.Since(begun)
+			if left <= 0 {
+				return nil, err
+			}
 			select {
 			case <-changed:
-			case <-time.After(leaderPause):
+			case <-time.After(min(left, leaderPause)):
 			case <-ctx.Done():
 				return nil, toStatus(ctx, ctx.Err())
-			case <-limit.C:
-				return nil, err
 			case <-s.stopping:
 				return nil, rpctypes.ErrGRPCStopped
 			}
@@ -133,43 +135,60 @@ func isForwarded(ctx context.Context) bool {
 
 // forward lets the leader answer req, and waits until this node shows what it
 // did: its clients read their own writes, as serializable as they like.
-func (s *Server) forward(ctx context.Context, conn *grpc.ClientConn, method string, req, resp any) (any, error) {
-	if conn.GetState() != connectivity.Ready {
-		conn.Connect()
+func (s *Server) forward(ctx context.Context, leader Leader, method string, req, resp any) (any, error) {
+	if leader.Conn.GetState() != connectivity.Ready {
+		leader.Conn.Connect()
 		return nil, rpctypes.ErrGRPCNoLeader // nothing was sent
 	}
-	out := metadata.AppendToOutgoingContext(ctx, forwardedKey, "")
+	l := s.links.to(s, leader)
+	if l == nil {
+		return nil, rpctypes.ErrGRPCStopped
+	}
+	var err error
+	if kind, together := forwardKind(req); together {
+		err = l.call(ctx, kind, req.(proto.Message), resp.(proto.Message))
+	} else {
+		err = s.forwardAlone(ctx, l, method, req, resp)
+	}
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return nil, toStatus(ctx, ctx.Err())
+	case isAnswer(err):
+		return nil, err
+	default:
+		return nil, errLeaderFailed
+	}
+	if h := headerOf(resp); h != nil {
+		s.fill(h)
+	}
+	if takesSpace(method) {
+		s.raiseNoSpace(ctx, leader)
+	}
+	return resp, nil
+}
+
+// forwardAlone forwards a request by a call of its own.
+func (s *Server) forwardAlone(ctx context.Context, l *link, method string, req, resp any) error {
+	calling := ctx
 	if !waits(req) {
 		var cancel context.CancelFunc
-		out, cancel = context.WithTimeout(out, s.cfg.RequestTimeout)
+		calling, cancel = context.WithTimeout(ctx, s.cfg.RequestTimeout)
 		defer cancel()
 	}
-	if err := conn.Invoke(out, method, req, resp); err != nil {
-		switch {
-		case ctx.Err() != nil:
-			return nil, toStatus(ctx, ctx.Err())
-		case isAnswer(err):
-			return nil, err
-		}
-		return nil, rpctypes.ErrGRPCTimeoutDueToLeaderFail // nobody knows what was done
+	if err := l.invoke(calling, method, req, resp); err != nil {
+		return err
 	}
-	h := resp.(interface{ GetHeader() *pb.ResponseHeader }).GetHeader()
+	h := headerOf(resp)
 	if h == nil {
-		return resp, nil
+		return nil
 	}
 	bounded, cancel := s.bound(ctx)
 	defer cancel()
-	if err := s.shows(bounded, method, h.Revision); err != nil {
-		if ctx.Err() != nil {
-			return nil, toStatus(ctx, ctx.Err())
-		}
-		return nil, rpctypes.ErrGRPCTimeout // it is done: nothing else may be said, or it would be tried again
+	if s.shows(bounded, method, h.Revision) != nil {
+		return rpctypes.ErrGRPCTimeout // it is done: nothing else may be said, or it would be tried again
 	}
-	s.fill(h)
-	if takesSpace(method) {
-		s.raiseNoSpace(ctx, conn)
-	}
-	return resp, nil
+	return nil
 }
 
 // takesSpace reports whether requests of a method may use the quota up.
@@ -183,12 +202,12 @@ func takesSpace(method string) bool {
 
 // raiseNoSpace raises the alarm if this node has used up its quota, where the
 // leader has not: it may have another one.
-func (s *Server) raiseNoSpace(ctx context.Context, conn *grpc.ClientConn) {
+func (s *Server) raiseNoSpace(ctx context.Context, leader Leader) {
 	isNoSpace := func(a *pb.AlarmMember) bool { return a.Alarm == pb.AlarmType_NOSPACE }
 	if !s.store.OverQuota() || slices.ContainsFunc(s.store.Alarms(), isNoSpace) {
 		return
 	}
-	_, err := s.forward(context.WithoutCancel(ctx), conn, pb.Maintenance_Alarm_FullMethodName, &pb.AlarmRequest{
+	_, err := s.forward(context.WithoutCancel(ctx), leader, pb.Maintenance_Alarm_FullMethodName, &pb.AlarmRequest{
 		Action: pb.AlarmRequest_ACTIVATE, MemberID: s.cfg.MemberID, Alarm: pb.AlarmType_NOSPACE,
 	}, new(pb.AlarmResponse))
 	if err != nil {

@@ -29,8 +29,7 @@ func (s *Server) turnAway(ctx context.Context, method string, req any) error {
 
 // requiresLeader says whether the client wants an answer only with a leader.
 func requiresLeader(ctx context.Context) bool {
-	md, _ := metadata.FromIncomingContext(ctx)
-	v := md.Get(rpctypes.MetadataRequireLeaderKey)
+	v := metadata.ValueFromIncomingContext(ctx, rpctypes.MetadataRequireLeaderKey)
 	return len(v) > 0 && v[0] == rpctypes.MetadataHasLeader
 }
 

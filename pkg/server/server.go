@@ -219,6 +219,7 @@ type Server struct {
 	snapshots *snapshots
 	traffic   traffic
 	large     *semaphore.Weighted // see maxLargeBytes
+	links     *links
 
 	ready    atomic.Bool
 	stopOnce sync.Once
@@ -240,6 +241,7 @@ func New(cfg Config) (*Server, error) {
 		checks:    newCheckMetrics(),
 		snapshots: newSnapshots(),
 		large:     semaphore.NewWeighted(maxLargeBytes),
+		links:     newLinks(),
 		stopping:  make(chan struct{}),
 	}
 	s.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
@@ -290,6 +292,10 @@ func (s *Server) Stop() {
 		close(s.stopping)
 	})
 }
+
+// Close ends what is left when no request is under way any more, and none will
+// come: the ways to the nodes that have led.
+func (s *Server) Close() { s.links.close() }
 
 // healthServer is gRPC's own, whose streams end when stopping is closed.
 type healthServer struct {

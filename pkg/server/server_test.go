@@ -128,6 +128,7 @@ func startMember(t testing.TB, opt memberOptions) *member {
 	}
 	m.grpc = grpc.NewServer(m.server.GRPCOptions()...)
 	m.server.Register(m.grpc)
+	m.server.RegisterForwarded(m.grpc)
 	m.server.SetReady(true)
 
 	listener := bufconn.Listen(1 << 20)
@@ -140,6 +141,7 @@ func startMember(t testing.TB, opt memberOptions) *member {
 	t.Cleanup(func() {
 		m.server.Stop()
 		m.grpc.Stop()
+		m.server.Close()
 		cancel()
 		for range cap(running) {
 			// gRPC says so when it is stopped before Serve has begun.
