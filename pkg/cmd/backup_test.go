@@ -63,7 +63,7 @@ func whole(t *testing.T, place string) int {
 		t.Fatal(err)
 	}
 	for _, name := range names {
-		file, err := etcdfile.Open(name)
+		file, err := etcdfile.Open(t.Context(), name, etcdfile.OpenOptions{})
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue

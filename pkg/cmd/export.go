@@ -31,7 +31,7 @@ const exportExamples = `  # A snapshot for etcdutl snapshot restore
     --to-cacert=ca.crt --to-cert=client.crt --to-key=client.key`
 
 func newExport(environ []string) *cobra.Command {
-	var dryRun, force, existing bool
+	var existing bool
 	cmd := &cobra.Command{
 		Use:     "export --from=PLACE --to=PLACE",
 		Short:   "Write the data to a snapshot, or into an etcd that runs",
@@ -40,72 +40,90 @@ func newExport(environ []string) *cobra.Command {
 		Args:    noArgs,
 	}
 	cmd.Flags().SortFlags = false
-	between := addBetweenFlags(cmd)
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "read and check everything and say how much it is, and write nothing")
-	cmd.Flags().BoolVar(&force, "force", false, "replace a file that is there")
+	between := addBetweenFlags(cmd, "replace a file that is there")
 	cmd.Flags().BoolVar(&existing, "existing", false, "write into a server that has keys: equal ones are skipped, so that what was cut off goes on, and others are overwritten")
 	access := addAccessFlags(cmd, true)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		ctx, stop := interruptible(cmd)
 		defer stop()
 		access.complete(cmd.Flags(), environ)
-		from, to, err := between.places(cmd, environ, dryRun)
+		from, to, err := between.places(cmd, environ)
 		if err != nil {
 			return err
 		}
-		if !dryRun && to.kind != placeFile && to.kind != placeServer {
+		if !between.dryRun && to.kind != placeFile && to.kind != placeServer {
 			return config.Usagef("--to: %s is not for export: name a file or a server; keelson import makes keelson's data", to)
 		}
-		src, err := access.open(ctx, cmd, from, false)
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, src.Close()) }()
 		switch {
-		case dryRun:
-			return move(ctx, cmd, from, src, nil, "reading")
+		case between.dryRun:
+			return access.move(ctx, cmd, from, nil, "reading")
 		case to.kind == placeServer:
-			return access.toServer(ctx, cmd, from, to, src, existing)
+			return access.toServer(ctx, cmd, from, to, existing)
 		}
-		return exportFile(ctx, cmd, from, to.at, src, force)
+		return access.toFile(ctx, cmd, from, to.at, between.force)
 	}
 	return cmd
 }
 
-// exportFile writes a snapshot.
-func exportFile(ctx context.Context, cmd *cobra.Command, from place, path string, src snapshot.Source, force bool) error {
+// move opens a place, and copies what it has to sink, as the other move does.
+func (a *accessFlags) move(ctx context.Context, cmd *cobra.Command, from place, sink snapshot.Sink, verb string) error {
+	src, err := a.open(ctx, cmd, from, false)
+	if err != nil {
+		return err
+	}
+	return errors.Join(move(ctx, cmd, from, src, sink, verb), src.Close())
+}
+
+// toFile writes a snapshot.
+func (a *accessFlags) toFile(ctx context.Context, cmd *cobra.Command, from place, path string, force bool) error {
 	file := saving{force: force}
 	_, err := file.write(path, func(part string) error {
 		sink, err := etcdfile.Create(part, etcdfile.Options{})
 		if err != nil {
 			return err
 		}
-		return move(ctx, cmd, from, src, sink, "exporting")
+		return a.move(ctx, cmd, from, sink, "exporting")
 	})
 	return interrupted(ctx, err, path)
 }
 
 // toServer writes into a server that runs.
-func (a *accessFlags) toServer(ctx context.Context, cmd *cobra.Command, from, to place, src snapshot.Source, existing bool) (err error) {
+func (a *accessFlags) toServer(ctx context.Context, cmd *cobra.Command, from, to place, existing bool) (err error) {
 	client, err := a.dial(ctx, to, true)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, client.Close()) }()
-	bar := startProgress(cmd.ErrOrStderr(), "writing", 0)
-	defer bar.end()
-	err = move(ctx, cmd, from, src, remote.NewSink(client, remote.SinkOptions{
+	var bar *progress // when the reading has ended
+	sink := remote.NewSink(client, remote.SinkOptions{
 		Existing: existing,
 		Report: func(done, total snapshot.Progress) {
-			bar.total = total.Records
+			if bar == nil {
+				bar = startProgress(cmd.ErrOrStderr(), "writing", total.Records)
+			}
 			bar.report(done)
 		},
-	}), "reading")
+	})
+	defer func() {
+		if bar != nil {
+			bar.end()
+		}
+	}()
+	refused := sink.Check(ctx) // before what may take long
 	switch {
-	case err == nil, errors.Is(err, remote.ErrDifferent):
+	case errors.Is(refused, remote.ErrNotEmpty):
+		return fmt.Errorf("%s: %w: nothing was written; --existing goes on with what was cut off, or overwrites", to, refused)
+	case refused != nil:
+		return fmt.Errorf("%s: %w", to, refused)
+	}
+	src, err := a.open(ctx, cmd, from, false)
+	if err != nil {
 		return err
-	case errors.Is(err, remote.ErrNotEmpty):
-		return fmt.Errorf("%s: %w: nothing was written; --existing goes on with what was cut off, or overwrites", to, err)
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	err = move(ctx, cmd, from, src, sink, "reading")
+	if err == nil || errors.Is(err, remote.ErrDifferent) {
+		return err
 	}
 	return fmt.Errorf("%s: %w; --existing goes on from there", to, err)
 }

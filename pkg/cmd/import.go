@@ -43,7 +43,6 @@ const importExamples = `  # What would come from a k3s that is stopped, and then
   KEELSON_FROM='kine:postgres://kine:secret@db/kine' keelson import --to=/var/lib/keelson`
 
 func newImport(environ []string) *cobra.Command {
-	var dryRun, force bool
 	cmd := &cobra.Command{
 		Use:     "import --from=PLACE --to=PLACE",
 		Short:   "Bring the data of kine, etcd or another keelson",
@@ -52,22 +51,23 @@ func newImport(environ []string) *cobra.Command {
 		Args:    noArgs,
 	}
 	cmd.Flags().SortFlags = false
-	between := addBetweenFlags(cmd)
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "read and check everything and say how much it is, and write nothing")
-	cmd.Flags().BoolVar(&force, "force", false, "replace the data that there is; on PostgreSQL, also under keelsons that run")
+	between := addBetweenFlags(cmd, "replace the data that there is; on PostgreSQL, also under keelsons that run")
 	access := addAccessFlags(cmd, false)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		ctx, stop := interruptible(cmd)
 		defer stop()
 		access.complete(cmd.Flags(), environ)
-		from, to, err := between.places(cmd, environ, dryRun)
+		from, to, err := between.places(cmd, environ)
 		if err != nil {
 			return err
 		}
 		var sink *datalog.Sink
-		if !dryRun {
-			if sink, err = to.forImport().logSink(datalog.Options{Replace: force, Logger: quietLogger(cmd)}); err != nil {
+		if !between.dryRun {
+			if sink, err = to.forImport().logSink(datalog.Options{Replace: between.force, Logger: quietLogger(cmd)}); err != nil {
 				return err
+			}
+			if err := sink.Check(ctx); err != nil { // before what may take long
+				return to.explain(err)
 			}
 		}
 		src, err := access.open(ctx, cmd, from, false)
@@ -75,7 +75,7 @@ func newImport(environ []string) *cobra.Command {
 			return err
 		}
 		defer func() { err = errors.Join(err, src.Close()) }()
-		if dryRun {
+		if between.dryRun {
 			return move(ctx, cmd, from, src, nil, "reading")
 		}
 		if err := move(ctx, cmd, from, src, sink, "importing"); err != nil {

@@ -93,7 +93,7 @@ func (a *accessFlags) openPlace(ctx context.Context, cmd *cobra.Command, p place
 	case placeServer:
 		return a.openServer(ctx, cmd, p, second)
 	case placeFile:
-		src, err := openFile(p.at, a.withoutAuth, a.skipHashCheck || strings.HasSuffix(p.at, etcdFile))
+		src, err := openFile(ctx, cmd, p.at, a.withoutAuth, a.skipHashCheck || strings.HasSuffix(p.at, etcdFile))
 		if err != nil { // src is a nil of its type
 			return nil, err
 		}
@@ -135,19 +135,27 @@ func (a *accessFlags) openServer(ctx context.Context, cmd *cobra.Command, p plac
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, client.Close()) }()
+	protected := fmt.Errorf("%s: %w, which keelson does not have: --without-auth leaves them out", p, etcdfile.ErrAuth)
+	if !a.withoutAuth {
+		switch is, err := remote.Protected(ctx, client); {
+		case err != nil:
+			return nil, fmt.Errorf("%s: %w", p, err)
+		case is:
+			return nil, protected
+		}
+	}
 	bar := startBytes(cmd.ErrOrStderr(), "reading "+p.String(), 0)
 	defer bar.end()
 	if a.noSnapshot {
 		return remote.Open(ctx, client, bar.report)
 	}
-	open := etcdfile.Open
-	if a.withoutAuth {
-		open = etcdfile.OpenWithoutAuth
-	}
-	src, err = remote.OpenSnapshot(ctx, client, open, bar.set)
+	src, err = remote.OpenSnapshot(ctx, client, func(path string) (*etcdfile.Reader, error) {
+		bar.end()
+		return verifyFile(ctx, cmd, p.String(), path, a.withoutAuth)
+	}, bar.set)
 	switch {
-	case errors.Is(err, etcdfile.ErrAuth):
-		return nil, fmt.Errorf("%s: %w, which keelson does not have: --without-auth leaves them out", p, err)
+	case errors.Is(err, etcdfile.ErrAuth): // an etcd before 3.5 tells it by its data only
+		return nil, protected
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w (a server without snapshots, such as kine or a proxy, is read with --no-snapshot)", p, err)
 	}
@@ -166,19 +174,24 @@ func (a *accessFlags) read(ctx context.Context, cmd *cobra.Command, p place, sec
 	return readContents(ctx, src, bar.report)
 }
 
-// betweenFlags are --from and --to.
-type betweenFlags struct{ from, to string }
+// betweenFlags say where data goes from and to, and how.
+type betweenFlags struct {
+	from, to      string
+	dryRun, force bool
+}
 
-func addBetweenFlags(cmd *cobra.Command) *betweenFlags {
+func addBetweenFlags(cmd *cobra.Command, force string) *betweenFlags {
 	b := &betweenFlags{}
 	cmd.Flags().StringVar(&b.from, "from", "", "the `place` that the data comes from, or KEELSON_FROM")
 	cmd.Flags().StringVar(&b.to, "to", "", "the `place` that it goes to, or KEELSON_TO")
+	cmd.Flags().BoolVar(&b.dryRun, "dry-run", false, "read and check everything and say how much it is, and write nothing")
+	cmd.Flags().BoolVar(&b.force, "force", false, force)
 	return b
 }
 
 // places returns both; with a dry run, only the first.
-func (b *betweenFlags) places(cmd *cobra.Command, environ []string, dryRun bool) (from, to place, err error) {
-	if from, err = readPlace(cmd, "from", b.from, environ); err == nil && !dryRun {
+func (b *betweenFlags) places(cmd *cobra.Command, environ []string) (from, to place, err error) {
+	if from, err = readPlace(cmd, "from", b.from, environ); err == nil && !b.dryRun {
 		to, err = readPlace(cmd, "to", b.to, environ)
 	}
 	return from, to, err

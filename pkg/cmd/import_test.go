@@ -65,6 +65,26 @@ func TestMoves(t *testing.T) {
 	says(t, exitOK, "the same: revision 5, compacted 2: 2 keys, 3 versions, 1 leases", "verify", again, k3s)
 }
 
+// TestMovesRefusedEarly: a place that must not be written is refused before
+// anything is read, which may take long, or fail as here.
+func TestMovesRefusedEarly(t *testing.T) {
+	t.Parallel()
+	dir, _ := newData(t)
+	file := filepath.Join(t.TempDir(), "taken.db")
+	must(t, os.WriteFile(file, nil, 0o600))
+	const nobody = "http://127.0.0.1:1"
+	says(t, exitFailed, "has data already: nothing was changed; --force", "import", "--from", nobody, "--to", dir)
+	says(t, exitFailed, "has data already: nothing was changed; --force", "snapshot", "restore", file, "--data-dir", dir)
+	says(t, exitFailed, file+" is there already", "export", "--from", nobody, "--to", file)
+	says(t, exitFailed, file+" is there already", "snapshot", "save", file, "--endpoints", nobody)
+
+	socket := shortDir(t) + "/k.sock"
+	p := startProcess(t, dir, nil, "--data-dir="+dir, "--listen-client-urls=unix://"+socket)
+	p.says(ready)
+	says(t, exitFailed, "a server uses it", "import", "--force", "--from", nobody, "--to", dir)
+	says(t, exitFailed, "nothing was written; --existing", "export", "--from", nobody, "--to", "unix://"+socket)
+}
+
 func TestMoveUsage(t *testing.T) {
 	t.Parallel()
 	k3s := newKine(t)

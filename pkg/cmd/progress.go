@@ -81,6 +81,17 @@ func (p *progress) set(n int64) {
 	}
 }
 
+// of is set for work that says itself how much it is.
+func (p *progress) of(n, total int64) {
+	if p.total != total {
+		p.total = total
+		if p.bar != nil {
+			p.bar.ChangeMax64(total)
+		}
+	}
+	p.set(n)
+}
+
 func (p *progress) amount(n int64) string {
 	if p.bytes {
 		return formatBytes(n)
@@ -92,6 +103,7 @@ func (p *progress) amount(n int64) string {
 func (p *progress) end() {
 	if p.bar != nil {
 		_ = p.bar.Finish()
+		p.bar = nil
 	}
 }
 

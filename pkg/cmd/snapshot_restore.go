@@ -119,12 +119,6 @@ func (r *restoring) check() error {
 }
 
 func (r *restoring) run(ctx context.Context, cmd *cobra.Command, file string, to place, cluster *datalog.Cluster) (err error) {
-	src, err := openFile(file, r.withoutAuth, r.skipHashCheck)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, src.Close()) }()
-
 	var sink *datalog.Sink
 	count := newTally(nil)
 	verb := "checking"
@@ -134,8 +128,16 @@ func (r *restoring) run(ctx context.Context, cmd *cobra.Command, file string, to
 		if sink, err = to.logSink(opt); err != nil {
 			return err
 		}
+		if err := sink.Check(ctx); err != nil { // before the file, which may be large
+			return to.explain(err)
+		}
 		count.to = sink
 	}
+	src, err := openFile(ctx, cmd, file, r.withoutAuth, r.skipHashCheck)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
 	p := startProgress(cmd.ErrOrStderr(), verb, src.State().Records)
 	_, err = snapshot.Copy(ctx, count, src, p.report)
 	p.end()
@@ -159,13 +161,11 @@ func (r *restoring) run(ctx context.Context, cmd *cobra.Command, file string, to
 }
 
 // openFile opens a file in etcd's format and verifies it.
-func openFile(file string, withoutAuth, skipHashCheck bool) (*etcdfile.Reader, error) {
-	open := etcdfile.Open
-	if withoutAuth {
-		open = etcdfile.OpenWithoutAuth
-	}
-	src, err := open(file)
+func openFile(ctx context.Context, cmd *cobra.Command, file string, withoutAuth, skipHashCheck bool) (*etcdfile.Reader, error) {
+	src, err := verifyFile(ctx, cmd, file, file, withoutAuth)
 	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, errors.New("interrupted: nothing was changed")
 	case errors.Is(err, etcdfile.ErrAuth):
 		return nil, fmt.Errorf("%s: nothing was changed: it is of an etcd with users and roles, which keelson does not have; everybody who reaches the server would see all of it: --without-auth says that this is meant", file)
 	case err != nil:
@@ -175,4 +175,12 @@ func openFile(file string, withoutAuth, skipHashCheck bool) (*etcdfile.Reader, e
 		return nil, errors.Join(err, src.Close())
 	}
 	return src, nil
+}
+
+// verifyFile opens a file, which has a name for people, and tells how far its
+// verification is.
+func verifyFile(ctx context.Context, cmd *cobra.Command, name, path string, withoutAuth bool) (*etcdfile.Reader, error) {
+	p := startBytes(cmd.ErrOrStderr(), "verifying "+name, 0)
+	defer p.end()
+	return etcdfile.Open(ctx, path, etcdfile.OpenOptions{WithoutAuth: withoutAuth, Report: p.of})
 }

@@ -12,7 +12,6 @@ import (
 
 	"github.com/keelson-io/keelson/pkg/config"
 	"github.com/keelson-io/keelson/pkg/snapshot"
-	"github.com/keelson-io/keelson/pkg/snapshot/etcdfile"
 )
 
 // fileStatus is what keelson snapshot status says: what etcdutl says, by its
@@ -57,7 +56,7 @@ func newStatus() *cobra.Command {
 func readStatus(cmd *cobra.Command, file string) (s *fileStatus, err error) {
 	ctx, stop := interruptible(cmd)
 	defer stop()
-	src, err := etcdfile.OpenWithoutAuth(file)
+	src, err := verifyFile(ctx, cmd, file, file, true)
 	if err != nil {
 		return nil, err
 	}

@@ -222,7 +222,7 @@ func (b *backend) writeSnapshot(ctx context.Context, path string) (c backup.Cont
 
 // readSnapshot reads all of a file, and compares its checksum.
 func readSnapshot(ctx context.Context, path string) (c backup.Contents, err error) {
-	file, err := etcdfile.Open(path)
+	file, err := etcdfile.Open(ctx, path, etcdfile.OpenOptions{})
 	if err != nil {
 		return c, err
 	}

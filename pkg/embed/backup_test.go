@@ -96,7 +96,7 @@ func TestBackups(t *testing.T) {
 	if len(found) != 2 || len(others) != 0 {
 		t.Fatalf("%q and %q", found, others)
 	}
-	file, err := etcdfile.Open(filepath.Join(place, found[1]))
+	file, err := etcdfile.Open(t.Context(), filepath.Join(place, found[1]), etcdfile.OpenOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -82,7 +82,7 @@ func TestSnapshot(t *testing.T) {
 	if err := os.WriteFile(path, file, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r, err := etcdfile.Open(path)
+	r, err := etcdfile.Open(t.Context(), path, etcdfile.OpenOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -51,6 +51,9 @@ func fillEtcd(t *testing.T, c *clientv3.Client, seed uint64) {
 	}
 }
 
+// nobody is where no server listens.
+const nobody = "http://127.0.0.1:1"
+
 // all is everything that a server says of its keys and leases.
 func all(t *testing.T, c *clientv3.Client) string {
 	t.Helper()
@@ -99,6 +102,7 @@ func TestEtcd(t *testing.T) {
 	keelson(t, "export", "--from", s.Endpoint, "--to", second.Endpoint)
 	keelson(t, "verify", "--values", s.Endpoint, second.Endpoint)
 	fails(t, "nothing was written; --existing", "export", "--from", s.Endpoint, "--to", second.Endpoint)
+	fails(t, "nothing was written; --existing", "export", "--from", nobody, "--to", second.Endpoint) // before anything is read
 	keelson(t, "export", "--from", s.Endpoint, "--to", second.Endpoint, "--existing")
 
 	file := filepath.Join(t.TempDir(), "snapshot.db")

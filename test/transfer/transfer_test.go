@@ -77,7 +77,7 @@ type kine struct {
 
 // startKine starts a kine on a datastore, or on SQLite if that is empty. It
 // compacts only when told to, and then everything.
-func startKine(t *testing.T, dir, datastore string) *kine {
+func startKine(t *testing.T, dir, datastore string, more ...string) *kine {
 	t.Helper()
 	if dir == "" {
 		dir = harness.TempDir(t)
@@ -89,7 +89,7 @@ func startKine(t *testing.T, dir, datastore string) *kine {
 		args = append(args, "--endpoint", datastore, "--datastore-max-open-connections", "20")
 	}
 	k := &kine{dir: dir, endpoint: "unix://" + socket}
-	k.Process = harness.StartProcess(t, dir, "kine", harness.Tool(t, "kine"), args...)
+	k.Process = harness.StartProcess(t, dir, "kine", harness.Tool(t, "kine"), append(args, more...)...)
 	check(t, k.WaitReady(patience, func(ctx context.Context) error {
 		conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
 		if err != nil {

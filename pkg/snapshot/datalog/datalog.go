@@ -72,7 +72,8 @@ type Cluster struct {
 type Sink struct {
 	opt   Options
 	open  func(context.Context) (target, error)
-	begin func(digest []byte) error // makes the node of a cluster; nil if there is none
+	check func(context.Context) error // is Check
+	begin func(digest []byte) error   // makes the node of a cluster; nil if there is none
 
 	target    target // nil before Begin
 	head      eventlog.Head
@@ -98,6 +99,7 @@ type target interface {
 // SQLite returns the sink that makes the database of data directory dir.
 func SQLite(dir string, opt Options) *Sink {
 	s := &Sink{opt: opt, open: func(context.Context) (target, error) { return openSQLite(dir, opt.Replace) }}
+	s.check = s.try
 	if opt.Cluster != nil {
 		s.digest = sha256.New()
 		s.begin = func(digest []byte) error { return opt.Cluster.begin(dir, s.head.Position, digest) }
@@ -107,7 +109,8 @@ func SQLite(dir string, opt Options) *Sink {
 
 // Postgres returns the sink that makes the data of the schema that url names.
 func Postgres(url string, opt Options) *Sink {
-	return &Sink{opt: opt, open: func(ctx context.Context) (target, error) {
+	s := &Sink{opt: opt, check: func(context.Context) error { return nil }} // with Replace, nothing is refused
+	s.open = func(ctx context.Context) (target, error) {
 		im, err := postgres.NewImporter(ctx, postgres.ImportOptions{URL: url, Replace: opt.Replace, Logger: opt.Logger})
 		switch {
 		case errors.Is(err, postgres.ErrExists):
@@ -118,7 +121,11 @@ func Postgres(url string, opt Options) *Sink {
 			return nil, err
 		}
 		return im, nil
-	}}
+	}
+	if !opt.Replace {
+		s.check = s.try
+	}
+	return s
 }
 
 // sqliteTarget is an import into a data directory.
@@ -151,6 +158,19 @@ func openSQLite(dir string, replace bool) (target, error) {
 		return nil, err
 	}
 	return sqliteTarget{im}, nil
+}
+
+// Check refuses a place that Begin would refuse. It is for those who have much
+// to do before; it changes nothing.
+func (s *Sink) Check(ctx context.Context) error { return s.check(ctx) }
+
+// try begins and ends at once.
+func (s *Sink) try(ctx context.Context) error {
+	t, err := s.open(ctx)
+	if err != nil {
+		return err
+	}
+	return t.Abort()
 }
 
 // Revision returns the current and the compact revision of the log, after

@@ -19,6 +19,7 @@ type boltFile struct {
 	meta     boltMeta
 	buckets  map[string]boltBucket
 	buf      []byte
+	onRead   func(bytes int) error // is called for each page, unless nil
 }
 
 // boltMeta is what a meta page says.
@@ -165,6 +166,11 @@ func (w *walker) read(id uint64) ([]byte, error) {
 			return nil, damaged("page %d is there twice", i)
 		}
 		w.seen[i/64] |= 1 << (i % 64)
+	}
+	if w.onRead != nil {
+		if err := w.onRead(int(overflow+1) * size); err != nil {
+			return nil, err
+		}
 	}
 	if overflow == 0 {
 		return w.buf[:size], nil

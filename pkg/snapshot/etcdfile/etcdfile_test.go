@@ -92,7 +92,7 @@ func write(t testing.TB, src snapshot.Source, opt etcdfile.Options) string {
 
 func open(t testing.TB, path string) *etcdfile.Reader {
 	t.Helper()
-	r, err := etcdfile.Open(path)
+	r, err := etcdfile.Open(t.Context(), path, etcdfile.OpenOptions{})
 	if err != nil {
 		t.Fatalf("Open: %v", err)
 	}
@@ -447,7 +447,7 @@ func TestBadInput(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			before, _ := os.ReadFile(c.path)
-			r, err := etcdfile.Open(c.path)
+			r, err := etcdfile.Open(t.Context(), c.path, etcdfile.OpenOptions{})
 			if err == nil {
 				_ = r.Close()
 			}
@@ -459,8 +459,39 @@ func TestBadInput(t *testing.T) {
 			}
 		})
 	}
-	if _, err := etcdfile.Open(filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := etcdfile.Open(t.Context(), filepath.Join(t.TempDir(), "none"), etcdfile.OpenOptions{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Open of what is not there: %v", err)
+	}
+}
+
+// TestOpenReports: verifying says how far it is, with and without a checksum,
+// and ends with its context.
+func TestOpenReports(t *testing.T) {
+	with := write(t, example(), etcdfile.Options{})
+	for path, passes := range map[string]int64{with: 2, change(t, with, func(*bbolt.Tx) error { return nil }): 1} {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size := info.Size() / 512 * 512 // without the checksum
+		var last int64
+		r, err := etcdfile.Open(t.Context(), path, etcdfile.OpenOptions{Report: func(done, total int64) {
+			if done <= last && last < total || total != passes*size {
+				t.Errorf("%d of %d after %d, the database has %d bytes", done, total, last, size)
+			}
+			last = done
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Close(); err != nil || last < passes*size/2 {
+			t.Errorf("%d of %d bytes were reported, %v", last, passes*size, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := etcdfile.Open(ctx, with, etcdfile.OpenOptions{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("Open with a context that has ended: %v", err)
 	}
 }
 
@@ -472,7 +503,7 @@ func TestBadRecords(t *testing.T) {
 		"\x00\x00\x00\x00\x00\x00\x00\x63_\x00\x00\x00\x00\x00\x00\x00\x01": "\n\x01a\x18\x07",
 	} {
 		path := change(t, good, func(tx *bbolt.Tx) error { return tx.Bucket([]byte("key")).Put([]byte(name), []byte(value)) })
-		r, err := etcdfile.Open(path)
+		r, err := etcdfile.Open(t.Context(), path, etcdfile.OpenOptions{})
 		if err == nil {
 			err = r.Records(t.Context(), func(*eventlog.Record) error { return nil })
 			_ = r.Close()
@@ -487,10 +518,10 @@ func TestAuth(t *testing.T) {
 	path := change(t, write(t, example(), etcdfile.Options{}), func(tx *bbolt.Tx) error {
 		return tx.Bucket([]byte("auth")).Put([]byte("authEnabled"), []byte{1})
 	})
-	if _, err := etcdfile.Open(path); !errors.Is(err, etcdfile.ErrAuth) {
+	if _, err := etcdfile.Open(t.Context(), path, etcdfile.OpenOptions{}); !errors.Is(err, etcdfile.ErrAuth) {
 		t.Errorf("Open: %v, want ErrAuth", err)
 	}
-	r, err := etcdfile.OpenWithoutAuth(path)
+	r, err := etcdfile.Open(t.Context(), path, etcdfile.OpenOptions{WithoutAuth: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -505,7 +536,7 @@ func TestInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	if _, err := etcdfile.Open(path); err == nil || !strings.Contains(err.Error(), "another process has it open") {
+	if _, err := etcdfile.Open(t.Context(), path, etcdfile.OpenOptions{}); err == nil || !strings.Contains(err.Error(), "another process has it open") {
 		t.Errorf("Open of a file in use: %v", err)
 	}
 }
@@ -550,14 +581,14 @@ func FuzzFlip(f *testing.F) {
 		if err := os.WriteFile(path, damaged, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if r, err := etcdfile.Open(path); !errors.Is(err, snapshot.ErrInvalid) {
+		if r, err := etcdfile.Open(t.Context(), path, etcdfile.OpenOptions{}); !errors.Is(err, snapshot.ErrInvalid) {
 			_ = r.Close()
 			t.Fatalf("a snapshot with byte %d changed by %x: %v", at, mask, err)
 		}
 		if err := os.Truncate(path, int64(len(raw)-32)); err != nil {
 			t.Fatal(err)
 		}
-		r, err := etcdfile.OpenWithoutAuth(path)
+		r, err := etcdfile.Open(t.Context(), path, etcdfile.OpenOptions{WithoutAuth: true})
 		if err == nil {
 			err = errors.Join(r.Records(t.Context(), func(*eventlog.Record) error { return nil }), r.Close())
 		}

@@ -2,11 +2,13 @@ package etcdfile
 
 import (
 	"bytes"
+	"cmp"
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"os"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
@@ -34,7 +36,7 @@ var foreign = []struct{ magic, what string }{
 }
 
 // inspect returns how large the database is that f has, and whether its checksum
-// follows, which is verified.
+// follows.
 func inspect(f *os.File) (size int64, checksum bool, err error) {
 	info, err := f.Stat()
 	if err != nil {
@@ -55,7 +57,7 @@ func inspect(f *os.File) (size int64, checksum bool, err error) {
 	case 0:
 		return size, false, nil
 	case checksumSize:
-		return size - checksumSize, true, verify(f, size)
+		return size - checksumSize, true, nil
 	}
 	return 0, false, fmt.Errorf("%w: it is cut off: neither a snapshot nor a database has %d bytes", snapshot.ErrInvalid, size)
 }
@@ -83,20 +85,50 @@ func identify(head []byte) error {
 	return fmt.Errorf("%w: it is %s", snapshot.ErrInvalid, what)
 }
 
-// verify compares a file of that size with the checksum at its end.
-func verify(f *os.File, size int64) error {
+// verifyBytes are read at once.
+const verifyBytes = 256 << 10
+
+// verify compares a database of that size with the checksum behind it.
+func verify(ctx context.Context, f *os.File, size int64, work *meter) error {
 	h := sha256.New()
-	if _, err := io.Copy(h, io.NewSectionReader(f, 0, size-checksumSize)); err != nil {
-		return err
+	buf := make([]byte, verifyBytes)
+	for at := int64(0); at < size; {
+		n, err := f.ReadAt(buf[:min(int64(len(buf)), size-at)], at)
+		if err = cmp.Or(err, context.Cause(ctx)); err != nil {
+			return err
+		}
+		h.Write(buf[:n])
+		at += int64(n)
+		work.add(n)
 	}
 	stored := make([]byte, checksumSize)
-	if _, err := f.ReadAt(stored, size-checksumSize); err != nil {
+	if _, err := f.ReadAt(stored, size); err != nil {
 		return err
 	}
 	if !bytes.Equal(stored, h.Sum(nil)) {
 		return fmt.Errorf("%w: its checksum does not match: it is damaged or was cut off", snapshot.ErrInvalid)
 	}
 	return nil
+}
+
+// meter counts what is done, for those who wait.
+type meter struct {
+	report func(done, total int64) // may be nil
+	total  int64
+
+	mu   sync.Mutex
+	done int64
+}
+
+// add adds n bytes. It may be called concurrently.
+func (m *meter) add(n int) {
+	if m.report == nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.done += int64(n)
+	m.report(min(m.done, m.total), m.total)
 }
 
 // decodeRecord makes r of an entry of the bucket of the keys. Key and Value

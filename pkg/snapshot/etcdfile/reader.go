@@ -36,29 +36,35 @@ type Reader struct {
 
 var _ snapshot.Source = (*Reader)(nil)
 
+// OpenOptions are those of Open.
+type OpenOptions struct {
+	// WithoutAuth takes data that is protected by users and roles, which are
+	// left out.
+	WithoutAuth bool
+
+	// Report, if not nil, is told how much of the verifying is done, and of how
+	// much, in bytes. It is called by one goroutine at a time.
+	Report func(done, total int64)
+}
+
 // Open opens the file path and verifies all of it: its checksum, if it is a
-// snapshot, and its structure. Errors are ErrAuth, snapshot.ErrInvalid, or those
-// of the file system.
-func Open(path string) (*Reader, error) { return open(path, false) }
-
-// OpenWithoutAuth is Open for data that is protected by users and roles, which
-// are left out.
-func OpenWithoutAuth(path string) (*Reader, error) { return open(path, true) }
-
-func open(path string, withoutAuth bool) (*Reader, error) {
+// snapshot, and its structure. Errors are ErrAuth, snapshot.ErrInvalid, the
+// cause of the end of ctx, or those of the file system.
+func Open(ctx context.Context, path string, opt OpenOptions) (*Reader, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	r := &Reader{file: f}
-	if err := r.load(withoutAuth); err != nil {
+	if err := r.load(ctx, opt); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
 	}
 	return r, nil
 }
 
-// load verifies the file and reads everything but the keys.
-func (r *Reader) load(withoutAuth bool) error {
+// load verifies the file and reads everything but the keys. The checksum is
+// computed beside: if it is wrong, that explains whatever else is found.
+func (r *Reader) load(ctx context.Context, opt OpenOptions) error {
 	// bbolt has the file locked as long as it may write.
 	if err := unix.Flock(int(r.file.Fd()), unix.LOCK_SH|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
 		return errors.New("another process has it open: stop etcd, or take a snapshot of it")
@@ -68,9 +74,28 @@ func (r *Reader) load(withoutAuth bool) error {
 		return err
 	}
 	r.checksum = checksum
+	work := &meter{total: size, report: opt.Report}
+	verified := make(chan error, 1)
+	if checksum {
+		work.total += size
+		go func() { verified <- verify(ctx, r.file, size, work) }()
+	} else {
+		verified <- nil
+	}
+	err = r.read(ctx, size, work, opt.WithoutAuth)
+	return cmp.Or(<-verified, err)
+}
+
+// read reads all pages of the database that size bytes of the file are.
+func (r *Reader) read(ctx context.Context, size int64, work *meter, withoutAuth bool) (err error) {
 	if r.bolt, err = openBolt(r.file, size); err != nil {
 		return err
 	}
+	r.bolt.onRead = func(n int) error {
+		work.add(n)
+		return context.Cause(ctx)
+	}
+	defer func() { r.bolt.onRead = nil }()
 	keys, ok := r.bolt.buckets[bucketKey]
 	if _, hasMeta := r.bolt.buckets[bucketMeta]; !ok || !hasMeta {
 		return fmt.Errorf("%w: it is a bbolt database, but not etcd's: it has no buckets %s and %s", snapshot.ErrInvalid, bucketKey, bucketMeta)

@@ -41,11 +41,17 @@ func (s *Source) State() snapshot.State { return s.state }
 
 // Close ends the transaction and removes what was copied.
 func (s *Source) Close() error {
+	err := closeAll(s.release)
+	s.release = nil
+	return err
+}
+
+// closeAll calls what releases, last things first.
+func closeAll(release []func() error) error {
 	var errs []error
-	for _, f := range slices.Backward(s.release) {
+	for _, f := range slices.Backward(release) {
 		errs = append(errs, f())
 	}
-	s.release = nil
 	return errors.Join(errs...)
 }
 

@@ -26,6 +26,7 @@ const defaultDatabase = "kubernetes"
 const (
 	connectTimeout = 10 * time.Second
 	sessionsEnd    = 2 * time.Second
+	leaveTimeout   = 5 * time.Second
 )
 
 // Options are those of OpenURL.
@@ -142,10 +143,7 @@ func (s *Source) openMySQL(ctx context.Context, dsn string, opt Options) error {
 		config.Timeout = connectTimeout
 	}
 	if opt.TLS != nil {
-		config.TLS = opt.TLS.Clone()
-		if host, _, ok := strings.Cut(config.Addr, ":"); ok && config.TLS.ServerName == "" {
-			config.TLS.ServerName = host
-		}
+		config.TLS = opt.TLS.Clone() // instead of what the URL says, as kine has it
 	}
 	connector, err := mysql.NewConnector(config)
 	if err != nil {
@@ -170,10 +168,26 @@ func (s *Source) openServer(ctx context.Context, db *sql.DB, others string, opt 
 	if err != nil {
 		return errors.Join(fmt.Errorf("datastore of kine: %w", err), db.Close())
 	}
-	if err := s.begin(ctx, db, snapshotOnly); err != nil {
+	err = s.begin(ctx, db, snapshotOnly)
+	release := s.release
+	s.release = []func() error{func() error { return leave(release) }}
+	if err != nil {
 		return fmt.Errorf("datastore of kine: %w", err)
 	}
 	return nil
+}
+
+// leave takes leave of a server. One that does not answer is left as it is:
+// nothing was changed there, and it notices when the process ends.
+func leave(release []func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- closeAll(release) }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(leaveTimeout):
+		return nil
+	}
 }
 
 func countOthers(ctx context.Context, db *sql.DB, statement string) (n int, err error) {

@@ -12,9 +12,12 @@ import (
 	"os"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // Config says how a server is reached.
@@ -56,6 +59,20 @@ func Dial(ctx context.Context, c Config) (*clientv3.Client, error) {
 		return nil, errors.Join(fmt.Errorf("%v: %w", c.Endpoints, err), client.Close())
 	}
 	return client, nil
+}
+
+// Protected reports whether the server has users and roles that protect its data.
+func Protected(ctx context.Context, client *clientv3.Client) (bool, error) {
+	resp, err := client.AuthStatus(ctx)
+	switch {
+	case errors.Is(err, rpctypes.ErrPermissionDenied): // only root may ask
+		return true, nil
+	case status.Code(err) == codes.Unimplemented: // kine
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	return resp.Enabled, nil
 }
 
 // TLS is what the files say; nil if nothing was said.

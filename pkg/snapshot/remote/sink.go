@@ -61,8 +61,9 @@ func NewSink(client *clientv3.Client, opt SinkOptions) *Sink {
 	return &Sink{client: client, opt: opt, live: make(map[string]pair)}
 }
 
-// Begin refuses a server that has keys, unless they are allowed.
-func (s *Sink) Begin(ctx context.Context, state snapshot.State) (err error) {
+// Check refuses a server that Begin would refuse: one that has keys, unless they
+// are allowed. It is for those who have much to do before.
+func (s *Sink) Check(ctx context.Context) error {
 	resp, err := s.client.Get(ctx, "\x00", clientv3.WithFromKey(), clientv3.WithCountOnly())
 	switch {
 	case err != nil:
@@ -71,6 +72,14 @@ func (s *Sink) Begin(ctx context.Context, state snapshot.State) (err error) {
 		return errors.New("the server is kine: it has no way to write leases and keys as they are")
 	case resp.Count > 0 && !s.opt.Existing:
 		return fmt.Errorf("%w: %d", ErrNotEmpty, resp.Count)
+	}
+	return nil
+}
+
+// Begin begins, unless the server is refused.
+func (s *Sink) Begin(ctx context.Context, state snapshot.State) (err error) {
+	if err := s.Check(ctx); err != nil {
+		return err
 	}
 	s.state = state
 	s.spool, err = newSpool()
