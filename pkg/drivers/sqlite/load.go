@@ -1,7 +1,6 @@
 package sqlite
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 
@@ -12,7 +11,6 @@ import (
 
 const (
 	selectLoad  = "SELECT seq, header, key FROM log WHERE seq >= ? AND seq < ? ORDER BY seq"
-	selectAll   = "SELECT seq, header, key, value, batch, revision FROM log WHERE seq >= ? AND seq < ? ORDER BY seq"
 	selectState = "SELECT floor, deleted, revision, (SELECT min(seq) FROM log), (SELECT max(seq) FROM log) FROM kept"
 
 	// loadWorkers scan and decode, side by side, ranges of at least rangeWidth
@@ -40,11 +38,6 @@ func (l *Log) Load(ctx context.Context, fn func(*eventlog.Record) error) (eventl
 		return eventlog.Head{}, fmt.Errorf("load %s: %w", l.path, err)
 	}
 	return head, nil
-}
-
-// verify is Load that reads the values, too, and everything's checksums.
-func (l *Log) verify(ctx context.Context) (eventlog.Head, error) {
-	return l.load(ctx, l.verifyRange, func(*eventlog.Record) error { return nil })
 }
 
 // rangeReader returns the records with seqs in [from, to), in order.
@@ -158,52 +151,17 @@ func scanRanges(ctx context.Context, oldest, newest int64, read rangeReader, fn 
 
 // loadRange is a rangeReader.
 func (l *Log) loadRange(ctx context.Context, from, to int64) ([]*eventlog.Record, error) {
-	return l.readRange(ctx, selectLoad, from, to, func(*eventlog.Record, eventlog.Header, row) error { return nil })
-}
-
-// verifyRange is a rangeReader that verifies the other columns, too.
-func (l *Log) verifyRange(ctx context.Context, from, to int64) ([]*eventlog.Record, error) {
-	return l.readRange(ctx, selectAll, from, to, func(r *eventlog.Record, h eventlog.Header, row row) error {
-		if _, err := takeValue(r, h, row[3]); err != nil {
-			return err
-		}
-		if row[5] != r.Revision.Main {
-			return fmt.Errorf("%w: record %d has the revision %v beside the %d of its header", eventlog.ErrCorrupt, r.Seq, row[5], r.Revision.Main)
-		}
-		return checkBatchID(r.Seq, row[4])
-	})
-}
-
-// checkBatchID verifies the column batch of record seq.
-func checkBatchID(seq int64, column any) error {
-	stored, ok := column.([]byte)
-	if !ok {
-		return nil
-	}
-	var id eventlog.BatchID
-	copy(id[:], stored)
-	if !bytes.Equal(stored, eventlog.EncodeBatchID(seq, id)) {
-		return fmt.Errorf("%w: checksum of the batch id of record %d does not match", eventlog.ErrCorrupt, seq)
-	}
-	return nil
-}
-
-// readRange returns the records of a range, each once check has seen its row.
-func (l *Log) readRange(ctx context.Context, sql string, from, to int64, check func(*eventlog.Record, eventlog.Header, row) error) ([]*eventlog.Record, error) {
 	var records []*eventlog.Record
 	err := l.read(ctx, func(c *conn) error {
 		return c.query(func(row row) error {
 			r, h, err := decodeRow(row[0], row[1], row[2])
-			if err == nil {
-				err = check(r, h, row)
-			}
 			if err != nil {
 				return err
 			}
 			r.ValueBytes = h.ValueBytes()
 			records = append(records, r)
 			return nil
-		}, sql, from, to)
+		}, selectLoad, from, to)
 	})
 	return records, err
 }

@@ -1,0 +1,128 @@
+package sqlite
+
+import (
+	"errors"
+	mathrand "math/rand/v2"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+// treeOf opens the table log of a log that has nothing in its WAL.
+func treeOf(t *testing.T, l *Log) *tree {
+	t.Helper()
+	root, err := l.writer.int("SELECT rootpage FROM sqlite_schema WHERE name = 'log'")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := openTree(l.probe, root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// TestTree reads what SQLite does: rows with and without overflow pages, around
+// the sizes at which they get one more.
+func TestTree(t *testing.T) {
+	l := mustOpen(t, t.TempDir())
+	defer l.Close()
+	for size := range 40 {
+		appendRandom(t, l, 1, size)
+	}
+	for pages := range 3 {
+		for size := 3960; size <= 4100; size++ {
+			appendRandom(t, l, 1, size+pages*overflowSize)
+		}
+	}
+	appendRandom(t, l, 3000, 10) // leaves enough for inner pages on two levels
+	appendRandom(t, l, 1500, 3000)
+	l.writerDo(t, func() { l.markSeq = l.headSeq }) // as if it were one
+	if err := l.Compact(t.Context(), []int64{1, 2, 3, 30, 31, 32, 33, 2000, 4000}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := rowsOf(t, l)
+	tree := treeOf(t, l)
+	newest := l.headSeq
+	for _, width := range []int64{newest + 1, 97, 1000} {
+		var got []Row
+		for from := int64(0); from <= newest; from += width {
+			err := tree.rows(from, from+width, func(s *Stored) error {
+				r := Row{Seq: s.Seq}
+				for to, column := range map[*[]byte][]byte{&r.Header: s.Header, &r.Key: s.Key, &r.Batch: s.Batch, &r.Value: s.Value} {
+					if column != nil {
+						*to = append([]byte{}, column...)
+					}
+				}
+				got = append(got, r)
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%d rows in ranges of %d; SQLite has others, %d", len(got), width, len(want))
+		}
+	}
+}
+
+// TestVerifyDamage changes some byte of a database, again and again: what it has
+// is refused, or the same as before.
+func TestVerifyDamage(t *testing.T) {
+	dir := t.TempDir()
+	l := mustOpen(t, dir)
+	appendRandom(t, l, 200, 100)
+	appendRandom(t, l, 200, 900)
+	appendRandom(t, l, 5, 9000)
+	l.writerDo(t, func() { l.markSeq = l.headSeq }) // as if it were one
+	if err := l.Compact(t.Context(), []int64{5, 6, 7, 300}); err != nil {
+		t.Fatal(err)
+	}
+	want := rowsOf(t, l)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, FileName)
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	random, refused := mathrand.New(mathrand.NewPCG(1, 2)), 0
+	for i := range 400 {
+		at, bit := random.IntN(len(whole)), byte(1)<<random.IntN(8)
+		if i%2 == 0 { // where a page says what is on it
+			at = at/pageSize*pageSize + at%12
+		}
+		damaged := append([]byte{}, whole...)
+		damaged[at] ^= bit
+		if err := os.WriteFile(path, damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l, err := Open(t.Context(), Options{Dir: dir, Logger: silent()})
+		if err == nil {
+			var head eventlog.Head
+			if head, err = l.verify(t.Context()); err == nil && (head.Seq != 405 || !reflect.DeepEqual(rowsOf(t, l), want)) {
+				t.Errorf("bit %#x of byte %d (page %d, %d) was changed, and the rows differ", bit, at, at/pageSize+1, at%pageSize)
+			}
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err != nil {
+			refused++
+			if !errors.Is(err, eventlog.ErrCorrupt) && !errors.Is(err, ErrForeign) && !errors.Is(err, ErrNewer) {
+				t.Errorf("bit %#x of byte %d: %v", bit, at, err)
+			}
+		}
+	}
+	if refused < 100 {
+		t.Errorf("only %d of 400 were refused", refused)
+	}
+}
