@@ -26,6 +26,9 @@ const (
 	// yet hold: more of them are not read before.
 	maxForwardedBytes = 64 << 20
 
+	// answersBytes is more than most messages have: an answer to a put takes 40.
+	answersBytes = 4 << 10
+
 	// idleWorkers is how many goroutines of a stream wait for further requests:
 	// for the same reason as streamWorkers.
 	idleWorkers = 256
@@ -101,7 +104,8 @@ type forwardStream struct {
 // forwarded is a request of another node.
 type forwarded struct {
 	frame
-	ctx context.Context // of its handler
+	ctx    context.Context // of its handler
+	cancel context.CancelFunc
 }
 
 // answers are a message: parts, and then what was encoded since.
@@ -181,7 +185,7 @@ func (fs *forwardStream) begin(ctx context.Context, f frame) {
 	fs.mu.Lock()
 	fs.cancels[f.number] = cancel
 	fs.mu.Unlock()
-	request := &forwarded{f, ctx}
+	request := &forwarded{f, ctx, cancel}
 	select {
 	case fs.work <- request:
 	default:
@@ -215,13 +219,13 @@ func (fs *forwardStream) answer(f *forwarded) {
 	resp, err := fs.handle(f)
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	fs.cancels[f.number]()
+	f.cancel()
 	delete(fs.cancels, f.number)
 	if len(fs.answers) == 0 {
 		wakeUp(fs.wake)
 	}
 	if n := len(fs.answers); n == 0 || fs.answers[n-1].size >= messageBytes {
-		fs.answers = append(fs.answers, new(answers))
+		fs.answers = append(fs.answers, &answers{buf: make([]byte, 0, answersBytes)})
 	}
 	to := fs.answers[len(fs.answers)-1]
 	to.held += f.held()
