@@ -234,15 +234,20 @@ func (d *dataFlags) typed() bool {
 	return false
 }
 
-// place returns where the data is.
+// place returns where the data is. A directory that is typed is meant: the
+// variables and the file must not say that the data is elsewhere, as they may to
+// a server, which keeps its socket in the directory.
 func (d *dataFlags) place(cmd *cobra.Command, environ []string) (place, error) {
-	typed := d.all.Changed("datastore")
+	typed, directory := d.all.Changed("datastore"), d.all.Changed("data-dir")
 	if err := d.config.Read(d.all, environ); err != nil {
 		return place{}, err
 	}
 	dir, database, err := d.config.Server.Data()
 	if err != nil {
 		return place{}, config.Usagef("%s", strings.TrimPrefix(err.Error(), embed.ErrConfig.Error()+": "))
+	}
+	if directory && !typed && (database != "" || !isDirectory(d.config.Server.DataDir, dir)) {
+		return place{}, config.Usagef("--data-dir names a directory, and KEELSON_DATASTORE or the configuration file another place of the data: add --datastore=sqlite if the directory is meant, or leave --data-dir out")
 	}
 	if database == "" {
 		return place{placeSQLite, dir}, nil
@@ -251,6 +256,12 @@ func (d *dataFlags) place(cmd *cobra.Command, environ []string) (place, error) {
 		fmt.Fprintln(cmd.ErrOrStderr(), "keelson: warning: every user of this machine can see the database's password among the processes (ps): leave it out of --datastore, and use KEELSON_DATASTORE, PGPASSFILE or the configuration file")
 	}
 	return place{placePostgres, database}, nil
+}
+
+// isDirectory reports whether path is the absolute one.
+func isDirectory(path, absolute string) bool {
+	p, err := filepath.Abs(path)
+	return err == nil && p == absolute
 }
 
 // quietLogger is for the parts that log what happens to a server; the commands

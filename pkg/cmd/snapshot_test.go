@@ -202,6 +202,37 @@ func TestSnapshotEnvironment(t *testing.T) {
 	}
 }
 
+// TestTypedDirectory: no variable and no file turns a directory that is typed
+// into another place, of which what there is would be read or replaced.
+func TestTypedDirectory(t *testing.T) {
+	here, keys := newData(t)
+	there := t.TempDir()
+	work := t.TempDir()
+	file, yaml := filepath.Join(work, "a.db"), filepath.Join(work, "keelson.yaml")
+	mustRun(t, "snapshot", "save", file, "--data-dir", here)
+	must(t, os.WriteFile(yaml, []byte("datastore: sqlite://"+there+"\n"), 0o600))
+	for _, args := range [][]string{
+		{"snapshot", "restore", file, "--force"}, {"snapshot", "restore", file, "--dry-run"}, {"snapshot", "save", file + "2"}, {"check"},
+	} {
+		args = append(args, "--data-dir", here)
+		for _, datastore := range []string{"sqlite://" + there, "postgres://127.0.0.1:1/none"} {
+			if out, errs, code := keelson(t, []string{"KEELSON_DATASTORE=" + datastore}, args...); code != exitUsage || out != "" || !strings.Contains(errs, "add --datastore=sqlite") {
+				t.Errorf("KEELSON_DATASTORE=%s keelson %q: exit code %d, %s%s", datastore, args, code, out, errs)
+			}
+		}
+		if _, errs, code := keelson(t, nil, append(args, "--config-file", yaml)...); code != exitUsage || !strings.Contains(errs, "add --datastore=sqlite") {
+			t.Errorf("keelson %q with a file: exit code %d, %s", args, code, errs)
+		}
+	}
+	out, errs, code := keelson(t, []string{"KEELSON_DATASTORE=postgres://127.0.0.1:1/none"}, "check", "--data-dir", here, "--datastore=sqlite")
+	if code != exitOK || !strings.Contains(out, fmt.Sprintf("%d keys", keys)) {
+		t.Errorf("the way out: exit code %d, %s%s", code, out, errs)
+	}
+	if _, errs, code := keelson(t, []string{"KEELSON_DATASTORE=sqlite://"}, "check", "--data-dir", here); code != exitOK {
+		t.Errorf("a variable that names no other place: %s", errs)
+	}
+}
+
 func TestSnapshotHelp(t *testing.T) {
 	for _, command := range [][]string{{"snapshot"}, {"snapshot", "save"}, {"snapshot", "status"}, {"snapshot", "restore"}} {
 		out := mustRun(t, append(command, "--help")...)
