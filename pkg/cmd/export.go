@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -77,12 +78,8 @@ func (a *accessFlags) move(ctx context.Context, cmd *cobra.Command, from place, 
 // toFile writes a snapshot.
 func (a *accessFlags) toFile(ctx context.Context, cmd *cobra.Command, from place, path string, force bool) error {
 	file := saving{force: force}
-	_, err := file.write(path, func(part string) error {
-		sink, err := etcdfile.Create(part, etcdfile.Options{})
-		if err != nil {
-			return err
-		}
-		return a.move(ctx, cmd, from, sink, "exporting")
+	_, err := file.write(path, func(part *os.File) error {
+		return a.move(ctx, cmd, from, etcdfile.NewWriter(part, etcdfile.Options{}), "exporting")
 	})
 	return interrupted(ctx, err, path)
 }

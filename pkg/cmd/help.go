@@ -71,8 +71,8 @@ With --data-dir, --datastore, --config-file or --offline it reads keelson's data
 itself; a data directory must not be in use then.
 
 The file is there when it is whole, on the disk, and its checksum was compared;
-before that its name ends with .part. One that is there is not replaced without
---force.`
+before that its name goes on with .part- and a number, which is what a save that
+was killed leaves. One that is there is not replaced without --force.`
 
 const saveExamples = `  # From the server on this machine
   keelson snapshot save backup.db

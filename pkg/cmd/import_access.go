@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -149,9 +150,9 @@ func (a *accessFlags) openServer(ctx context.Context, cmd *cobra.Command, p plac
 	if a.noSnapshot {
 		return remote.Open(ctx, client, bar.report)
 	}
-	src, err = remote.OpenSnapshot(ctx, client, func(path string) (*etcdfile.Reader, error) {
+	src, err = remote.OpenSnapshot(ctx, client, func(file *os.File) (*etcdfile.Reader, error) {
 		bar.end()
-		return verifyFile(ctx, cmd, p.String(), path, a.withoutAuth)
+		return verifyFile(ctx, cmd, p.String(), file, a.withoutAuth)
 	}, bar.set)
 	switch {
 	case errors.Is(err, etcdfile.ErrAuth): // an etcd before 3.5 tells it by its data only

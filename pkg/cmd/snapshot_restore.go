@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"slices"
 	"strings"
 
@@ -162,7 +163,7 @@ func (r *restoring) run(ctx context.Context, cmd *cobra.Command, file string, to
 
 // openFile opens a file in etcd's format and verifies it.
 func openFile(ctx context.Context, cmd *cobra.Command, file string, withoutAuth, skipHashCheck bool) (*etcdfile.Reader, error) {
-	src, err := verifyFile(ctx, cmd, file, file, withoutAuth)
+	src, err := verifyPath(ctx, cmd, file, withoutAuth)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, errors.New("interrupted: nothing was changed")
@@ -177,10 +178,23 @@ func openFile(ctx context.Context, cmd *cobra.Command, file string, withoutAuth,
 	return src, nil
 }
 
-// verifyFile opens a file, which has a name for people, and tells how far its
-// verification is.
-func verifyFile(ctx context.Context, cmd *cobra.Command, name, path string, withoutAuth bool) (*etcdfile.Reader, error) {
+// verifyPath opens a file in etcd's format, and tells how far its verification
+// is.
+func verifyPath(ctx context.Context, cmd *cobra.Command, path string, withoutAuth bool) (*etcdfile.Reader, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	src, err := verifyFile(ctx, cmd, path, file, withoutAuth)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return src, nil
+}
+
+// verifyFile is verifyPath of an open file, which has a name for people.
+func verifyFile(ctx context.Context, cmd *cobra.Command, name string, file *os.File, withoutAuth bool) (*etcdfile.Reader, error) {
 	p := startBytes(cmd.ErrOrStderr(), "verifying "+name, 0)
 	defer p.end()
-	return etcdfile.Open(ctx, path, etcdfile.OpenOptions{WithoutAuth: withoutAuth, Report: p.of})
+	return etcdfile.OpenFile(ctx, file, etcdfile.OpenOptions{WithoutAuth: withoutAuth, Report: p.of})
 }

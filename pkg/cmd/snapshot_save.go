@@ -119,7 +119,7 @@ func (s *saving) fromServer(ctx context.Context, cmd *cobra.Command, environ []s
 	}
 	began := time.Now()
 	version := ""
-	size, err := s.write(file, func(part string) error {
+	size, err := s.write(file, func(part *os.File) error {
 		client, err := remote.Dial(ctx, s.server.Config)
 		if err != nil {
 			return err
@@ -143,17 +143,13 @@ func (s *saving) fromServer(ctx context.Context, cmd *cobra.Command, environ []s
 // fromData saves keelson's data without a server.
 func (s *saving) fromData(ctx context.Context, cmd *cobra.Command, from place, file string) error {
 	var count *tally
-	size, err := s.write(file, func(part string) (err error) {
+	size, err := s.write(file, func(part *os.File) (err error) {
 		src, err := from.logSource(ctx, quietLogger(cmd))
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, src.Close()) }()
-		sink, err := etcdfile.Create(part, etcdfile.Options{})
-		if err != nil {
-			return err
-		}
-		count = newTally(sink)
+		count = newTally(etcdfile.NewWriter(part, etcdfile.Options{}))
 		p := startProgress(cmd.ErrOrStderr(), "saving", src.State().Records)
 		_, err = snapshot.Copy(ctx, count, src, p.report)
 		p.end()
@@ -174,44 +170,52 @@ func interrupted(ctx context.Context, err error, file string) error {
 	return err
 }
 
-// write lets fill make the file under another name, and gives it its own when
-// it is durable. It returns the file's size.
-func (s *saving) write(file string, fill func(part string) error) (int64, error) {
-	free := func() error {
-		info, err := os.Lstat(file)
-		switch {
-		case err == nil && (!s.force || !info.Mode().IsRegular()):
-			return fmt.Errorf("%s is there already: choose another name, or replace it with --force", file)
-		case err == nil || errors.Is(err, fs.ErrNotExist):
-			return nil
-		}
-		return err
-	}
-	if err := free(); err != nil {
+// write lets fill write a file that has a name of its own, and gives it its
+// name when it is durable. It returns the file's size.
+func (s *saving) write(file string, fill func(part *os.File) error) (int64, error) {
+	if err := s.free(file); err != nil {
 		return 0, err
 	}
-	part := file + ".part"
-	if err := os.Remove(part); err != nil && !errors.Is(err, fs.ErrNotExist) { // of one that was killed
-		return 0, err
-	}
-	if err := fill(part); err != nil {
-		if rest := os.Remove(part); rest != nil && !errors.Is(rest, fs.ErrNotExist) {
-			err = errors.Join(err, rest)
-		}
-		return 0, err
-	}
-	info, err := os.Stat(part)
-	if err == nil {
-		err = durable.Sync(part)
-	}
-	if err == nil {
-		err = free()
-	}
-	if err == nil {
-		err = os.Rename(part, file)
-	}
+	part, err := os.CreateTemp(filepath.Dir(file), filepath.Base(file)+".part-*")
 	if err != nil {
-		return 0, errors.Join(err, os.Remove(part))
+		return 0, err
 	}
-	return info.Size(), durable.Sync(filepath.Dir(file))
+	size, err := s.fill(part, file, fill)
+	if err != nil {
+		return 0, errors.Join(err, os.Remove(part.Name()))
+	}
+	return size, durable.Sync(filepath.Dir(file))
+}
+
+// fill is write after the file was made.
+func (s *saving) fill(part *os.File, file string, fill func(part *os.File) error) (size int64, err error) {
+	if err = fill(part); err == nil {
+		err = part.Sync()
+	}
+	info, statErr := part.Stat()
+	if err := errors.Join(err, statErr, part.Close()); err != nil {
+		return 0, err
+	}
+	if err := s.free(file); err != nil {
+		return 0, err
+	}
+	return info.Size(), os.Rename(part.Name(), file)
+}
+
+// free refuses what must not be replaced.
+func (s *saving) free(file string) error {
+	info, err := os.Lstat(file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && !os.IsPathSeparator(file[len(file)-1]):
+		return nil
+	case errors.Is(err, fs.ErrNotExist), err == nil && info.IsDir():
+		return fmt.Errorf("%s is a directory: name a file in it", file)
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%s is no regular file, and is not replaced: choose another name", file)
+	case !s.force:
+		return fmt.Errorf("%s is there already: choose another name, or replace it with --force", file)
+	}
+	return nil
 }

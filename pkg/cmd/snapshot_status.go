@@ -56,7 +56,7 @@ func newStatus() *cobra.Command {
 func readStatus(cmd *cobra.Command, file string) (s *fileStatus, err error) {
 	ctx, stop := interruptible(cmd)
 	defer stop()
-	src, err := verifyFile(ctx, cmd, file, file, true)
+	src, err := verifyPath(ctx, cmd, file, true)
 	if err != nil {
 		return nil, err
 	}

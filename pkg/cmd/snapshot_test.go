@@ -84,9 +84,6 @@ func TestSnapshotThereAndBack(t *testing.T) {
 	dir, keys := newData(t)
 	work := t.TempDir()
 	file, again := filepath.Join(work, "a.db"), filepath.Join(work, "b.db")
-	if err := os.WriteFile(file+".part", []byte("left by one that was killed"), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	out := mustRun(t, "snapshot", "save", file, "--data-dir", dir)
 	if want := fmt.Sprintf("compacted 60, %d keys", keys); !strings.Contains(out, "saved "+file) || !strings.Contains(out, want) {
 		t.Errorf("save: %s; want %q", out, want)
@@ -136,7 +133,8 @@ func TestSnapshotRefused(t *testing.T) {
 	if err := os.WriteFile(text, []byte("no snapshot at all"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	absent := filepath.Join(work, "absent")
+	absent, link := filepath.Join(work, "absent"), filepath.Join(work, "link")
+	must(t, os.Symlink(file, link))
 	for _, c := range []struct {
 		args []string
 		want string
@@ -149,7 +147,9 @@ func TestSnapshotRefused(t *testing.T) {
 		{[]string{"restore"}, "name one file", exitUsage},
 		{[]string{"status"}, "name one file", exitUsage},
 		{[]string{"save", file, "--data-dir", dir}, file + " is there already", exitFailed},
-		{[]string{"save", work, "--force", "--data-dir", dir}, work + " is there already", exitFailed},
+		{[]string{"save", work, "--force", "--data-dir", dir}, work + " is a directory", exitFailed},
+		{[]string{"save", absent + "/", "--data-dir", dir}, "is a directory", exitFailed},
+		{[]string{"save", link, "--force", "--data-dir", dir}, "no regular file", exitFailed},
 		{[]string{"save", absent, "--data-dir", work}, "not a data directory of keelson", exitFailed},
 		{[]string{"save", absent, "--data-dir", dir, "--endpoints", "http://127.0.0.1:1"}, "use one of them", exitUsage},
 		{[]string{"save", absent, "--endpoints", "a,b"}, "name one server", exitUsage},
@@ -199,6 +199,42 @@ func TestSnapshotEnvironment(t *testing.T) {
 	_, errs, code := keelson(t, []string{"ETCDCTL_ENDPOINTS=unix://" + work + "/ours.sock", "ETCDCTL_DIAL_TIMEOUT=50ms"}, "snapshot", "save", file+"2")
 	if code != exitFailed || !strings.Contains(errs, "ours.sock") {
 		t.Errorf("exit code %d, %s", code, errs)
+	}
+}
+
+// TestSavesAtOnce: of two saves to one file the one that fails, or ends later,
+// does not touch what the other writes; nor is anything else of a like name.
+func TestSavesAtOnce(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "a.db")
+	must(t, os.WriteFile(file+".part", []byte("somebody's"), 0o600))
+	s := saving{force: true}
+	write := func(text string, during func()) error {
+		_, err := s.write(file, func(part *os.File) error {
+			_, err := part.WriteString(text[:1])
+			during()
+			if err == nil {
+				_, err = part.WriteString(text[1:])
+			}
+			return err
+		})
+		return err
+	}
+	must(t, write("first", func() {
+		must(t, write("second", func() {}))
+		if text, err := os.ReadFile(file); err != nil || string(text) != "second" {
+			t.Errorf("the second has %q, %v", text, err)
+		}
+	}))
+	if text, err := os.ReadFile(file); err != nil || string(text) != "first" {
+		t.Errorf("the first has %q, %v", text, err)
+	}
+	broken := errors.New("broken")
+	if _, err := s.write(file, func(*os.File) error { return broken }); !errors.Is(err, broken) {
+		t.Errorf("one that fails: %v", err)
+	}
+	files, err := os.ReadDir(filepath.Dir(file))
+	if text, readErr := os.ReadFile(file + ".part"); string(text) != "somebody's" || readErr != nil || len(files) != 2 {
+		t.Errorf("files %v, %v; %q, %v", files, err, text, readErr)
 	}
 }
 

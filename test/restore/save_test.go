@@ -108,8 +108,14 @@ func TestSaveCutOff(t *testing.T) {
 		if _, err := os.Stat(file); err == nil {
 			keelson(t, "snapshot", "status", file)
 		}
-		if _, err := os.Stat(file + ".part"); err == nil && signal == syscall.SIGINT {
-			t.Errorf("%s.part is left", file)
+		left, err := filepath.Glob(file + ".part*")
+		if err != nil || len(left) > 0 && signal == syscall.SIGINT {
+			t.Errorf("%v are left, %v", left, err)
+		}
+		for _, part := range left {
+			if err := os.Remove(part); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 	keelson(t, "snapshot", "save", file, "--endpoints", srv.Endpoint, "--force")

@@ -55,9 +55,19 @@ func Open(ctx context.Context, path string, opt OpenOptions) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
+	r, err := OpenFile(ctx, f, opt)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return r, nil
+}
+
+// OpenFile is Open of a file that is open, and is closed after an error, or by
+// Close.
+func OpenFile(ctx context.Context, f *os.File, opt OpenOptions) (*Reader, error) {
 	r := &Reader{file: f}
 	if err := r.load(ctx, opt); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
+		return nil, errors.Join(err, f.Close())
 	}
 	return r, nil
 }

@@ -2,6 +2,7 @@ package etcdfile
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -37,9 +38,8 @@ func (o *Options) setDefaults() {
 const writeBytes = 1 << 20
 
 // Writer is a snapshot.Sink that makes a file as etcdctl snapshot save does.
-// Until Finish the file has another name.
 type Writer struct {
-	path string
+	path string // empty: the file is the caller's
 	opt  Options
 	file *os.File // after Begin
 	buf  *bufio.Writer
@@ -48,7 +48,15 @@ type Writer struct {
 
 var _ snapshot.Sink = (*Writer)(nil)
 
-// Create makes a Writer of the file path, which must not be there.
+// NewWriter makes a Writer that writes to an empty file, which stays the
+// caller's. It is durable after Finish.
+func NewWriter(file *os.File, opt Options) *Writer {
+	opt.setDefaults()
+	return &Writer{opt: opt, file: file}
+}
+
+// Create makes a Writer of the file path, which must not be there. Until Finish
+// it has another name.
 func Create(path string, opt Options) (*Writer, error) {
 	opt.setDefaults()
 	w := &Writer{path: path, opt: opt}
@@ -69,14 +77,17 @@ func (w *Writer) check() error {
 
 // Begin implements snapshot.Sink.
 func (w *Writer) Begin(_ context.Context, state snapshot.State) error {
-	if err := w.check(); err != nil {
-		return err
+	if w.path != "" {
+		if err := w.check(); err != nil {
+			return err
+		}
+		file, err := os.CreateTemp(filepath.Dir(w.path), filepath.Base(w.path)+".partial-*")
+		if err != nil {
+			return err
+		}
+		w.file = file
 	}
-	file, err := os.CreateTemp(filepath.Dir(w.path), filepath.Base(w.path)+".partial-*")
-	if err != nil {
-		return err
-	}
-	w.file, w.buf = file, bufio.NewWriterSize(file, writeBytes)
+	w.buf = bufio.NewWriterSize(w.file, writeBytes)
 	w.db = newDatabase(w.buf, state, w.opt)
 	if _, err := w.buf.Write(make([]byte, metaPages*pageSize)); err != nil {
 		return errors.Join(err, w.Abort())
@@ -90,7 +101,7 @@ func (w *Writer) Add(_ context.Context, r *eventlog.Record) error { return w.db.
 // Finish implements snapshot.Sink.
 func (w *Writer) Finish(context.Context) error {
 	if err := w.finish(); err != nil {
-		return errors.Join(fmt.Errorf("write %s: %w", w.path, err), w.Abort())
+		return errors.Join(fmt.Errorf("write %s: %w", cmp.Or(w.path, w.file.Name()), err), w.Abort())
 	}
 	return nil
 }
@@ -113,7 +124,10 @@ func (w *Writer) finish() error {
 	if _, err := w.file.WriteAt(h.Sum(nil), l.size()); err != nil {
 		return err
 	}
-	if err := errors.Join(w.file.Sync(), w.file.Close()); err != nil {
+	if err := w.file.Sync(); err != nil || w.path == "" {
+		return err
+	}
+	if err := w.file.Close(); err != nil {
 		return err
 	}
 	if err := w.check(); err != nil {
@@ -127,6 +141,9 @@ func (w *Writer) finish() error {
 
 // Abort implements snapshot.Sink.
 func (w *Writer) Abort() error {
+	if w.path == "" {
+		return nil
+	}
 	err := w.file.Close()
 	if errors.Is(err, os.ErrClosed) {
 		err = nil

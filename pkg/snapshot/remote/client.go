@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"os"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -36,7 +35,8 @@ type Config struct {
 // defaultDialTimeout is etcdctl's, with time for a handshake on a slow machine.
 const defaultDialTimeout = 5 * time.Second
 
-// Dial returns a client of the server, which has answered.
+// Dial returns a client of the server, which has answered: by itself, for it may
+// be the last one of its cluster.
 func Dial(ctx context.Context, c Config) (*clientv3.Client, error) {
 	config := clientv3.Config{
 		Endpoints: c.Endpoints, Username: c.User, Password: c.Password, Logger: zap.NewNop(),
@@ -55,7 +55,7 @@ func Dial(ctx context.Context, c Config) (*clientv3.Client, error) {
 	}
 	try, cancel := context.WithTimeout(ctx, config.DialTimeout)
 	defer cancel()
-	if _, err := client.Get(try, "\x00"); err != nil {
+	if _, err := client.Get(try, "\x00", clientv3.WithSerializable()); err != nil {
 		return nil, errors.Join(fmt.Errorf("%v: %w", c.Endpoints, err), client.Close())
 	}
 	return client, nil
@@ -91,10 +91,9 @@ func (c Config) TLS() (*tls.Config, error) {
 	return config, nil
 }
 
-// Fetch writes a snapshot of the server to the file at path, which must not
-// be there, and compares it with its checksum. report, if not nil, is told how
-// many bytes have come.
-func Fetch(ctx context.Context, client *clientv3.Client, path string, report func(bytes int64)) (err error) {
+// Fetch writes a snapshot of the server to an empty file, and compares it with
+// its checksum. report, if not nil, is told how many bytes have come.
+func Fetch(ctx context.Context, client *clientv3.Client, file io.Writer, report func(bytes int64)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // or the stream would stay open after an error
 	stream, err := client.SnapshotWithVersion(ctx)
@@ -102,16 +101,12 @@ func Fetch(ctx context.Context, client *clientv3.Client, path string, report fun
 		return fmt.Errorf("snapshot: %w", err)
 	}
 	defer func() { _ = stream.Snapshot.Close() }()
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
 	w := &checked{Writer: file, sum: sha256.New(), report: report}
 	if _, err = io.Copy(w, stream.Snapshot); err == nil {
 		err = w.check()
 	}
-	if err = errors.Join(err, file.Close()); err != nil {
-		return errors.Join(fmt.Errorf("snapshot: %w", err), os.Remove(path))
+	if err != nil {
+		return fmt.Errorf("snapshot: %w", err)
 	}
 	return nil
 }

@@ -5,20 +5,25 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
 
 	"github.com/keelson-io/keelson/pkg/embed"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/snapshot"
+	"github.com/keelson-io/keelson/pkg/snapshot/etcdfile"
 )
 
 func check(t testing.TB, err error) {
@@ -255,6 +260,66 @@ func TestSinkFails(t *testing.T) {
 	sink = NewSink(to, SinkOptions{})
 	check(t, sink.Begin(t.Context(), snapshot.State{Revision: 3}))
 	check(t, sink.Abort())
+}
+
+// TestSnapshotHasNoName: what is put aside is gone with the process, however
+// that ends.
+func TestSnapshotHasNoName(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
+	c := startServer(t)
+	fill(t, c)
+	list := func() {
+		files, err := filepath.Glob(filepath.Join(dir, "keelson-*"))
+		check(t, err)
+		if len(files) > 0 {
+			t.Errorf("there are %v", files)
+		}
+	}
+	src, err := OpenSnapshot(t.Context(), c, func(file *os.File) (*etcdfile.Reader, error) {
+		list()
+		return etcdfile.OpenFile(t.Context(), file, etcdfile.OpenOptions{})
+	}, nil)
+	check(t, err)
+	if got := src.State().Revision; got != 9 {
+		t.Errorf("revision %d", got)
+	}
+	pages := open(t, c)
+	list()
+	if got := pages.State().Records; got != 5 {
+		t.Errorf("%d records by pages", got)
+	}
+	check(t, src.Close())
+}
+
+// alone is a member of an etcd that has no leader.
+type alone struct{ pb.UnimplementedKVServer }
+
+func (alone) Range(_ context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	if !r.Serializable {
+		return nil, rpctypes.ErrGRPCNoLeader
+	}
+	return &pb.RangeResponse{Header: &pb.ResponseHeader{}}, nil
+}
+
+// TestDialAlone: a member whose cluster has no quorum can be dialed, so that what
+// it has can be saved.
+func TestDialAlone(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	check(t, err)
+	server := grpc.NewServer()
+	pb.RegisterKVServer(server, alone{})
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	client, err := Dial(t.Context(), Config{Endpoints: []string{"unix://" + socket}, DialTimeout: time.Second})
+	if err != nil {
+		t.Error(err)
+	} else {
+		check(t, client.Close())
+	}
+	server.Stop()
+	check(t, <-served)
 }
 
 func TestDial(t *testing.T) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -13,45 +12,44 @@ import (
 	"github.com/keelson-io/keelson/pkg/snapshot/etcdfile"
 )
 
-// fetched is a snapshot that is in a temporary directory until Close.
-type fetched struct {
-	*etcdfile.Reader
-	dir string
-}
-
-// Close implements snapshot.Source.
-func (f *fetched) Close() error { return errors.Join(f.Reader.Close(), os.RemoveAll(f.dir)) }
-
 // OpenSnapshot fetches a snapshot of the server: everything, history included.
-// It is in the directory for temporary files (TMPDIR) until Close; open opens
-// it. report, if not nil, is told how many bytes have come.
+// It takes room in the directory for temporary files (TMPDIR) until Close, but
+// has no name there; open opens it, and owns it. report, if not nil, is told
+// how many bytes have come.
 func OpenSnapshot(
-	ctx context.Context, client *clientv3.Client, open func(path string) (*etcdfile.Reader, error), report func(bytes int64),
-) (src snapshot.Source, err error) {
-	dir, err := os.MkdirTemp("", "keelson-snapshot-")
+	ctx context.Context, client *clientv3.Client, open func(*os.File) (*etcdfile.Reader, error), report func(bytes int64),
+) (snapshot.Source, error) {
+	file, err := nameless("keelson-snapshot-")
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.RemoveAll(dir))
-		}
-	}()
 	// A snapshot is that of one member, which may lag behind the others.
 	now, err := client.Get(ctx, "\x00")
+	if err == nil {
+		err = Fetch(ctx, client, file, report)
+	}
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, file.Close())
 	}
-	path := filepath.Join(dir, "snapshot.db")
-	if err := Fetch(ctx, client, path, report); err != nil {
-		return nil, err
-	}
-	r, err := open(path)
+	r, err := open(file)
 	if err != nil {
 		return nil, err
 	}
 	if got := r.State().Revision; got < now.Header.Revision {
 		return nil, errors.Join(fmt.Errorf("the snapshot has revision %d, and the server had %d before: its member lags behind, try another one", got, now.Header.Revision), r.Close())
 	}
-	return &fetched{r, dir}, nil
+	return r, nil
+}
+
+// nameless returns a temporary file that is gone when it is closed, or when the
+// process ends in whatever way: it may have secrets.
+func nameless(prefix string) (*os.File, error) {
+	file, err := os.CreateTemp("", prefix)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(file.Name()); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return file, nil
 }

@@ -2,7 +2,6 @@ package remote
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"os"
 )
@@ -24,7 +23,7 @@ type spool struct {
 }
 
 func newSpool() (*spool, error) {
-	file, err := os.CreateTemp("", "keelson-pairs-")
+	file, err := nameless("keelson-pairs-")
 	if err != nil {
 		return nil, err
 	}
@@ -54,9 +53,7 @@ func (s *spool) read(p pair) (key, value []byte, err error) {
 	return both[:p.keyN:p.keyN], both[p.keyN:], nil
 }
 
-func (s *spool) close() error {
-	return errors.Join(s.file.Close(), os.Remove(s.file.Name()))
-}
+func (s *spool) close() error { return s.file.Close() }
 
 // sumBytes is for the display of progress.
 func sumBytes(pairs []pair) (n int64) {
