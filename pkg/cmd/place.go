@@ -129,7 +129,8 @@ func (p place) String() string {
 }
 
 // openLog opens keelson's data at p, which no server has open if it is a data
-// directory. One that is not there is not made.
+// directory, to be read. What is not there is not made; in PostgreSQL nothing is
+// changed.
 func (p place) openLog(ctx context.Context, logger *logrus.Entry) (eventlog.Log, error) {
 	switch p.kind {
 	case placeSQLite:
@@ -150,7 +151,14 @@ func (p place) openLog(ctx context.Context, logger *logrus.Entry) (eventlog.Log,
 		}
 		return sqlite.Open(ctx, opt)
 	case placePostgres:
-		return postgres.Open(ctx, postgres.Options{URL: p.at, Logger: logger})
+		log, err := postgres.OpenReadOnly(ctx, p.at)
+		if errors.Is(err, postgres.ErrNoSchema) {
+			return nil, fmt.Errorf("%s has no data of keelson's: look whether the names of the database and of the schema are right", p)
+		}
+		if err != nil { // log is a nil of its type
+			return nil, err
+		}
+		return log, nil
 	}
 	return nil, config.Usagef("%s is not data of keelson: name a data directory or postgres://…", p)
 }
@@ -158,12 +166,11 @@ func (p place) openLog(ctx context.Context, logger *logrus.Entry) (eventlog.Log,
 // logSource is the data of a log as of when it was opened.
 type logSource struct {
 	snapshot.Source
-	log  eventlog.Log
-	stop func() error
+	log eventlog.Log
 }
 
 // Close implements snapshot.Source.
-func (s *logSource) Close() error { return errors.Join(s.Source.Close(), s.stop(), s.log.Close()) }
+func (s *logSource) Close() error { return errors.Join(s.Source.Close(), s.log.Close()) }
 
 // logSource returns keelson's data at p, which no server has open if it is a
 // data directory.
@@ -176,21 +183,11 @@ func (p place) logSource(ctx context.Context, logger *logrus.Entry) (snapshot.So
 	if err != nil {
 		return nil, errors.Join(err, log.Close())
 	}
-	stop := func() error { return nil }
-	if p.kind == placePostgres { // others write meanwhile
-		running, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		ended := make(chan error, 1)
-		go func() { ended <- st.Run(running) }()
-		stop = func() error {
-			cancel()
-			return <-ended
-		}
-	}
 	src, err := st.Export(ctx)
 	if err != nil {
-		return nil, errors.Join(err, stop(), log.Close())
+		return nil, errors.Join(err, log.Close())
 	}
-	return &logSource{Source: src, log: log, stop: stop}, nil
+	return &logSource{Source: src, log: log}, nil
 }
 
 // logSink returns what makes keelson's data at p.
