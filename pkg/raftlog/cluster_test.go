@@ -417,3 +417,69 @@ func TestReadsOfFollowers(t *testing.T) {
 		})
 	}
 }
+
+// TestReadsShare: fences that come while a question is under way share the next
+// one, on the leader and elsewhere.
+func TestReadsShare(t *testing.T) {
+	net := newNetwork()
+	nodes := nodesOf(t, net, t.TempDir(), 3)
+	leader := leaderOf(t, nodes...)
+	head := appendTo(t, leader, eventlog.Head{}, "k")
+	for _, n := range []*raftlog.Log{leader, others(nodes, leader)[0]} {
+		questions := 0 // by net.mu
+		first := make(chan struct{})
+		net.mu.Lock()
+		net.fate = func() []time.Duration { return []time.Duration{20 * time.Millisecond} }
+		net.watch = func(m *raftpb.Message) {
+			if m.GetType() == raftpb.MsgReadIndex && len(m.Context) > 0 && m.GetFrom() == n.Status().ID {
+				if questions++; questions == 1 {
+					close(first)
+				}
+			}
+		}
+		net.mu.Unlock()
+		const fences = 100
+		outcomes := make(chan error, 1+fences)
+		fence := func() {
+			at, err := n.Head(t.Context())
+			if err == nil && at != head.Position {
+				err = fmt.Errorf("it is %d", at)
+			}
+			outcomes <- err
+		}
+		go fence()
+		<-first
+		for range fences {
+			go fence()
+		}
+		for range 1 + fences {
+			if err := <-outcomes; err != nil {
+				t.Errorf("Head: %v, want %d", err, head.Position)
+			}
+		}
+		net.mu.Lock()
+		net.watch, net.fate = nil, nil
+		if questions < 2 || questions > 10 {
+			t.Errorf("%d questions for %d fences", questions, 1+fences)
+		}
+		net.mu.Unlock()
+	}
+}
+
+// TestReadsWithoutOne: whichever follower the leader asks, it does not depend
+// on it.
+func TestReadsWithoutOne(t *testing.T) {
+	net := newNetwork()
+	nodes := nodesOf(t, net, t.TempDir(), 3)
+	leader := leaderOf(t, nodes...)
+	head := appendTo(t, leader, eventlog.Head{}, "k")
+	for range 2 {
+		for _, n := range others(nodes, leader) {
+			net.isolate(n.Status().ID, true)
+			if at, err := leader.Head(t.Context()); err != nil || at != head.Position {
+				t.Errorf("Head without node %d: %d, %v, want %d", n.Status().ID, at, err, head.Position)
+			}
+			net.isolate(n.Status().ID, false)
+		}
+	}
+}

@@ -44,13 +44,11 @@ type node struct {
 	applies *mailbox[*raftpb.Message]
 
 	apply  func(context.Context, []*raftpb.Entry) error // by the apply goroutine
-	onRead func(request, index uint64)                  // by the loop; does not block
-	voters func() []uint64                              // by the loop; does not block
+	onRead func(request, index uint64)                  // does not block
+	voters func() []uint64                              // does not block
 
 	campaignIn int // belongs to the loop: after how many ticks this node campaigns, if campaigns is not 0
 	campaigns  int // belongs to the loop: how often it does, while no other node leads
-
-	settledIn uint64 // belongs to the loop: the newest term of which an entry is known to be committed
 
 	logger *logrus.Entry
 	halted error // belongs to the loop, which ends with it
@@ -58,6 +56,7 @@ type node struct {
 	status    atomic.Pointer[Status]
 	changes   *progress     // of the status
 	committed atomic.Uint64 // index of the newest entry known to be committed
+	settled   atomic.Uint64 // the newest term of which an entry is: a leader of it knows all that is
 }
 
 // newNode makes the node of id over what d holds.
@@ -169,17 +168,20 @@ func (n *node) hurry() {
 }
 
 // dispatch hands out what raft wants done. Messages may leave at once: those
-// that promise durability come as the responses of a write.
+// that promise durability come as the responses of a write. What they promise
+// of terms, and make known to be committed, is published before.
 func (n *node) dispatch(rd raft.Ready) {
 	if rd.SoftState != nil || rd.HardState != nil {
 		n.publish()
+	}
+	if entries := rd.CommittedEntries; len(entries) > 0 {
+		n.settled.Store(entries[len(entries)-1].GetTerm())
 	}
 	for _, read := range rd.ReadStates {
 		if len(read.RequestCtx) == readContextLength {
 			n.onRead(binary.BigEndian.Uint64(read.RequestCtx), read.Index)
 		}
 	}
-	n.vouch(rd.Messages)
 	n.send(rd.Messages)
 }
 
@@ -212,13 +214,25 @@ func (n *node) step(m *raftpb.Message) error {
 	if raft.IsLocalMsgTarget(m.GetFrom()) || raft.IsLocalMsg(m.GetType()) || m.GetTo() != n.status.Load().ID {
 		return fmt.Errorf("a peer sent a %v from %x to %x, which only this node may", m.GetType(), m.GetFrom(), m.GetTo())
 	}
+	switch m.GetType() {
+	case raftpb.MsgReadIndex:
+		if n.answerRead(m) {
+			return nil
+		}
+	case raftpb.MsgReadIndexResp:
+		if entries := m.GetEntries(); len(entries) == 1 && len(entries[0].GetData()) == readContextLength {
+			n.onRead(binary.BigEndian.Uint64(entries[0].GetData()), m.GetIndex())
+		}
+		return nil
+	}
 	if n.inputs.len() >= maxWaiting {
 		return nil
 	}
 	n.inputs.put(func(raw *raft.RawNode) {
-		if m.GetType() != raftpb.MsgReadIndex || !n.answerRead(m) {
-			_ = raw.Step(m) // an answer of a node that is no member is dropped
+		if m.GetType() == raftpb.MsgReadIndex && raw.BasicStatus().RaftState != raft.StateLeader {
+			return // who asked will ask the leader
 		}
+		_ = raw.Step(m) // an answer of a node that is no member is dropped
 	})
 	return nil
 }

@@ -188,11 +188,18 @@ type peer struct {
 	addresses []string
 	conn      *grpc.ClientConn
 	traffic   *traffic
-	entries   chan *raftpb.Message
-	others    chan *raftpb.Message
+	entries   queue
+	others    queue
 	ctx       context.Context // of all streams; ends with close
 	cancel    context.CancelFunc
 	done      sync.WaitGroup
+}
+
+// queue is for the messages that one stream after the other sends.
+type queue struct {
+	waiting chan *raftpb.Message
+	sending sync.Mutex        // held while a message is handed to the stream
+	stream  grpc.ClientStream // sending; nil while there is none
 }
 
 // dial makes the way to node id. The caller holds ps.mu.
@@ -212,11 +219,10 @@ func (ps *Peers) dial(id uint64, addresses []string) (*peer, error) {
 	ctx, cancel := context.WithCancel(ps.outgoing(context.Background(), id))
 	p := &peer{
 		id: id, addresses: addresses, conn: conn, traffic: ps.trafficWith(id), ctx: ctx, cancel: cancel,
-		entries: make(chan *raftpb.Message, queued),
-		others:  make(chan *raftpb.Message, queued),
 	}
-	for _, queue := range []chan *raftpb.Message{p.entries, p.others} {
-		p.done.Go(func() { ps.pump(p, queue) })
+	for _, q := range []*queue{&p.entries, &p.others} {
+		q.waiting = make(chan *raftpb.Message, queued)
+		p.done.Go(func() { ps.pump(p, q) })
 	}
 	p.done.Go(func() { ps.ping(p) })
 	return p, nil
@@ -224,16 +230,51 @@ func (ps *Peers) dial(id uint64, addresses []string) (*peer, error) {
 
 // put leaves m to be sent and reports whether there was room.
 func (p *peer) put(m *raftpb.Message) bool {
-	queue := p.others
-	if len(m.Entries) > 0 {
-		queue = p.entries
+	q := &p.others
+	switch m.GetType() {
+	case raftpb.MsgApp:
+		q = &p.entries
+	case raftpb.MsgReadIndex, raftpb.MsgReadIndexResp:
+		if p.sendNow(m) {
+			return true
+		}
 	}
 	select {
-	case queue <- m:
+	case q.waiting <- m:
 		return true
 	default:
 		return false
 	}
+}
+
+// sendNow sends m without a goroutine in between, if there is a stream that has
+// nothing else to do. It is for messages of which there are never so many that
+// gRPC would have the sender wait for a node that takes nothing in.
+func (p *peer) sendNow(m *raftpb.Message) bool {
+	q := &p.others
+	if !q.sending.TryLock() {
+		return false
+	}
+	defer q.sending.Unlock()
+	if q.stream == nil || q.stream.SendMsg(m) != nil {
+		return false
+	}
+	p.traffic.sent.Add(int64(proto.Size(m)))
+	return true
+}
+
+// send hands m to the stream.
+func (q *queue) send(m *raftpb.Message) error {
+	q.sending.Lock()
+	defer q.sending.Unlock()
+	return q.stream.SendMsg(m)
+}
+
+// use makes s the stream that sends; nil: there is none.
+func (q *queue) use(s grpc.ClientStream) {
+	q.sending.Lock()
+	defer q.sending.Unlock()
+	q.stream = s
 }
 
 func (p *peer) close() error {
@@ -242,11 +283,11 @@ func (p *peer) close() error {
 	return p.conn.Close()
 }
 
-// pump sends what is in queue, over one stream after the other, until p closes.
-func (ps *Peers) pump(p *peer, queue chan *raftpb.Message) {
+// pump sends what is in q, over one stream after the other, until p closes.
+func (ps *Peers) pump(p *peer, q *queue) {
 	logger := ps.opt.Logger.WithFields(logrus.Fields{"node": formatID(p.id), "addresses": p.addresses})
 	for lost := false; ; {
-		err := p.stream(queue, func(m *raftpb.Message) {
+		err := p.stream(q, func(m *raftpb.Message) {
 			p.traffic.sent.Add(int64(proto.Size(m)))
 			if lost {
 				logger.Info("the node is reached again")
@@ -270,7 +311,7 @@ func (ps *Peers) pump(p *peer, queue chan *raftpb.Message) {
 		// this one is for a node that refuses the stream.
 		for drained := false; !drained; {
 			select {
-			case <-queue:
+			case <-q.waiting:
 			default:
 				drained = true
 			}
@@ -283,9 +324,9 @@ func (ps *Peers) pump(p *peer, queue chan *raftpb.Message) {
 	}
 }
 
-// stream sends what is in queue until that fails; sent is called after each
-// message.
-func (p *peer) stream(queue chan *raftpb.Message, sent func(*raftpb.Message)) error {
+// stream sends what is in q until that fails; sent is called after each message
+// that has waited there.
+func (p *peer) stream(q *queue, sent func(*raftpb.Message)) error {
 	ctx, cancel := context.WithCancel(p.ctx)
 	defer cancel()
 	s, err := p.conn.NewStream(ctx, stream, messagesMethod)
@@ -296,10 +337,12 @@ func (p *peer) stream(queue chan *raftpb.Message, sent func(*raftpb.Message)) er
 	// be sent for a long time.
 	ended := make(chan error, 1)
 	p.done.Go(func() { ended <- s.RecvMsg(new(raftpb.Message)) })
+	q.use(s)
+	defer q.use(nil)
 	for {
 		select {
-		case m := <-queue:
-			err := s.SendMsg(m)
+		case m := <-q.waiting:
+			err := q.send(m)
 			if errors.Is(err, io.EOF) {
 				return <-ended
 			}

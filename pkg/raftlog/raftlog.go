@@ -97,12 +97,11 @@ type Log struct {
 	onMembers func(Members)
 	changes   changes
 
-	proposals  proposals
-	recent     recent
-	applied    *progress
-	marks      marks
-	reads      reads
-	readWanted chan struct{} // buffered
+	proposals proposals
+	recent    recent
+	applied   *progress
+	marks     marks
+	reads     reads
 
 	snapshotCount          uint64
 	readTimeout, readRetry time.Duration
@@ -221,13 +220,13 @@ func newLog(local *sqlite.Log, d *disk, opt Options) (*Log, error) {
 		conf:          snapshot.GetMetadata().GetConfState(),
 		onMembers:     opt.OnMembers,
 		applied:       newProgress(snapshot.GetMetadata().GetIndex()),
-		readWanted:    make(chan struct{}, 1),
 		snapshotCount: opt.SnapshotCount,
 		readTimeout:   opt.ElectionTimeout + 5*time.Second, // as etcd's requests
-		readRetry:     min(500*time.Millisecond, opt.ElectionTimeout/2),
+		readRetry:     opt.HeartbeatInterval,
 		appending:     make(chan struct{}, 1),
 		ended:         make(chan struct{}),
 	}
+	l.reads.init(l.askAgain)
 	l.appending <- struct{}{}
 	l.changes.one = make(chan struct{}, 1)
 	l.changes.one <- struct{}{}
@@ -249,7 +248,6 @@ func (l *Log) Load(ctx context.Context, fn func(*eventlog.Record) error) (eventl
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	l.cancel = cancel
-	l.stopped.Go(func() { l.answerReads(run) })
 	l.stopped.Go(func() {
 		if err := l.node.run(run); err != nil {
 			l.stop(err)
@@ -277,6 +275,7 @@ func (l *Log) Step(m *raftpb.Message) error {
 func (l *Log) Unreachable(id uint64) {
 	if l.check() == nil {
 		l.node.inputs.put(func(raw *raft.RawNode) { raw.ReportUnreachable(id) })
+		l.unreachable(id)
 	}
 }
 

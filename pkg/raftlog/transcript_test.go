@@ -40,6 +40,7 @@ import (
 //	tick 1 [count=10]         time passes
 //	append 1 key …            node 1 evaluates a batch on what it has, and proposes it
 //	fence 2                   asks what is committed
+//	fence-again 2             asks again, for lack of an answer
 //	change 1 add=4|add-learner=4|promote=4|remove=4
 //	hand-over 1 [to=2]        hands the leadership over
 //	checkpoint 1              makes a database durable
@@ -161,10 +162,13 @@ func (s *sim) act(d *datadriven.TestData, id uint64) {
 		}
 	case "fence":
 		s.fences++
-		request := make([]byte, readContextLength)
-		request[readContextLength-1] = byte(s.fences)
-		n.log.node.raw.ReadIndex(request)
+		n.log.reads.last = s.fences - 1
+		n.log.reads.asked = nil // the one before may be lost
+		n.log.nextQuestion()
 		s.sayf("%d asks as %d", id, s.fences)
+	case "fence-again":
+		n.log.askAgain() // the first time it is not old yet
+		n.log.askAgain()
 	case "change":
 		s.change(n, d)
 	case "hand-over":
@@ -232,7 +236,13 @@ func (s *sim) open(id uint64, members []Member) {
 		s.nodes[id] = n
 	}
 	n.log, n.marked, n.names = log, log.node.disk.marked, log.Members()
-	log.node.onRead = func(request, index uint64) { s.sayf("%d: the answer to %d is entry %d", id, request, index) }
+	log.readRetry = time.Hour // fence-again asks again
+	log.node.onRead = func(request, index uint64) {
+		if q := log.reads.asked; q != nil && q.id == request {
+			log.confirmRead(request, index)
+			s.sayf("%d: the answer to %d is entry %d", id, request, q.index)
+		}
+	}
 	if n.image == nil {
 		s.checkpoint(n)
 	}
@@ -276,12 +286,27 @@ func (s *sim) close() {
 // Send implements Transport.
 func (s *sim) Send(messages []*raftpb.Message) {
 	for _, m := range messages {
+		s.checkPublished(m)
 		if m.GetType() == raftpb.MsgSnap {
 			var data bytes.Buffer
 			s.must(s.nodes[m.GetFrom()].log.WriteSnapshot(context.Background(), &data))
 			s.data[m] = data.Bytes()
 		}
 		s.wire = append(s.wire, m)
+	}
+}
+
+// checkPublished: when a message may help to elect a leader, or lets another
+// node know what is committed, its sender's answers to questions reckon with
+// that already.
+func (s *sim) checkPublished(m *raftpb.Message) {
+	n := s.nodes[m.GetFrom()].log.node
+	votes := m.GetType() == raftpb.MsgVote || m.GetType() == raftpb.MsgVoteResp || m.GetType() == raftpb.MsgTimeoutNow
+	if published := n.status.Load().Term; votes && published < m.GetTerm() {
+		s.t.Errorf("%s: term %d is published", describeMessage(m), published)
+	}
+	if published := n.committed.Load(); published < m.GetCommit() {
+		s.t.Errorf("%s: entry %d is published to be committed", describeMessage(m), published)
 	}
 }
 
