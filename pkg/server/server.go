@@ -351,6 +351,9 @@ func (s *Server) fill(h *pb.ResponseHeader) {
 
 // fence waits until local reads show every write that was acknowledged before.
 func (s *Server) fence(ctx context.Context) error {
+	if s.cfg.Cluster != nil { // its log has a limit of its own, and one timer for all who wait
+		return toStatus(ctx, s.store.Fence(ctx))
+	}
 	bounded, cancel := s.bound(ctx)
 	defer cancel()
 	return toStatus(ctx, s.store.Fence(bounded))

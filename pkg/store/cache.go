@@ -81,6 +81,12 @@ func (t cacheTable) find(seq int64) (*cachedValue, *atomic.Pointer[cachedValue])
 
 func (c *valueCache) get(seq int64) ([]byte, bool) { return c.table.Load().get(seq) }
 
+// has reports whether there is a value, for nobody who reads it.
+func (c *valueCache) has(seq int64) bool {
+	v, _ := c.table.Load().find(seq)
+	return v != nil
+}
+
 func (t cacheTable) get(seq int64) ([]byte, bool) {
 	v, _ := t.find(seq)
 	if v == nil {

@@ -73,7 +73,10 @@ func (s *Store) pairs(ctx context.Context, r ranged) (Pairs, error) {
 	for i, h := range r.hits {
 		seqs[i] = h.version.seq
 	}
+	cold := len(seqs) == 1 && !s.values.cache.has(seqs[0])
 	var err error
-	p.values, err = s.values.read(ctx, seqs)
+	if p.values, err = s.values.read(ctx, seqs); err == nil && cold {
+		s.ahead(r.hits[0].entry)
+	}
 	return p, err
 }

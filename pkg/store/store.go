@@ -92,6 +92,7 @@ type Store struct {
 	patience  patience
 	compactor *compactor
 	plans     plans
+	aheadOf   chan string // a key whose value was not cached; buffered
 }
 
 // published is a state that readers may see.
@@ -143,6 +144,7 @@ func Open(ctx context.Context, log eventlog.Log, opt Options) (*Store, error) {
 		values:   &values{cache: newValueCache(opt.CacheBytes), log: log, logger: opt.Logger},
 		queue:    newQueue(),
 		patience: patience{limit: opt.RequestTimeout},
+		aheadOf:  make(chan string, 1),
 	}
 	s.compactor = newCompactor(log, opt.Logger)
 	s.published.Store(&published{state: st, told: make(chan struct{}), next: make(chan struct{})})
@@ -165,6 +167,10 @@ func (s *Store) Run(ctx context.Context) error {
 	g.Go(func() error {
 		defer stop()
 		return s.commitUntil(ctx)
+	})
+	g.Go(func() error {
+		s.readAhead(background)
+		return nil
 	})
 	g.Go(func() error {
 		err := s.compactor.run(background)
