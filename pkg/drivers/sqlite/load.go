@@ -33,18 +33,41 @@ type loader struct {
 
 // Load implements eventlog.Log. The values are not read.
 func (l *Log) Load(ctx context.Context, fn func(*eventlog.Record) error) (eventlog.Head, error) {
-	head, err := l.load(ctx, l.loadRange, fn)
+	head, err := l.load(ctx, fn)
 	if err != nil {
 		return eventlog.Head{}, fmt.Errorf("load %s: %w", l.path, err)
 	}
 	return head, nil
 }
 
+func (l *Log) load(ctx context.Context, fn func(*eventlog.Record) error) (eventlog.Head, error) {
+	if err := l.acquire(ctx); err != nil {
+		return eventlog.Head{}, err
+	}
+	defer l.release()
+	// Open has emptied the WAL, unless somebody else was reading.
+	t, err := l.tree()
+	read := l.loadRange
+	if t != nil {
+		read = l.treeRange(t, loadRow)
+	}
+	if err != nil {
+		return eventlog.Head{}, l.blame(err)
+	}
+	ld, err := l.loadAll(ctx, read, fn)
+	if err != nil {
+		return eventlog.Head{}, l.blame(err)
+	}
+	l.markSeq, l.headRevision = ld.mark, ld.head.Revision
+	return ld.head, nil
+}
+
 // rangeReader returns the records with seqs in [from, to), in order.
 type rangeReader func(ctx context.Context, from, to int64) ([]*eventlog.Record, error)
 
-func (l *Log) load(ctx context.Context, read rangeReader, fn func(*eventlog.Record) error) (eventlog.Head, error) {
-	var ld loader
+// loadAll calls fn with all records if they are complete and in order.
+func (l *Log) loadAll(ctx context.Context, read rangeReader, fn func(*eventlog.Record) error) (*loader, error) {
+	ld := &loader{}
 	var oldest int64
 	err := l.read(ctx, func(c *conn) error {
 		state, err := c.ints(selectState)
@@ -54,7 +77,7 @@ func (l *Log) load(ctx context.Context, read rangeReader, fn func(*eventlog.Reco
 		return err
 	})
 	if err != nil {
-		return eventlog.Head{}, err
+		return nil, err
 	}
 	if ld.newest > 0 {
 		if err := scanRanges(ctx, oldest, ld.newest, read, func(records []*eventlog.Record) error {
@@ -68,19 +91,14 @@ func (l *Log) load(ctx context.Context, read rangeReader, fn func(*eventlog.Reco
 			}
 			return nil
 		}); err != nil {
-			return eventlog.Head{}, err
+			return nil, err
 		}
 	}
 	if ld.count != ld.newest-ld.deleted || ld.newest < ld.floor || ld.head.Seq != ld.newest {
-		return eventlog.Head{}, fmt.Errorf("%w: %d records up to %d are there, and %d were deleted up to %d",
+		return nil, fmt.Errorf("%w: %d records up to %d are there, and %d were deleted up to %d",
 			eventlog.ErrCorrupt, ld.count, ld.newest, ld.deleted, ld.floor)
 	}
-	if err := l.acquire(ctx); err != nil {
-		return eventlog.Head{}, err
-	}
-	defer l.release()
-	l.markSeq, l.headRevision = ld.mark, ld.head.Revision
-	return ld.head, nil
+	return ld, nil
 }
 
 // check takes the next record.
@@ -149,7 +167,7 @@ func scanRanges(ctx context.Context, oldest, newest int64, read rangeReader, fn 
 	return group.Wait()
 }
 
-// loadRange is a rangeReader.
+// loadRange is a rangeReader that asks SQLite.
 func (l *Log) loadRange(ctx context.Context, from, to int64) ([]*eventlog.Record, error) {
 	var records []*eventlog.Record
 	err := l.read(ctx, func(c *conn) error {

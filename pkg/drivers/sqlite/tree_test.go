@@ -11,20 +11,6 @@ import (
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
-// treeOf opens the table log of a log that has nothing in its WAL.
-func treeOf(t *testing.T, l *Log) *tree {
-	t.Helper()
-	root, err := l.writer.int("SELECT rootpage FROM sqlite_schema WHERE name = 'log'")
-	if err != nil {
-		t.Fatal(err)
-	}
-	found, err := openTree(l.probe, root)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return found
-}
-
 // TestTree reads what SQLite does: rows with and without overflow pages, around
 // the sizes at which they get one more.
 func TestTree(t *testing.T) {
@@ -48,7 +34,10 @@ func TestTree(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := rowsOf(t, l)
-	tree := treeOf(t, l)
+	tree, err := l.tree()
+	if err != nil || tree == nil {
+		t.Fatalf("%v, %v", tree, err)
+	}
 	newest := l.headSeq
 	for _, width := range []int64{newest + 1, 97, 1000} {
 		var got []Row

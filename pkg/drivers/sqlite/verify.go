@@ -3,68 +3,104 @@ package sqlite
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
-// verify is Load that verifies everything in a log that was opened and that
-// nobody else has, so that the file is all of it.
-func (l *Log) verify(ctx context.Context) (eventlog.Head, error) {
-	var root int64
-	err := l.read(ctx, func(c *conn) (err error) {
-		root, err = c.int("SELECT rootpage FROM sqlite_schema WHERE name = 'log'")
-		return err
-	})
-	if err != nil {
-		return eventlog.Head{}, err
-	}
-	t, err := openTree(l.probe, root)
-	if err != nil {
-		return eventlog.Head{}, err
-	}
-	return l.load(ctx, t.verifyRange, func(*eventlog.Record) error { return nil })
-}
-
-// verifyRange is a rangeReader. The records have no keys.
-func (t *tree) verifyRange(ctx context.Context, from, to int64) ([]*eventlog.Record, error) {
-	if err := ctx.Err(); err != nil {
+// tree returns table log as it is in the file, or nil if the WAL has more. The
+// caller holds the token for as long as it uses it.
+func (l *Log) tree() (*tree, error) {
+	wal, err := l.writer.ints("PRAGMA wal_checkpoint(NOOP)") // busy, frames, copied
+	if err != nil || wal[1] != wal[2] {
 		return nil, err
 	}
-	var records []*eventlog.Record
-	err := t.rows(from, to, func(s *Stored) error {
-		r, err := s.verify()
-		if err != nil {
-			return err
+	root, err := l.writer.int("SELECT rootpage FROM sqlite_schema WHERE name = 'log'")
+	if err != nil {
+		return nil, err
+	}
+	return openTree(l.probe, root)
+}
+
+// treeRange returns a rangeReader of what row makes of the rows of t.
+func (l *Log) treeRange(t *tree, row func(*Stored) (eventlog.Record, error)) rangeReader {
+	return func(ctx context.Context, from, to int64) ([]*eventlog.Record, error) {
+		if err := errors.Join(l.check(), ctx.Err()); err != nil {
+			return nil, err
 		}
-		r.Key = nil
-		records = append(records, r)
-		return nil
-	})
-	return records, err
+		var records []*eventlog.Record
+		var some []eventlog.Record // allocated together
+		err := t.rows(from, to, func(s *Stored) error {
+			r, err := row(s)
+			if err != nil {
+				return err
+			}
+			if len(some) == cap(some) {
+				some = make([]eventlog.Record, 0, 256)
+			}
+			some = append(some, r)
+			records = append(records, &some[len(some)-1])
+			return nil
+		})
+		if errors.Is(err, fs.ErrClosed) {
+			err = eventlog.ErrClosed
+		}
+		return records, err
+	}
 }
 
-// verify verifies each column, and returns the record without its value.
-func (s *Stored) verify() (*eventlog.Record, error) {
-	r := &eventlog.Record{Seq: s.Seq, Key: s.Key}
-	h, err := eventlog.DecodeHeader(s.Header, r)
+// loadRow returns the record without its value, which is not looked at.
+func loadRow(s *Stored) (eventlog.Record, error) {
+	r := eventlog.Record{Seq: s.Seq, Key: bytes.Clone(s.Key)}
+	h, err := eventlog.DecodeHeader(s.Header, &r)
+	r.ValueBytes = h.ValueBytes()
+	return r, err
+}
+
+// verify is Load that verifies everything in a log that was just opened.
+func (l *Log) verify(ctx context.Context) (eventlog.Head, error) {
+	if err := l.acquire(ctx); err != nil {
+		return eventlog.Head{}, err
+	}
+	defer l.release()
+	t, err := l.tree()
+	if err == nil && t == nil {
+		err = errors.New("somebody else reads the database")
+	}
 	if err != nil {
-		return nil, err
+		return eventlog.Head{}, err
+	}
+	ld, err := l.loadAll(ctx, l.treeRange(t, verifyRow), func(*eventlog.Record) error { return nil })
+	if err != nil {
+		return eventlog.Head{}, err
+	}
+	return ld.head, nil
+}
+
+// verifyRow verifies each column, and returns the record without key and value.
+func verifyRow(s *Stored) (eventlog.Record, error) {
+	r := eventlog.Record{Seq: s.Seq, Key: s.Key}
+	h, err := eventlog.DecodeHeader(s.Header, &r)
+	r.Key = nil
+	if err != nil {
+		return r, err
 	}
 	if put := r.Kind == eventlog.KindPut; put != (s.Value != nil) {
-		return nil, fmt.Errorf("%w: %v record %d has a value where it must not, or none", eventlog.ErrCorrupt, r.Kind, r.Seq)
+		return r, fmt.Errorf("%w: %v record %d has a value where it must not, or none", eventlog.ErrCorrupt, r.Kind, r.Seq)
 	}
 	if err := h.VerifyValue(s.Value); err != nil {
-		return nil, fmt.Errorf("record %d: %w", r.Seq, err)
+		return r, fmt.Errorf("record %d: %w", r.Seq, err)
 	}
 	if s.Revision != r.Revision.Main {
-		return nil, fmt.Errorf("%w: record %d has the revision %d beside the %d of its header", eventlog.ErrCorrupt, r.Seq, s.Revision, r.Revision.Main)
+		return r, fmt.Errorf("%w: record %d has the revision %d beside the %d of its header", eventlog.ErrCorrupt, r.Seq, s.Revision, r.Revision.Main)
 	}
 	if s.Batch != nil {
 		var id eventlog.BatchID
 		copy(id[:], s.Batch)
 		if !bytes.Equal(s.Batch, eventlog.EncodeBatchID(r.Seq, id)) {
-			return nil, fmt.Errorf("%w: checksum of the batch id of record %d does not match", eventlog.ErrCorrupt, r.Seq)
+			return r, fmt.Errorf("%w: checksum of the batch id of record %d does not match", eventlog.ErrCorrupt, r.Seq)
 		}
 	}
 	return r, nil
