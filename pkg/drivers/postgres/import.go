@@ -30,10 +30,21 @@ const (
 	updateImported = `UPDATE keelson.head
 		SET position = $1, seq = $2, revision = $3, batch = $4, bytes = $5, epoch = epoch + 1, fence = fence + 1 WHERE id = 1`
 
+	updateName = "UPDATE keelson.name SET name = substr(md5(random()::text || clock_timestamp()::text || name), 1, 16) WHERE id = 1"
+	selectName = "SELECT name FROM keelson.name WHERE id = 1"
+
 	// importBytes and importRows of records are sent at a time.
 	importBytes = 4 << 20
 	importRows  = 10_000
 )
+
+// Name returns what tells the data from any other: 16 hexadecimal digits, drawn
+// when the schema is made, and by each import. Copies of the database have the
+// same.
+func (l *Log) Name(ctx context.Context) (name string, err error) {
+	err = l.try(ctx, func(ctx context.Context, c *pgx.Conn) error { return c.QueryRow(ctx, l.sql.name).Scan(&name) })
+	return name, err
+}
 
 // logColumns are those of the table log.
 var logColumns = []string{"seq", "position", "revision", "batch", "header", "key", "value"}
@@ -119,6 +130,9 @@ func (im *Importer) begin(ctx context.Context, replace bool) (err error) {
 		if _, err := im.tx.Exec(ctx, remove); err != nil {
 			return err
 		}
+	}
+	if _, err := im.tx.Exec(ctx, sql.rename); err != nil {
+		return err
 	}
 	_, err = im.tx.Exec(ctx, sql.updateKept, im.base.seq, im.size)
 	return err

@@ -79,6 +79,12 @@ var migrations = []string{
 		lease    bigint PRIMARY KEY,
 		until    timestamptz NOT NULL
 	) WITH (fillfactor = 50);`,
+	// The data's name in those of its backups: see Name.
+	`CREATE TABLE keelson.name (
+		id       int PRIMARY KEY CHECK (id = 1),
+		name     text NOT NULL
+	);
+	INSERT INTO keelson.name VALUES (1, substr(md5(random()::text || clock_timestamp()::text), 1, 16));`,
 }
 
 // tuning is tried after the migrations; a database that has no such settings
@@ -114,7 +120,9 @@ type statements struct {
 	holds, expired, note, noted                 string
 
 	// Those of an import.
-	readers, bytes, deleteLog, deleteLeases, deleteLapsed, updateKept, updateImported string
+	readers, bytes, deleteLog, deleteLeases, deleteLapsed, updateKept, updateImported, rename string
+
+	name string
 }
 
 func newStatements(schema string) *statements {
@@ -135,6 +143,9 @@ func newStatements(schema string) *statements {
 		readers: in(selectReaders), bytes: in(selectBytes),
 		deleteLog: in(deleteLog), deleteLeases: in(deleteLeases), deleteLapsed: in(deleteLapsed),
 		updateKept: in(updateKept), updateImported: in(updateImported),
+		rename: in(updateName),
+
+		name: in(selectName),
 	}
 }
 

@@ -11,6 +11,11 @@ import (
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
+// NameFile, beside the database, names the data in the names of its backups, so
+// that those of other data are not taken for its own. An import removes it
+// before anything else.
+const NameFile = "snapshot-id"
+
 // ImportOptions are those of NewImporter.
 type ImportOptions struct {
 	// Dir is the data directory; it is made if it is not there. Nobody else
@@ -175,7 +180,10 @@ func (im *Importer) complete(head eventlog.Head) error {
 // would be taken for a directory without data.
 func (im *Importer) install() error {
 	dir := filepath.Dir(im.path)
-	var steps []func() error
+	steps := []func() error{
+		func() error { return remove(filepath.Join(dir, NameFile)) },
+		func() error { return durable.Sync(dir) },
+	}
 	if im.opt.Replace {
 		steps = append(steps,
 			func() error { return durable.Write(im.path, []byte(cutOff)) },

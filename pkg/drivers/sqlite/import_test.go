@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -136,7 +137,7 @@ func TestImportCutOff(t *testing.T) {
 			t.Fatal(err)
 		}
 		// As a process that was killed leaves them.
-		for name, data := range map[string][]byte{FileName: database, FileName + "-wal": wal} {
+		for name, data := range map[string][]byte{FileName: database, FileName + "-wal": wal, NameFile: []byte("0123456789abcdef\n")} {
 			if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -170,7 +171,10 @@ func TestImportCutOff(t *testing.T) {
 			t.Fatalf("before step %d: head %+v, value %q", step, head, value)
 		}
 		outcomes = append(outcomes, outcome)
-		if outcome != "before" && step > 2 && replaced == 0 {
+		if _, err := os.Stat(filepath.Join(dir, NameFile)); outcome != "before" && !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("before step %d: the new data has the name of the old: %v", step, err)
+		}
+		if outcome != "before" && step > 4 && replaced == 0 {
 			t.Errorf("before step %d: OnReplace was not called", step)
 		}
 		if err := importPuts(ImportOptions{Dir: dir}, 3, "again", (*Importer).Finish); !errors.Is(err, ErrExists) {
@@ -183,7 +187,7 @@ func TestImportCutOff(t *testing.T) {
 			t.Errorf("before step %d, again: %+v, %q, %v", step, head, value, err)
 		}
 	}
-	if got, want := strings.Join(outcomes, " "), "before refused refused refused refused after after"; got != want {
+	if got, want := strings.Join(outcomes, " "), "before before before refused refused refused refused after after"; got != want {
 		t.Errorf("what is there when it ends before each step: %s, want %s", got, want)
 	}
 }

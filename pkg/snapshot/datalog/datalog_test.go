@@ -506,7 +506,7 @@ func TestPostgres(t *testing.T) {
 		t.Errorf("under an instance that runs: %v", err)
 	}
 	closeLog(t, running)
-	rounds := 0
+	rounds, names := 0, make(map[string]bool)
 	rapid.Check(t, func(rt *rapid.T) {
 		if rounds == 15 {
 			return // each has its connections and fsyncs
@@ -519,6 +519,10 @@ func TestPostgres(t *testing.T) {
 		log := openPostgres()
 		defer closeLog(rt, log)
 		equal(rt, h.Store, open(rt, log))
+		name, err := log.Name(t.Context())
+		if names[name] = true; err != nil || len(name) != 16 || len(names) != rounds {
+			rt.Errorf("%d different data have %d names, such as %q: %v", rounds, len(names), name, err)
+		}
 	})
 	if err := copyTo(h.source(), false); !errors.Is(err, datalog.ErrExists) {
 		t.Errorf("over data: %v", err)
