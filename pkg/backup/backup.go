@@ -4,16 +4,15 @@
 //	schedule ─▶ write to a temporary file ─▶ read it back and compare
 //	               ─▶ keep it under its name, durably ─▶ remove older ones
 //
-// One is made at a time. Until it was verified nothing has a backup's name,
-// and nothing is removed for its sake.
+// One is made at a time. Until it was verified nothing is removed for its sake,
+// and nothing in a directory has a backup's name. (In S3 an object has it from
+// the end of the upload on; one that does not match is removed.)
 package backup
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -25,19 +24,27 @@ var (
 
 	// ErrMismatch: what was read back is not what was written.
 	ErrMismatch = errors.New("what was read back is not what was written")
+
+	// errSlow: the snapshot was not written in the time that its size allows.
+	errSlow = errors.New("it took too long")
 )
 
 // Contents is what a snapshot has.
 type Contents struct {
-	Revision int64 // the current one
-	Records  int64 // versions of keys
-	Hash     uint32
+	Revision  int64 // the current one
+	Compacted int64
+	Records   int64 // versions of keys
+	Leases    int
+	Hash      uint32
 }
 
 // Place is where backups are kept. Its methods are for one goroutine.
 type Place interface {
 	// String names the place, without anything secret.
 	String() string
+
+	// Try finds out whether backups can be kept, and removed again.
+	Try(ctx context.Context) error
 
 	// List returns the names of what is there that begins with prefix.
 	List(ctx context.Context, prefix string) ([]string, error)
@@ -49,6 +56,10 @@ type Place interface {
 
 	// Remove removes a backup.
 	Remove(ctx context.Context, name string) error
+
+	// Tidy removes what ended processes have left of backups whose names
+	// begin with prefix.
+	Tidy(ctx context.Context, prefix string) error
 }
 
 // Options of Backups. All but FirstPause and Reserve must be set.
@@ -57,13 +68,12 @@ type Options struct {
 	Retention Retention
 	Place     Place
 
-	// ID names the data in the names of its backups: 16 hexadecimal digits.
-	// Those of another ID are never removed.
-	ID string
+	// ID names the data in the names of its backups: 16 hexadecimal digits,
+	// others once the data is another. Backups of another ID are never removed.
+	ID func(ctx context.Context) (string, error)
 
-	// Temporary is a directory for a snapshot that is being made. It is this
-	// process's alone, and removed with everything in it.
-	Temporary string
+	// Dir is a directory for snapshots that are being made. Processes share it.
+	Dir string
 
 	// Write writes a snapshot to a new file at path, durably.
 	Write func(ctx context.Context, path string) (Contents, error)
@@ -74,9 +84,13 @@ type Options struct {
 	// Size is about how large the next snapshot will be, in bytes.
 	Size func() int64
 
-	// Mine says whether this process is the one that makes the backups. It is
-	// asked whenever it is time for one.
-	Mine func() bool
+	// Mine says whether this process is the one that makes the backups now; the
+	// error is why none can.
+	Mine func() (bool, error)
+
+	// Doubt says why older backups may be better than a new one, so that they
+	// must stay; empty if there is no reason.
+	Doubt func() string
 
 	Metrics *Metrics
 	Log     *logrus.Entry
@@ -90,11 +104,23 @@ const (
 	maxPause          = 10 * time.Minute
 	defaultReserve    = 64 << 20
 
-	// lookAgain is how often the clock is looked at while waiting: it may be
-	// set, and the machine may sleep.
+	// lookAgain is how often the clock is looked at while waiting, since it may
+	// be set, and the machine may sleep; and whether another process has ceased
+	// to make the backups.
 	lookAgain = time.Minute
-	// missedAfter is how much too late a backup may begin.
-	missedAfter = 2 * lookAgain
+	// lateAfter is how late a backup is that something has held up.
+	lateAfter = 2 * lookAgain
+	// settleTime is how long after the start an overdue backup is made at
+	// the latest.
+	settleTime = time.Minute
+
+	// skew is how far the clocks of two servers may be apart.
+	skew = time.Hour
+
+	// A snapshot must be written in writeTime, and a second for each
+	// writeRate bytes.
+	writeTime = 10 * time.Minute
+	writeRate = 1 << 20
 )
 
 // Backups makes backups.
@@ -102,8 +128,10 @@ type Backups struct {
 	opt Options
 	log *logrus.Entry
 
+	id      string    // of the data, when it was asked for last
 	last    time.Time // of the newest backup known
 	recalls bool      // last is known, as far as it can be
+	doubted bool      // that it is not known was logged
 }
 
 // New returns Backups that Run makes.
@@ -117,24 +145,46 @@ func New(opt Options) *Backups {
 	return &Backups{opt: opt, log: opt.Log.WithField("place", opt.Place.String())}
 }
 
-// Run makes backups until ctx ends; the result is nil. A time that is missed,
-// since the process did not run or another backup was under way, is not made
-// up for.
+// Run makes backups until ctx ends; the result is nil. One that was due while
+// the process did not run, the machine slept or another process should have made
+// it is made later. One that was due while another was under way is not.
 func (b *Backups) Run(ctx context.Context) error {
-	next := b.first(ctx)
+	b.prepare(ctx)
+	b.recall(ctx)
+	next := b.first()
+	now := wallClock()
 	b.log.WithFields(logrus.Fields{"schedule": b.opt.Schedule.String(), "next": next.Format(time.RFC3339)}).Info("backups are scheduled")
+	b.opt.Metrics.next.Set(seconds(next))
+	if !next.After(now) && !b.sleep(ctx, min(settleTime, b.opt.Schedule.Next(now).Sub(now))) {
+		return nil
+	}
 	for {
-		b.opt.Metrics.next.Set(seconds(next))
 		var ok bool
 		if next, ok = b.wait(ctx, next); !ok {
 			return nil
 		}
-		if late := wallClock().Sub(next); late > missedAfter {
-			b.log.WithField("due", next.Format(time.RFC3339)).Warn("a backup was missed: the machine slept, or its clock was set")
-		} else {
-			b.due(ctx, b.opt.Schedule.Next(next))
+		begin := next
+		if now := wallClock(); now.Sub(next) > lateAfter {
+			b.log.WithField("due", next.Format(time.RFC3339)).Warn("a backup is late: this was not running, the machine slept, or its clock was set")
+			begin = now
 		}
-		next = b.after(next)
+		b.due(ctx, next, b.opt.Schedule.Next(begin))
+		if ctx.Err() != nil {
+			return nil
+		}
+		next = b.after(begin)
+		b.opt.Metrics.next.Set(seconds(next))
+	}
+}
+
+// prepare notices at the start what would make the first backup fail.
+func (b *Backups) prepare(ctx context.Context) {
+	if err := clearWork(b.opt.Dir); err != nil {
+		b.log.WithError(err).Warn(notCleared)
+	}
+	if err := b.opt.Place.Try(ctx); err != nil && ctx.Err() == nil {
+		b.opt.Metrics.failures.Inc()
+		b.log.WithError(err).Error("backups will fail: the place for them cannot be used")
 	}
 }
 
@@ -142,38 +192,47 @@ func (b *Backups) Run(ctx context.Context) error {
 // clock when that is set.
 func wallClock() time.Time { return time.Now().Round(0) }
 
-// first returns when the first backup is due: a schedule of intervals goes on
-// from the newest one there is.
-func (b *Backups) first(ctx context.Context) time.Time {
+// first returns when the first backup is due. One is overdue if its time has
+// passed since the newest there is, or if there is none.
+func (b *Backups) first() time.Time {
 	now := wallClock()
-	b.recall(ctx)
-	if b.last.IsZero() || b.last.After(now) {
+	switch {
+	case !b.recalls:
 		return b.opt.Schedule.Next(now)
+	case b.last.IsZero():
+		return now
 	}
 	next := b.opt.Schedule.Next(b.last)
-	if next.After(now) {
-		return next
+	if !next.After(now) {
+		b.log.WithFields(logrus.Fields{"due": next.Format(time.RFC3339), "newest": b.last.Format(time.RFC3339)}).Info("a backup is overdue")
 	}
-	if b.opt.Mine() { // else another may have made it where this cannot see it
-		b.log.WithFields(logrus.Fields{"due": next.Format(time.RFC3339), "newest": b.last.Format(time.RFC3339)}).
-			Warn("a backup was missed while this was not running")
-	}
-	return b.opt.Schedule.Next(now)
+	return next
 }
 
 // recall looks for the newest backup there is.
 func (b *Backups) recall(ctx context.Context) {
 	found, err := b.list(ctx)
 	if err != nil {
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && !b.doubted {
+			b.doubted = true
 			b.log.WithError(err).Warn("which backups there are is not known yet")
 		}
 		return
 	}
-	b.recalls = true
-	if len(found) > 0 {
-		b.last = found[len(found)-1].at
-		b.opt.Metrics.setLast(b.last)
+	b.recalls, b.doubted = true, false
+	future, limit := 0, wallClock().Add(skew)
+	for _, n := range found {
+		switch {
+		case n.at.After(limit): // by a clock that was wrong, or this one is
+			future++
+		case n.at.After(b.last) || b.last.After(limit):
+			b.last = n.at
+			b.opt.Metrics.setLast(b.last)
+		}
+	}
+	b.opt.Metrics.future.Set(float64(future))
+	if future > 0 {
+		b.log.WithField("backups", future).Warn("there are backups of the future: the clock is wrong, or it was")
 	}
 }
 
@@ -181,11 +240,18 @@ func (b *Backups) recall(ctx context.Context) {
 // returns false when ctx has ended.
 func (b *Backups) wait(ctx context.Context, next time.Time) (time.Time, bool) {
 	for {
+		if !b.recalls {
+			if b.recall(ctx); b.recalls {
+				if first := b.first(); first.Before(next) {
+					next = first
+				}
+			}
+		}
 		now := wallClock()
 		if earlier := b.opt.Schedule.Next(now); earlier.Before(next) && next.After(now) {
 			next = earlier
-			b.opt.Metrics.next.Set(seconds(next))
 		}
+		b.opt.Metrics.next.Set(seconds(next))
 		left := next.Sub(now)
 		if left <= 0 {
 			return next, ctx.Err() == nil
@@ -205,42 +271,41 @@ func (b *Backups) sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// after returns the time after t that is still to come.
+// after returns the time after t that is still to come, or has just passed.
 func (b *Backups) after(t time.Time) time.Time {
 	now := wallClock()
 	next := b.opt.Schedule.Next(t)
-	if next.After(now) {
+	if now.Sub(next) <= lateAfter {
 		return next
 	}
 	b.log.WithField("due", next.Format(time.RFC3339)).Warn("a backup was missed: it was due while the one before was under way")
 	return b.opt.Schedule.Next(now)
 }
 
-// due makes a backup if that is for this process to do, and tries again until
-// the next one is due.
-func (b *Backups) due(ctx context.Context, until time.Time) {
-	pause := b.opt.FirstPause
-	for {
-		mine := b.opt.Mine()
-		b.opt.Metrics.active.Set(truth(mine))
-		if !mine {
-			b.recalls = false // another makes them from here on
-			b.log.Debug("a backup is due, which another server makes")
-			return
+// due makes the backup of time at, once that is for this process to do and
+// unless another has made it, and tries again until the next one is due.
+func (b *Backups) due(ctx context.Context, at, until time.Time) {
+	for pause, other := b.opt.FirstPause, false; ; {
+		mine, err := b.opt.Mine()
+		b.opt.Metrics.active.Set(truth(mine && err == nil))
+		if err == nil && !mine {
+			if !other {
+				b.log.Debug("a backup is due, which is another server's to make unless it ends before")
+			}
+			other = true
+			left := until.Sub(wallClock())
+			if left <= 0 || !b.sleep(ctx, min(left, lookAgain)) {
+				return
+			}
+			continue
 		}
-		if !b.recalls {
-			b.recall(ctx)
-		}
-		start := time.Now()
-		name, contents, size, err := b.make(ctx)
 		if err == nil {
-			took := time.Since(start)
-			b.opt.Metrics.succeeded(b.last, size, took)
-			removed := b.expire(ctx, name)
-			b.log.WithFields(logrus.Fields{
-				"name": name, "revision": contents.Revision, "records": contents.Records, "bytes": size,
-				"took": took.Round(time.Millisecond).String(), "removed": removed,
-			}).Info("backup done")
+			if b.recall(ctx); !b.last.Before(at) && !b.last.After(wallClock().Add(skew)) {
+				return // another has made it
+			}
+			err = b.backup(ctx)
+		}
+		if err == nil {
 			return
 		}
 		if ctx.Err() != nil {
@@ -261,79 +326,30 @@ func (b *Backups) due(ctx context.Context, until time.Time) {
 	}
 }
 
-// make makes one backup.
-func (b *Backups) make(ctx context.Context) (name string, c Contents, size int64, err error) {
-	dir := b.opt.Temporary
-	if err := os.RemoveAll(dir); err != nil { // what a killed process has left
-		return "", c, 0, err
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", c, 0, err
-	}
-	defer func() {
-		if removeErr := os.RemoveAll(dir); err == nil && removeErr != nil {
-			b.log.WithError(removeErr).Warn("a temporary file is left")
-		}
-	}()
-	if err := checkRoom(dir, b.opt.Size(), b.opt.Reserve); err != nil {
-		return "", c, 0, err
-	}
-	path := filepath.Join(dir, "snapshot.db")
-	if c, err = b.opt.Write(ctx, path); err != nil {
-		return "", c, 0, fmt.Errorf("write the snapshot: %w", err)
-	}
-	read, err := b.opt.Verify(ctx, path)
-	if err != nil {
-		return "", c, 0, fmt.Errorf("verify the snapshot: %w", err)
-	}
-	if read != c {
-		return "", c, 0, fmt.Errorf("verify the snapshot: %w: %d records up to revision %d were written, %d up to %d are there",
-			ErrMismatch, c.Records, c.Revision, read.Records, read.Revision)
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return "", c, 0, err
-	}
-	found := backupName{id: b.opt.ID, revision: c.Revision, at: wallClock().UTC().Truncate(time.Second)}
-	if err := b.opt.Place.Keep(ctx, path, found.String()); err != nil {
-		return "", c, 0, fmt.Errorf("keep the backup: %w", err)
-	}
-	b.last = found.at
-	return found.String(), c, info.Size(), nil
-}
-
 // list returns the backups of this data, the oldest first.
 func (b *Backups) list(ctx context.Context) ([]backupName, error) {
-	names, err := b.opt.Place.List(ctx, namePrefix+b.opt.ID+"-")
+	if err := b.identify(ctx); err != nil {
+		return nil, err
+	}
+	names, err := b.opt.Place.List(ctx, b.prefix())
 	if err != nil {
 		return nil, err
 	}
-	return parseNames(names, b.opt.ID), nil
+	return parseNames(names, b.id), nil
 }
 
-// expire removes the backups that are not to be kept any more, now that the one
-// called newest is there, and returns how many. What cannot be removed is tried
-// again after the next backup.
-func (b *Backups) expire(ctx context.Context, newest string) (removed int) {
-	found, err := b.list(ctx)
+// identify asks what the data is called now.
+func (b *Backups) identify(ctx context.Context) error {
+	id, err := b.opt.ID(ctx)
 	if err != nil {
-		b.opt.Metrics.removalFailures.Inc()
-		b.log.WithError(err).Warn("old backups are not removed: which there are is not known")
-		return 0
+		return fmt.Errorf("the name of the data is not known: %w", err)
 	}
-	now := wallClock()
-	if n := len(found); n > 0 && found[n-1].at.After(now.Add(time.Hour)) {
-		b.log.WithField("name", found[n-1].String()).Warn("there is a backup of the future: the clock is wrong, or it was")
+	if b.id != "" && id != b.id {
+		b.log.WithFields(logrus.Fields{"id": id, "before": b.id}).Warn("the data is another than before, as after a restore: backups get another name, and those before are not removed")
 	}
-	for _, old := range b.opt.Retention.expired(found, newest, now) {
-		if err := b.opt.Place.Remove(ctx, old.String()); err != nil {
-			if ctx.Err() == nil {
-				b.opt.Metrics.removalFailures.Inc()
-				b.log.WithError(err).WithField("name", old.String()).Warn("an old backup cannot be removed; it is tried again after the next one")
-			}
-			return removed
-		}
-		removed++
-	}
-	return removed
+	b.id = id
+	return nil
 }
+
+// prefix is how the names of the data's backups begin.
+func (b *Backups) prefix() string { return namePrefix + b.id + "-" }

@@ -32,6 +32,9 @@ type fixture struct {
 	verify   error
 	takes    time.Duration
 	mine     atomic.Bool
+	nobody   atomic.Bool // can make backups
+	doubt    string
+	id       string
 	written  int
 }
 
@@ -39,7 +42,7 @@ func newFixture(t *testing.T, schedule, retention string) *fixture {
 	t.Helper()
 	logger, hook := test.NewNullLogger()
 	logger.SetLevel(logrus.DebugLevel)
-	f := &fixture{dir: t.TempDir(), hook: hook, registry: prometheus.NewRegistry(), revision: 10}
+	f := &fixture{dir: t.TempDir(), hook: hook, registry: prometheus.NewRegistry(), revision: 10, id: ourID}
 	f.mine.Store(true)
 	s, err := ParseSchedule(schedule)
 	if err != nil {
@@ -50,7 +53,8 @@ func newFixture(t *testing.T, schedule, retention string) *fixture {
 		t.Fatal(err)
 	}
 	f.opt = Options{
-		Schedule: s, Retention: r, Place: Directory(f.dir), ID: ourID, Temporary: filepath.Join(f.dir, ".partial"),
+		Schedule: s, Retention: r, Place: Directory(f.dir), Dir: f.dir,
+		ID: func(context.Context) (string, error) { return f.id, nil },
 		Write: func(ctx context.Context, path string) (Contents, error) {
 			f.written++
 			if f.takes > 0 {
@@ -83,7 +87,13 @@ func newFixture(t *testing.T, schedule, retention string) *fixture {
 			return c, errors.Join(err, f.verify)
 		},
 		Size: func() int64 { return 1000 },
-		Mine: f.mine.Load,
+		Mine: func() (bool, error) {
+			if f.nobody.Load() {
+				return false, errors.New("no leader")
+			}
+			return f.mine.Load(), nil
+		},
+		Doubt: func() string { return f.doubt },
 
 		Metrics: NewMetrics(f.registry), Log: logrus.NewEntry(logger),
 	}
@@ -183,7 +193,7 @@ func TestRetention(t *testing.T) {
 
 func TestNames(t *testing.T) {
 	at := time.Date(2026, 11, 21, 3, 30, 0, 0, time.UTC)
-	good := []string{name(ourID, 9, at), name(ourID, 10, at), name(ourID, 3, at.Add(time.Second))}
+	good := []string{name(ourID, 3, at.Add(time.Second)), name(ourID, 9, at), name(ourID, 10, at)}
 	bad := []string{
 		name(otherID, 9, at), good[0] + ".tmp", "x" + good[0], "keelson.db", "snapshot.db", "keelson-" + ourID + "-09-20261121T033000Z.db",
 		"keelson-" + ourID + "-9-20261341T033000Z.db", "keelson-" + ourID + "-99999999999999999999-20261121T033000Z.db", "",
@@ -232,7 +242,7 @@ func TestKeepsSoLong(t *testing.T) {
 		f.run(t, 5*day+time.Hour)
 		var want []string
 		for i := 3; i <= 5; i++ { // the 3rd is two days old when the 5th is made
-			want = append(want, name(ourID, int64(9+i), start.Add(time.Duration(i)*day)))
+			want = append(want, name(ourID, int64(10+i), start.Add(time.Duration(i)*day)))
 		}
 		if got := f.files(t); !slices.Equal(got, want) {
 			t.Errorf("%q, want %q", got, want)
@@ -240,38 +250,172 @@ func TestKeepsSoLong(t *testing.T) {
 	})
 }
 
-// TestClockWasWrong: backups of the future do not make the new one go, nor keep
-// it from being made.
+// TestClockWasWrong: backups of the future do not keep a new one from being
+// made, nor take the place of one.
 func TestClockWasWrong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFixture(t, "@every 1h", "2")
-		start := time.Now()
-		future := []string{name(ourID, 1, start.Add(1000*day)), name(ourID, 2, start.Add(1001*day))}
-		f.put(t, future...)
-		f.run(t, 2*time.Hour+time.Minute)
-		want := []string{name(ourID, 11, start.Add(2*time.Hour)), future[1]}
-		if got := f.files(t); !slices.Equal(got, want) {
-			t.Errorf("%q, want %q", got, want)
-		}
-		if f.logged("backup of the future") != 2 {
-			t.Error("nothing is said of it")
+		for _, retention := range []string{"2", "90m"} {
+			f := newFixture(t, "@every 1h", retention)
+			start := time.Now()
+			f.put(t, name(ourID, 1, start.Add(1000*day)), name(ourID, 2, start.Add(1001*day)))
+			f.run(t, 4*time.Minute)
+			if f.metric(t, "future") != 2 || f.logged("backups of the future") == 0 || f.metric(t, "age_seconds") != 3*60 {
+				t.Error("they are not known as such")
+			}
+			f.run(t, 5*time.Hour)
+			for _, got := range f.files(t) {
+				if strings.Contains(got, "-1-") || strings.Contains(got, "-2-") {
+					t.Errorf("%s: %q is there", retention, got)
+				}
+			}
 		}
 	})
 }
 
+// TestClockAhead: when for a while every backup is old, some stay.
+func TestClockAhead(t *testing.T) {
+	now := time.Date(2026, 1, 30, 0, 0, 0, 0, time.UTC)
+	var found []backupName
+	for i := range 30 {
+		found = append(found, backupName{ourID, int64(i), now.Add(time.Duration(i-29) * day)})
+	}
+	newest := backupName{ourID, 30, now.Add(1000 * day)}
+	old, ahead := Retention{Age: 30 * day}.expired(append(found, newest), newest, newest.at)
+	if len(old) != 28 || len(ahead) != 0 {
+		t.Errorf("%d of 31 are removed, %d are ahead", len(old), len(ahead))
+	}
+}
+
+// TestAnotherPast: backups of later revisions than the data has are never
+// removed, whatever retention says.
+func TestAnotherPast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, retention := range []string{"3", "1h"} {
+			f := newFixture(t, "@every 1h", retention)
+			start := time.Now()
+			good := []string{name(ourID, 100, start.Add(-3*day)), name(ourID, 101, start.Add(-2*day)), name(ourID, 101, start.Add(-1*day))}
+			f.put(t, good...)
+			f.run(t, 9*time.Hour)
+			got := f.files(t)
+			for _, n := range good {
+				if !slices.Contains(got, n) {
+					t.Errorf("%s: %s is gone", retention, n)
+				}
+			}
+			if len(got) != len(good)+3 || f.metric(t, "ahead") != 3 || f.logged("backups of later revisions than the data has") == 0 {
+				t.Errorf("%s: %q, %v ahead", retention, got, f.metric(t, "ahead"))
+			}
+		}
+	})
+}
+
+// TestRestoredMeanwhile: when the data gets another name, what was there before
+// is left alone.
+func TestRestoredMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, "@every 1h", "1")
+		go func() {
+			time.Sleep(90 * time.Minute)
+			f.id = otherID
+		}()
+		f.run(t, 3*time.Hour+time.Minute)
+		got := f.files(t)
+		if len(got) != 2 || !strings.Contains(got[0], ourID) || !strings.Contains(got[1], otherID) || f.logged("the data is another than before") != 1 {
+			t.Errorf("%q", got)
+		}
+	})
+}
+
+// TestDoubt: nothing is removed while the data may be damaged.
+func TestDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, "@every 1h", "1")
+		f.doubt = "the alarm CORRUPT is raised"
+		f.run(t, 2*time.Hour+time.Minute)
+		if len(f.files(t)) != 3 || f.logged("old backups are not removed: the alarm CORRUPT is raised") != 3 {
+			t.Errorf("%q", f.files(t))
+		}
+		f.doubt = ""
+		f.run(t, time.Hour+time.Minute)
+		if len(f.files(t)) != 1 {
+			t.Errorf("then %q", f.files(t))
+		}
+	})
+}
+
+// TestOverdue: short lives make backups too, and not more than were due.
+func TestOverdue(t *testing.T) {
+	for _, schedule := range []string{"@every 6h", "CRON_TZ=UTC 0 */6 * * *"} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFixture(t, schedule, "0")
+			for range 24 { // two days of 20 minutes each 2 hours
+				f.run(t, 20*time.Minute)
+				time.Sleep(100 * time.Minute)
+			}
+			if n := len(f.files(t)); n < 7 || n > 9 {
+				t.Errorf("%s: %d backups in two days: %q", schedule, n, f.files(t))
+			}
+		})
+	}
+}
+
+// TestRecallsLater: a place that could not be listed at the start is asked again.
+func TestRecallsLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, "@daily", "0")
+		time.Sleep(2 * time.Hour) // after midnight
+		f.put(t, name(ourID, 1, time.Now().Add(-time.Hour)))
+		f.opt.Place = &unlisted{Directory: Directory(f.dir), until: time.Now().Add(10 * time.Minute)}
+		f.run(t, 20*time.Minute)
+		if age := f.metric(t, "age_seconds"); age != 80*60 || f.logged("not known yet") != 1 || f.written != 0 {
+			t.Errorf("%v old, %d written", age, f.written)
+		}
+	})
+}
+
+// unlisted is a Place that cannot be listed until some time.
+type unlisted struct {
+	Directory
+	until time.Time
+}
+
+func (u *unlisted) List(ctx context.Context, prefix string) ([]string, error) {
+	if time.Now().Before(u.until) {
+		return nil, errors.New("not reachable")
+	}
+	return u.Directory.List(ctx, prefix)
+}
+
+// TestSlowWrite: a snapshot that does not get done is a failure, which is tried
+// again.
+func TestSlowWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, "@daily", "0")
+		f.takes = time.Hour
+		f.run(t, 15*time.Minute)
+		if f.metric(t, "failures_total") != 1 || f.logged(errSlow.Error()) != 1 || f.written != 2 {
+			t.Errorf("%v failures, %d tries", f.metric(t, "failures_total"), f.written)
+		}
+	})
+}
+
+// TestMissed: one that is overdue is made at once, one that was due while the one
+// before was under way is not.
 func TestMissed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, "@daily", "0")
 		start := time.Now()
 		f.put(t, name(ourID, 1, start.Add(-3*day)))
+		f.opt.Size = func() int64 { return 60 * 3600 << 20 } // may take so long
+		f.opt.Reserve = -1 << 60
 		f.takes = 30 * time.Hour
 		f.run(t, 3*day+time.Hour)
-		want := []string{name(ourID, 1, start.Add(-3*day)), name(ourID, 10, start.Add(day+30*time.Hour))}
+		want := []string{name(ourID, 1, start.Add(-3*day)), name(ourID, 10, start.Add(30*time.Hour+time.Minute))}
 		slices.Sort(want)
 		if got := f.files(t); !slices.Equal(got, want) {
 			t.Errorf("%q, want %q", got, want)
 		}
-		if f.logged("missed while this was not running") != 1 || f.logged("while the one before was under way") != 1 {
+		if f.logged("a backup is overdue") != 1 || f.logged("while the one before was under way") != 1 {
 			t.Error("it is not logged")
 		}
 	})
@@ -301,7 +445,7 @@ func TestTriesAgain(t *testing.T) {
 				t.Error("not logged")
 			}
 			f.write, f.verify = nil, nil
-			f.run(t, time.Minute+time.Second)
+			f.run(t, 2*time.Minute)
 			if got := f.files(t); len(got) != 1 || got[0] == name(ourID, 1, start.Add(-time.Second)) {
 				t.Errorf("then %q", got)
 			}
@@ -315,35 +459,63 @@ func TestMismatch(t *testing.T) {
 		verify := f.opt.Verify
 		f.opt.Verify = func(ctx context.Context, path string) (Contents, error) {
 			c, err := verify(ctx, path)
-			c.Records--
+			c.Leases--
 			return c, err
 		}
-		f.run(t, time.Hour+time.Second)
+		f.run(t, time.Minute+time.Second)
 		if got := f.files(t); len(got) != 0 || f.logged(ErrMismatch.Error()) != 1 {
 			t.Errorf("%q", got)
 		}
 	})
 }
 
-// TestNotMine: who does not make them leaves everything alone.
+// TestNotMine: who does not make them leaves everything alone, until it is the
+// one that does; then it makes what the other has not.
 func TestNotMine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFixture(t, "@every 1h", "1")
-		f.mine.Store(false)
-		old := []string{name(ourID, 1, time.Now().Add(-3*day)), name(ourID, 2, time.Now().Add(-2*day))}
-		f.put(t, old...)
-		go func() {
-			time.Sleep(2*time.Hour + time.Minute)
-			f.mine.Store(true)
-		}()
-		f.run(t, 2*time.Hour+30*time.Second)
-		if got := f.files(t); !slices.Equal(got, old) || f.written != 0 || f.metric(t, "active") != 0 {
-			t.Errorf("%q, %d written", got, f.written)
+		for _, made := range []bool{false, true} {
+			f := newFixture(t, "@every 1h", "1")
+			f.mine.Store(false)
+			start := time.Now()
+			old := []string{name(ourID, 1, start.Add(-40*time.Minute)), name(ourID, 2, start.Add(-30*time.Minute))}
+			f.put(t, old...)
+			go func() {
+				time.Sleep(31 * time.Minute)
+				if got := f.files(t); !slices.Equal(got, old) || f.written != 0 || f.metric(t, "active") != 0 {
+					t.Errorf("%q, %d written", got, f.written)
+				}
+				if made {
+					f.put(t, name(ourID, 3, time.Now()))
+				}
+				time.Sleep(4*time.Minute + time.Second)
+				f.mine.Store(true)
+			}()
+			f.run(t, 50*time.Minute)
+			got := f.files(t)
+			want := []string{name(ourID, 10, start.Add(36*time.Minute))}
+			if made {
+				want = append(slices.Clone(old), name(ourID, 3, start.Add(31*time.Minute)))
+			}
+			if !slices.Equal(got, want) || f.metric(t, "active") != 1 {
+				t.Errorf("then %q, want %q", got, want)
+			}
 		}
-		time.Sleep(time.Minute)
-		f.run(t, time.Hour+time.Second)
-		if got := f.files(t); len(got) != 1 || f.metric(t, "active") != 1 {
-			t.Errorf("then %q", got)
+	})
+}
+
+// TestNobody: that no server can make a backup is a failure, which is tried
+// again.
+func TestNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, "@daily", "0")
+		f.nobody.Store(true)
+		go func() {
+			time.Sleep(2 * time.Minute)
+			f.nobody.Store(false)
+		}()
+		f.run(t, 10*time.Minute)
+		if f.metric(t, "failures_total") == 0 || len(f.files(t)) != 1 || f.logged("no leader") == 0 {
+			t.Errorf("%v failures, %q", f.metric(t, "failures_total"), f.files(t))
 		}
 	})
 }
@@ -352,10 +524,10 @@ func TestNotMine(t *testing.T) {
 func TestStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, "@every 1h", "1")
-		f.takes = 30 * time.Minute
+		f.takes = 8 * time.Minute
 		start := time.Now()
-		f.run(t, time.Hour+time.Minute)
-		if took := time.Since(start); took != time.Hour+time.Minute || f.written != 1 || len(f.files(t)) != 0 {
+		f.run(t, 5*time.Minute)
+		if took := time.Since(start); took != 5*time.Minute || f.written != 1 || len(f.files(t)) != 0 {
 			t.Errorf("%v, %q", took, f.files(t))
 		}
 		if f.metric(t, "failures_total") != 0 || f.logged("given up, since the server stops") != 1 {
@@ -364,19 +536,33 @@ func TestStop(t *testing.T) {
 	})
 }
 
-// TestKilled: what was left by half is neither a backup nor in the way.
+// TestKilled: what was left by half is removed at the start, also of other
+// names, and what another process works on is not.
 func TestKilled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, "@every 1h", "1")
-		if err := os.MkdirAll(filepath.Join(f.opt.Temporary, "deeper"), 0o700); err != nil {
+		for _, left := range []string{".keelson-0123.partial", ".keelson-fedcba9876543210-0000000000000001.partial"} {
+			if err := os.MkdirAll(filepath.Join(f.dir, left, "deeper"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(f.dir, left, "snapshot.db"), []byte("half"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		other, err := newWork(f.dir)
+		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(f.opt.Temporary, "snapshot.db"), []byte("half"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		f.run(t, time.Hour+time.Second)
-		if got := f.files(t); len(got) != 1 || !strings.HasPrefix(got[0], namePrefix+ourID) {
+		f.run(t, time.Second)
+		if got := f.files(t); len(got) != 1 || got[0] != filepath.Base(other.dir) {
 			t.Errorf("%q", got)
+		}
+		f.run(t, 2*time.Minute)
+		if got := f.files(t); len(got) != 2 || got[0] != filepath.Base(other.dir) || !strings.HasPrefix(got[1], namePrefix+ourID) {
+			t.Errorf("then %q", got)
+		}
+		if err := other.remove(); err != nil {
+			t.Error(err)
 		}
 	})
 }
@@ -386,7 +572,7 @@ func TestRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, "@every 1h", "1")
 		f.opt.Size = func() int64 { return 1 << 60 }
-		f.run(t, time.Hour+time.Second)
+		f.run(t, time.Minute+time.Second)
 		if f.written != 0 || f.logged(errRoom.Error()) != 1 || len(f.files(t)) != 0 {
 			t.Errorf("%d written, %q", f.written, f.files(t))
 		}
@@ -403,7 +589,7 @@ func TestRemovalRefused(t *testing.T) {
 		f := newFixture(t, "@every 1h", "1")
 		f.opt.Place = stubborn{Directory(f.dir)}
 		f.run(t, 3*time.Hour+time.Second)
-		if len(f.files(t)) != 3 || f.metric(t, "successes_total") != 3 || f.metric(t, "removal_failures_total") != 2 || f.logged("not allowed") != 2 {
+		if len(f.files(t)) != 4 || f.metric(t, "successes_total") != 4 || f.metric(t, "removal_failures_total") != 3 || f.logged("not allowed") != 3 {
 			t.Errorf("%q, %v", f.files(t), f.metric(t, "removal_failures_total"))
 		}
 		f.opt.Place = Directory(f.dir)
@@ -421,9 +607,13 @@ func TestDirectoryGone(t *testing.T) {
 		f := newFixture(t, "@every 1h", "1")
 		file := filepath.Join(f.dir, "file")
 		f.put(t, "file")
-		f.opt.Place, f.opt.Temporary = Directory(file), filepath.Join(file, ".partial")
+		f.opt.Place, f.opt.Dir = Directory(file), file
+		f.run(t, time.Second)
+		if f.metric(t, "failures_total") != 1 || f.logged("the place for them cannot be used") != 1 {
+			t.Error("nothing is said at the start")
+		}
 		f.run(t, time.Hour+time.Second)
-		if f.metric(t, "failures_total") != 1 || f.logged("not a directory") == 0 {
+		if f.metric(t, "failures_total") != 3 || f.logged("not a directory") == 0 {
 			t.Error("nothing is said")
 		}
 	})

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,8 +31,8 @@ func TestFullDisk(t *testing.T) {
 	})
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, "@every 1h", "1")
-		f.dir, f.opt.Place, f.opt.Temporary, f.opt.Reserve = dir, Directory(dir), filepath.Join(dir, ".partial"), 1
-		f.run(t, time.Hour+time.Second)
+		f.dir, f.opt.Place, f.opt.Dir, f.opt.Reserve = dir, Directory(dir), dir, 1
+		f.run(t, 2*time.Minute)
 		write := f.opt.Write
 		f.opt.Write = func(_ context.Context, path string) (Contents, error) {
 			return Contents{}, os.WriteFile(path, bytes.Repeat([]byte{1}, 2<<20), 0o600)

@@ -23,6 +23,18 @@ type Directory string
 
 func (d Directory) String() string { return string(d) }
 
+// Try implements Place: it makes the directory, and a file in it.
+func (d Directory) Try(context.Context) error {
+	if err := os.MkdirAll(string(d), 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(string(d), ".keelson-*.try")
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
 // List implements Place.
 func (d Directory) List(_ context.Context, prefix string) ([]string, error) {
 	entries, err := os.ReadDir(string(d))
@@ -52,6 +64,76 @@ func (d Directory) Keep(ctx context.Context, path, name string) error {
 // Remove implements Place.
 func (d Directory) Remove(_ context.Context, name string) error {
 	return os.Remove(filepath.Join(string(d), name))
+}
+
+// Tidy implements Place: Keep leaves nothing.
+func (d Directory) Tidy(context.Context, string) error { return nil }
+
+// work is a directory for a snapshot that is being made. Its file lock is held as
+// long as its process lives; a network's file systems may know no locks, and
+// then what a killed process leaves stays.
+type work struct {
+	dir  string
+	lock *os.File
+}
+
+const workPattern = ".keelson-*.partial"
+
+// newWork makes one in dir.
+func newWork(dir string) (*work, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	made, err := os.MkdirTemp(dir, workPattern)
+	if err != nil {
+		return nil, err
+	}
+	w := &work{dir: made}
+	if w.lock, err = os.OpenFile(filepath.Join(made, "lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return nil, errors.Join(err, w.remove())
+	}
+	if err := unix.Flock(int(w.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) { // another that begins takes it for left
+		return nil, errors.Join(err, w.remove())
+	}
+	return w, nil
+}
+
+// remove removes it with all that is in it.
+func (w *work) remove() error {
+	err := os.RemoveAll(w.dir)
+	if w.lock != nil {
+		err = errors.Join(err, w.lock.Close())
+	}
+	return err
+}
+
+// clearWork removes what ended processes have left in dir.
+func clearWork(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if left, _ := filepath.Match(workPattern, e.Name()); left && e.IsDir() {
+			err = errors.Join(err, clearOne(filepath.Join(dir, e.Name())))
+		}
+	}
+	return err
+}
+
+// clearOne removes one directory of work unless its process lives.
+func clearOne(dir string) error {
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // another was faster
+	}
+	if err != nil {
+		return err
+	}
+	if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		err = os.RemoveAll(dir)
+	}
+	return errors.Join(err, lock.Close())
 }
 
 // checkRoom returns errRoom if the file system of dir would have less than

@@ -12,8 +12,8 @@ import (
 type Metrics struct {
 	last atomic.Int64 // Unix seconds; 0 is none
 
-	lastSuccess, size, duration, next, active prometheus.Gauge
-	successes, failures, removalFailures      prometheus.Counter
+	lastSuccess, size, duration, next, active, ahead, future prometheus.Gauge
+	successes, failures, removalFailures                     prometheus.Counter
 }
 
 // NewMetrics returns metrics and registers them.
@@ -34,6 +34,8 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 		duration:        gauge("last_duration_seconds", "Time that the newest backup of this server took."),
 		next:            gauge("next_timestamp_seconds", "When the next backup is due."),
 		active:          gauge("active", "Whether this server was the one to make the backup when one was due last."),
+		ahead:           gauge("ahead", "Backups of later revisions than the newest one has: of other or lost data. They are not removed."),
+		future:          gauge("future", "Backups whose names are of a time that has not come."),
 		successes:       counter("successes_total", "Backups made."),
 		failures:        counter("failures_total", "Tries to make a backup that failed."),
 		removalFailures: counter("removal_failures_total", "How often old backups could not be removed."),
@@ -47,10 +49,11 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 
 func (m *Metrics) age() float64 {
 	last := m.last.Load()
-	if last == 0 {
+	age := time.Since(time.Unix(last, 0))
+	if last == 0 || age < -skew { // by a clock that was wrong
 		return math.Inf(1)
 	}
-	return time.Since(time.Unix(last, 0)).Seconds()
+	return max(age, 0).Seconds()
 }
 
 func (m *Metrics) setLast(at time.Time) {

@@ -37,17 +37,43 @@ func ParseRetention(text string) (Retention, error) {
 	return Retention{}, fmt.Errorf("%w: %q: write a number of backups, such as 7, or an age, such as 30d or 72h", ErrUsage, text)
 }
 
-// expired returns which of found, the oldest first, are not to be kept. The one
-// called newest always is: a clock that was set back does not make it old.
-func (r Retention) expired(found []backupName, newest string, now time.Time) []backupName {
-	others := slices.DeleteFunc(slices.Clone(found), func(n backupName) bool { return n.String() == newest })
+// leastKept is how many backups stay whatever their age: to a clock that runs
+// ahead all of them are old.
+const leastKept = 3
+
+// expired returns which of found, in order, are not to be kept now that newest is
+// there, which always is. Those that are ahead of it are of another past, or show
+// that data was lost: what they have is nowhere else, so they are never removed,
+// nor do they count.
+func (r Retention) expired(found []backupName, newest backupName, now time.Time) (old, ahead []backupName) {
+	var others []backupName
+	for _, n := range found {
+		switch {
+		case n.revision > newest.revision:
+			ahead = append(ahead, n)
+		case n != newest:
+			others = append(others, n)
+		}
+	}
 	switch {
 	case r.Count > 0:
-		return others[:max(0, len(others)-(r.Count-1))]
+		old = others[:max(0, len(others)-(r.Count-1))]
 	case r.Age > 0:
-		return slices.DeleteFunc(others, func(n backupName) bool { return now.Sub(n.at) <= r.Age })
+		// Each was made before those after it, whatever the clock said.
+		made := newest.at
+		n := 0
+		for i := len(others) - 1; i >= 0; i-- {
+			if others[i].at.Before(made) {
+				made = others[i].at
+			}
+			if now.Sub(made) > r.Age {
+				n = i + 1
+				break
+			}
+		}
+		old = others[:min(n, max(0, len(others)-(leastKept-1)))]
 	}
-	return nil
+	return old, ahead
 }
 
 // backupName is what a backup is called.
@@ -68,7 +94,8 @@ func (n backupName) String() string {
 	return fmt.Sprintf("%s%s-%d-%s.db", namePrefix, n.id, n.revision, n.at.Format(nameTime))
 }
 
-// parseNames returns those of names that are backups of id, the oldest first.
+// parseNames returns those of names that are backups of id, the oldest first:
+// by their revisions, since clocks are set.
 func parseNames(names []string, id string) []backupName {
 	var found []backupName
 	for _, name := range names {
@@ -86,7 +113,7 @@ func parseNames(names []string, id string) []backupName {
 		}
 	}
 	slices.SortFunc(found, func(a, b backupName) int {
-		return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.revision, b.revision))
+		return cmp.Or(cmp.Compare(a.revision, b.revision), a.at.Compare(b.at))
 	})
 	return found
 }

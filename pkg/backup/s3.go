@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -45,6 +46,9 @@ const (
 	defaultRegion   = "us-east-1" // what servers that have no regions go by
 	s3Tries         = 3           // of one request; whole backups are tried again as well
 	abortTimeout    = 2 * time.Second
+
+	// abandonedAfter is how old an unfinished upload is that nobody works on.
+	abandonedAfter = day
 )
 
 // S3 is a Place in S3-compatible storage.
@@ -80,7 +84,7 @@ func NewS3(opt S3Options) (*S3, error) {
 	if err := s.setTransport(opt); err != nil {
 		return nil, err
 	}
-	if _, err := s.connect(credentials.NewStaticV4("none", "none", "")); err != nil {
+	if _, err := s.connect(credentials.NewStaticV4("none", "none", ""), s.transport); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
 	}
 	return s, nil
@@ -99,7 +103,7 @@ func (s *S3) setEndpoint(endpoint string) error {
 		return fmt.Errorf("%w: the endpoint is not a URL such as https://s3.example.com:9000", ErrUsage)
 	}
 	s.host, s.secure = u.Host, u.Scheme == "https"
-	s.aws = strings.HasSuffix(u.Hostname(), ".amazonaws.com")
+	s.aws = strings.HasSuffix(u.Hostname(), ".amazonaws.com") || strings.HasSuffix(u.Hostname(), ".amazonaws.com.cn")
 	if !s.aws {
 		s.region = cmp.Or(s.region, defaultRegion)
 	}
@@ -167,14 +171,33 @@ func (s *S3) String() string { return S3Scheme + path.Join(s.bucket, s.prefix) }
 
 func (s *S3) object(name string) string { return path.Join(s.prefix, name) }
 
-func (s *S3) connect(c *credentials.Credentials) (*minio.Client, error) {
+func (s *S3) connect(c *credentials.Credentials, transport http.RoundTripper) (*minio.Client, error) {
 	return minio.New(s.host, &minio.Options{
-		Creds: c, Secure: s.secure, Transport: s.transport, Region: s.region, BucketLookup: s.lookup, MaxRetries: s3Tries,
+		Creds: c, Secure: s.secure, Transport: transport, Region: s.region, BucketLookup: s.lookup, MaxRetries: s3Tries,
 	})
 }
 
-// client connects with the credentials that there are now.
-func (s *S3) client(ctx context.Context) (*minio.Client, error) {
+// ending is a transport whose requests all end with a context: minio aborts an
+// upload in one of its own, with a patience that a stop does not have.
+type ending struct {
+	*http.Transport
+	ctx context.Context
+}
+
+// RoundTrip implements http.RoundTripper.
+func (e *ending) RoundTrip(r *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithCancel(r.Context())
+	context.AfterFunc(e.ctx, cancel) // the body of the response is read after this
+	return e.Transport.RoundTrip(r.WithContext(ctx))
+}
+
+// client connects with the credentials that there are now. What it does ends
+// when end is called, or soon after ctx has ended.
+func (s *S3) client(ctx context.Context) (c *minio.Client, end context.CancelFunc, err error) {
+	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(abortTimeout, cancel) })
+	end = func() { stop(); cancel() }
+	transport := &ending{s.transport, requests}
 	providers := []credentials.Provider{&credentials.EnvAWS{}, &credentials.FileAWSCredentials{}}
 	if s.aws || os.Getenv("AWS_WEB_IDENTITY_TOKEN_FILE")+os.Getenv("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")+os.Getenv("AWS_CONTAINER_CREDENTIALS_FULL_URI") != "" {
 		providers = append(providers, &credentials.IAM{Client: &http.Client{Timeout: 10 * time.Second}})
@@ -183,27 +206,52 @@ func (s *S3) client(ctx context.Context) (*minio.Client, error) {
 	for _, p := range providers {
 		value, err := p.RetrieveWithCredContext(&credentials.CredContext{Client: http.DefaultClient, Context: ctx})
 		if err == nil && value.AccessKeyID != "" && value.SecretAccessKey != "" {
-			return s.connect(credentials.New(p))
+			c, err := s.connect(credentials.New(p), transport)
+			return c, end, err
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
+			errs = append(errs, explainProvider(p, err))
 		}
 	}
-	return nil, errors.Join(append([]error{
+	end()
+	return nil, nil, errors.Join(append([]error{
 		fmt.Errorf("%s: there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SHARED_CREDENTIALS_FILE", s),
 	}, errs...)...)
 }
 
+// explainProvider says who was asked for credentials.
+func explainProvider(p credentials.Provider, err error) error {
+	switch p.(type) {
+	case *credentials.EnvAWS:
+		return fmt.Errorf("the environment: %w", err)
+	case *credentials.FileAWSCredentials:
+		return fmt.Errorf("AWS's files: %w", err)
+	}
+	return fmt.Errorf("the role of the machine, container or service account, asked of its metadata service: %w", err)
+}
+
+// Try implements Place: it puts an object, and removes it.
+func (s *S3) Try(ctx context.Context) error {
+	c, end, err := s.client(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	object := s.object("keelson-" + rand.Text() + ".try")
+	if _, err := c.PutObject(ctx, s.bucket, object, strings.NewReader("keelson\n"), 8, minio.PutObjectOptions{SendContentMd5: true}); err != nil {
+		return s.explain("upload", err)
+	}
+	return s.explain("remove", c.RemoveObject(ctx, s.bucket, object, minio.RemoveObjectOptions{}))
+}
+
 // List implements Place.
 func (s *S3) List(ctx context.Context, prefix string) ([]string, error) {
-	c, err := s.client(ctx)
+	c, end, err := s.client(ctx)
 	if err != nil {
 		return nil, err
 	}
-	start := prefix
-	if s.prefix != "" {
-		start = s.prefix + "/" + prefix
-	}
+	defer end()
+	start := s.start(prefix)
 	var names []string
 	for object := range c.ListObjectsIter(ctx, s.bucket, minio.ListObjectsOptions{Prefix: start, Recursive: true}) {
 		if object.Err != nil {
@@ -217,12 +265,21 @@ func (s *S3) List(ctx context.Context, prefix string) ([]string, error) {
 	return names, ctx.Err()
 }
 
+// start is how the keys of objects begin whose names begin with prefix.
+func (s *S3) start(prefix string) string {
+	if s.prefix == "" {
+		return prefix
+	}
+	return s.prefix + "/" + prefix
+}
+
 // Keep implements Place: what was uploaded is read again and compared.
 func (s *S3) Keep(ctx context.Context, file, name string) error {
-	c, err := s.client(ctx)
+	c, end, err := s.client(ctx)
 	if err != nil {
 		return err
 	}
+	defer end()
 	sent, err := s.upload(ctx, c, file, name)
 	if err == nil {
 		if err = s.compare(ctx, c, name, sent); err == nil {
@@ -294,11 +351,34 @@ func (s *S3) compare(ctx context.Context, c *minio.Client, name string, want []b
 
 // Remove implements Place.
 func (s *S3) Remove(ctx context.Context, name string) error {
-	c, err := s.client(ctx)
+	c, end, err := s.client(ctx)
 	if err != nil {
 		return err
 	}
+	defer end()
 	return s.explain("remove", c.RemoveObject(ctx, s.bucket, s.object(name), minio.RemoveObjectOptions{}))
+}
+
+// Tidy implements Place: it aborts uploads in parts that nobody ends. Those that
+// have begun lately may be another process's.
+func (s *S3) Tidy(ctx context.Context, prefix string) error {
+	c, end, err := s.client(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	listing, stop := context.WithCancel(ctx)
+	defer stop() // ends the listing
+	for upload := range c.ListIncompleteUploads(listing, s.bucket, s.start(prefix), true) {
+		err := upload.Err
+		if err == nil && time.Since(upload.Initiated) > abandonedAfter {
+			err = minio.Core{Client: c}.AbortMultipartUpload(ctx, s.bucket, upload.Key, upload.UploadID)
+		}
+		if err != nil && minio.ToErrorResponse(err).Code != "NoSuchUpload" { // else it has ended by now
+			return s.explain("abort unfinished uploads", err)
+		}
+	}
+	return ctx.Err()
 }
 
 // explain says what was tried where, and what there is to do about it.

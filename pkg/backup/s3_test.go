@@ -135,7 +135,7 @@ func TestS3(t *testing.T) {
 	}
 	b := New(f.opt)
 	for range 3 {
-		b.due(t.Context(), time.Now().Add(time.Hour))
+		b.due(t.Context(), time.Now(), time.Now().Add(time.Hour))
 	}
 	objects := slices.DeleteFunc(s.objects(t), func(key string) bool {
 		return slices.Contains(others, strings.TrimPrefix(key, "some/prefix/"))
@@ -332,31 +332,106 @@ func TestS3DeletesRefused(t *testing.T) {
 	f := newFixture(t, "@every 1h", "1")
 	f.opt.Place = s.place(t, S3Options{})
 	b := New(f.opt)
-	b.due(t.Context(), time.Now().Add(time.Hour))
-	b.due(t.Context(), time.Now().Add(time.Hour))
+	b.due(t.Context(), time.Now(), time.Now().Add(time.Hour))
+	b.due(t.Context(), time.Now(), time.Now().Add(time.Hour))
 	if len(s.objects(t)) != 2 || f.metric(t, "successes_total") != 2 || f.metric(t, "removal_failures_total") != 1 || f.logged("what they allow") != 1 {
 		t.Errorf("%q", s.objects(t))
 	}
 }
 
-// TestS3Stop: a stop does not wait for a server that hangs.
+// TestS3Stop: a stop does not wait for a server that hangs, whether in the first
+// request or in that which would undo what was sent.
 func TestS3Stop(t *testing.T) {
+	for name, size := range map[string]int{"one request": 8, "in parts": 20 << 20} {
+		t.Run(name, func(t *testing.T) {
+			s := newStorage(t, true)
+			hangs := make(chan struct{}, 10)
+			s.setFault(func(_ http.ResponseWriter, r *http.Request) bool {
+				if r.Method == http.MethodPost && size > 8 { // the upload begins, or is completed
+					return false
+				}
+				_, _ = io.Copy(io.Discard, r.Body)
+				hangs <- struct{}{}
+				<-r.Context().Done()
+				return true
+			})
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error)
+			go func() { done <- s.place(t, S3Options{Patience: time.Minute}).Keep(ctx, file(t, size), "backup") }()
+			<-hangs
+			start := time.Now()
+			cancel()
+			if err := <-done; !errors.Is(err, context.Canceled) || time.Since(start) > abortTimeout+3*time.Second {
+				t.Errorf("%v after %v", err, time.Since(start))
+			}
+		})
+	}
+}
+
+// TestS3Try notices what would make a backup fail, and leaves nothing.
+func TestS3Try(t *testing.T) {
 	s := newStorage(t, false)
-	hangs := make(chan struct{}, 10)
-	s.setFault(func(_ http.ResponseWriter, r *http.Request) bool {
-		_, _ = io.Copy(io.Discard, r.Body)
-		hangs <- struct{}{}
-		<-r.Context().Done()
-		return true
+	if err := s.place(t, S3Options{}).Try(t.Context()); err != nil || len(s.objects(t)) != 0 {
+		t.Errorf("%v, %q", err, s.objects(t))
+	}
+	if err := s.place(t, S3Options{URL: "s3://nowhere"}).Try(t.Context()); err == nil || !strings.Contains(err.Error(), "make the bucket first") {
+		t.Errorf("bucket: %v", err)
+	}
+	s.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodDelete {
+			refuse(w, "AccessDenied")
+		}
+		return r.Method == http.MethodDelete
 	})
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- s.place(t, S3Options{Patience: time.Minute}).Keep(ctx, file(t, 8), "backup") }()
-	<-hangs
-	start := time.Now()
-	cancel()
-	if err := <-done; !errors.Is(err, context.Canceled) || time.Since(start) > abortTimeout+3*time.Second {
-		t.Errorf("%v after %v", err, time.Since(start))
+	if err := s.place(t, S3Options{}).Try(t.Context()); err == nil || !strings.Contains(err.Error(), "remove: ") {
+		t.Errorf("delete: %v", err)
+	}
+}
+
+// TestS3Tidy aborts the uploads of the data that began long ago.
+func TestS3Tidy(t *testing.T) {
+	old := time.Now().Add(-2 * abandonedAfter).UTC().Format(time.RFC3339)
+	now := time.Now().UTC().Format(time.RFC3339)
+	s := newStorage(t, false)
+	var aborted []string
+	s.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+		switch {
+		case r.Method == http.MethodGet && r.URL.Query().Has("uploads"):
+			if got := r.URL.Query().Get("prefix"); got != "some/prefix/keelson-"+ourID+"-" {
+				t.Errorf("prefix %q", got)
+			}
+			w.Header().Set("Content-Type", "application/xml")
+			upload := func(key, id, at string) string {
+				return "<Upload><Key>some/prefix/" + key + "</Key><UploadId>" + id + "</UploadId><Initiated>" + at + "</Initiated></Upload>"
+			}
+			_, _ = io.WriteString(w, "<ListMultipartUploadsResult><Bucket>"+bucket+"</Bucket><IsTruncated>false</IsTruncated>"+
+				upload("keelson-"+ourID+"-1-x.db", "old", old)+upload("keelson-"+ourID+"-2-x.db", "new", now)+"</ListMultipartUploadsResult>")
+			return true
+		case r.Method == http.MethodDelete && r.URL.Query().Has("uploadId"):
+			aborted = append(aborted, r.URL.Query().Get("uploadId"))
+			w.WriteHeader(http.StatusNoContent)
+			return true
+		}
+		return false
+	})
+	if err := s.place(t, S3Options{}).Tidy(t.Context(), namePrefix+ourID+"-"); err != nil || !slices.Equal(aborted, []string{"old"}) {
+		t.Errorf("%v, aborted %q", err, aborted)
+	}
+}
+
+// TestS3Role: an error of the metadata service says whose it is.
+func TestS3Role(t *testing.T) {
+	role := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { refuse(w, "AccessDenied") }))
+	t.Cleanup(role.Close)
+	s := newStorage(t, false)
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", filepath.Join(t.TempDir(), "none"))
+	t.Setenv("AWS_CONFIG_FILE", filepath.Join(t.TempDir(), "none"))
+	t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", role.URL)
+	if err := s.place(t, S3Options{}).Try(t.Context()); err == nil || !strings.Contains(err.Error(), "asked of its metadata service: ") {
+		t.Error(err)
 	}
 }
 
@@ -372,6 +447,11 @@ func TestS3Options(t *testing.T) {
 	} {
 		if _, err := NewS3(opt); !errors.Is(err, ErrUsage) || strings.Contains(err.Error(), secretKey) {
 			t.Errorf("%+v: %v", opt, err)
+		}
+	}
+	for host, aws := range map[string]bool{"s3.cn-north-1.amazonaws.com.cn": true, "s3.eu-west-1.amazonaws.com": true, "s3.amazonaws.com.example.com": false} {
+		if s, err := NewS3(S3Options{URL: "s3://bucket", Endpoint: "https://" + host}); err != nil || s.aws != aws {
+			t.Errorf("%s: %+v, %v", host, s, err)
 		}
 	}
 	for _, opt := range []S3Options{{URL: "s3://bucket"}, {URL: "s3://bucket/a/b/"}, {URL: "s3://bucket/a", Endpoint: "minio:9000", Region: "eu"}} {

@@ -32,6 +32,10 @@ type backend struct {
 
 	cluster *cluster // nil: a single node
 
+	// dataID is what backupID has found in a file before; empty before that.
+	// It belongs to newBackups, then to the goroutine of the backups.
+	dataID string
+
 	commits   *commitMetrics
 	responses *server.ResponseBudget
 	reopened  atomic.Int64 // generations but the first

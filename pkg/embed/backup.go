@@ -10,11 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/prometheus/client_golang/prometheus"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/keelson-io/keelson/pkg/backup"
+	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/durable"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/snapshot"
@@ -108,8 +110,7 @@ func newBackups(b *backend, registry prometheus.Registerer) (*backups, error) {
 	if set == nil {
 		return nil, nil
 	}
-	id, err := b.backupID()
-	if err != nil {
+	if _, err := b.backupID(context.Background()); b.set.sqliteDir != "" && err != nil { // a database may come later
 		return nil, fmt.Errorf("name the backups: %w", err)
 	}
 	if set.insecure {
@@ -118,14 +119,15 @@ func newBackups(b *backend, registry prometheus.Registerer) (*backups, error) {
 	return &backups{
 		done: make(chan struct{}),
 		run: backup.New(backup.Options{
-			Schedule: set.schedule, Retention: set.retention, Place: set.place, ID: id,
-			Temporary: filepath.Join(set.dir, fmt.Sprintf(".keelson-%s-%016x.partial", id, b.memberID)),
-			Write:     b.writeSnapshot,
-			Verify:    readSnapshot,
-			Size:      func() int64 { return b.newest().store.Size().InUse },
-			Mine:      b.makesBackups,
-			Metrics:   backup.NewMetrics(registry),
-			Log:       b.log,
+			Schedule: set.schedule, Retention: set.retention, Place: set.place, Dir: set.dir,
+			ID:      b.backupID,
+			Write:   b.writeSnapshot,
+			Verify:  readSnapshot,
+			Size:    func() int64 { return b.newest().store.Size().InUse },
+			Mine:    b.makesBackups,
+			Doubt:   b.doubt,
+			Metrics: backup.NewMetrics(registry),
+			Log:     b.log,
 		}),
 	}, nil
 }
@@ -143,61 +145,87 @@ func (b *backups) start() {
 	}()
 }
 
-// stop ends a backup that is under way, too.
-func (b *backups) stop() {
-	if b == nil || b.end == nil {
-		return
+// cancel ends a backup that is under way, too; wait waits for that.
+func (b *backups) cancel() {
+	if b != nil && b.end != nil {
+		b.end()
 	}
-	b.end()
-	<-b.done
 }
 
-// makesBackups reports whether this is the one of several servers that does.
-func (b *backend) makesBackups() bool {
+// wait returns false if the backup has not ended in time: no call of the file
+// system can be ended, and one over a network may take forever.
+func (b *backups) wait() bool {
+	if b == nil || b.end == nil {
+		return true
+	}
+	select {
+	case <-b.done:
+		return true
+	case <-time.After(backupPatience):
+		return false
+	}
+}
+
+// backupPatience is how long a stop waits for a backup.
+const backupPatience = 10 * time.Second
+
+// makesBackups reports whether this is the one of several servers that does; the
+// error is why none can now.
+func (b *backend) makesBackups() (bool, error) {
 	m := b.now.Load()
 	switch g := m.generation; {
 	case m.phase != serving:
-		return false
+		return false, errors.New("the data is not served")
 	case g.raft != nil:
-		return g.raft.Status().Leads
+		s := g.raft.Status()
+		if s.Leader == 0 {
+			return false, errors.New("the cluster has no leader")
+		}
+		return s.Leads, nil
 	case g.shared != nil:
-		return g.shared.Stats().Lessor
+		return g.shared.Stats().Lessor, nil
 	}
-	return true
+	return true, nil
 }
 
-// idFile names the data of a server that is alone in the names of its backups.
-const idFile = "snapshot-id"
+// doubt says why older backups may be better than new ones.
+func (b *backend) doubt() string {
+	for _, a := range b.newest().store.Alarms() {
+		if a.Alarm == pb.AlarmType_CORRUPT {
+			return "the alarm CORRUPT is raised: the nodes do not have the same data, and older backups may be needed"
+		}
+	}
+	return ""
+}
 
 // backupID returns what tells the backups of this data from others in the same
 // place, which are not to be removed.
-func (b *backend) backupID() (string, error) {
-	if b.cluster != nil {
+func (b *backend) backupID(ctx context.Context) (string, error) {
+	g := b.newest()
+	switch {
+	case b.cluster != nil:
 		return fmt.Sprintf("%016x", b.cluster.id.Cluster), nil
+	case g.shared != nil:
+		return g.shared.Name(ctx)
 	}
-	if b.set.postgres != "" {
-		c, err := pgconn.ParseConfig(b.set.postgres)
-		if err != nil {
-			return "", errors.New("the URL of the database cannot be read")
-		}
-		return fmt.Sprintf("%016x", identity("backup", c.Host, fmt.Sprint(c.Port), c.Database, c.RuntimeParams["schema"])), nil
-	}
-	path := filepath.Join(b.set.sqliteDir, idFile)
+	path := filepath.Join(b.set.sqliteDir, sqlite.NameFile)
 	data, err := os.ReadFile(path)
-	if err == nil {
-		id := strings.TrimSpace(string(data))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	if id := strings.TrimSpace(string(data)); err == nil && b.dataID == "" && g.store.Position() == 0 {
+		b.log.WithField("id", id).Warn("the data directory is empty, but for the name of the backups that there were: new ones get another name")
+	} else if err == nil {
 		if raw, err := hex.DecodeString(id); err != nil || len(raw) != 8 {
 			return "", fmt.Errorf("%s does not have 16 hexadecimal digits: remove it; backups get another name then", path)
 		}
+		b.dataID = id
 		return id, nil
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return "", err
 	}
 	var raw [8]byte
 	_, _ = rand.Read(raw[:]) // never fails (crypto/rand)
-	id := hex.EncodeToString(raw[:])
-	return id, durable.Write(path, []byte(id+"\n"))
+	b.dataID = hex.EncodeToString(raw[:])
+	return b.dataID, durable.Write(path, []byte(b.dataID+"\n"))
 }
 
 // writeSnapshot writes the data of now to a new file.
@@ -217,7 +245,14 @@ func (b *backend) writeSnapshot(ctx context.Context, path string) (c backup.Cont
 	}
 	sink := &hashingSink{Sink: file, hash: snapshot.NewHasher()}
 	done, err := snapshot.Copy(ctx, sink, src, nil)
-	return backup.Contents{Revision: src.State().Revision, Records: done.Records, Hash: sink.hash.Sum()}, err
+	c = contents(src.State())
+	c.Records, c.Hash = done.Records, sink.hash.Sum()
+	return c, err
+}
+
+// contents is what a state says; the records are to be counted.
+func contents(s snapshot.State) backup.Contents {
+	return backup.Contents{Revision: s.Revision, Compacted: s.Compacted, Leases: len(s.Leases)}
 }
 
 // readSnapshot reads all of a file, and compares its checksum.
@@ -231,7 +266,7 @@ func readSnapshot(ctx context.Context, path string) (c backup.Contents, err erro
 		return c, fmt.Errorf("%w: there is no checksum at the end", snapshot.ErrInvalid)
 	}
 	hash := snapshot.NewHasher()
-	c.Revision = file.State().Revision
+	c = contents(file.State())
 	err = file.Records(ctx, func(r *eventlog.Record) error {
 		c.Records++
 		hash.Add(r)

@@ -14,8 +14,12 @@ import (
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
 	"github.com/sirupsen/logrus/hooks/test"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
+	"github.com/keelson-io/keelson/pkg/snapshot"
+	"github.com/keelson-io/keelson/pkg/snapshot/datalog"
 	"github.com/keelson-io/keelson/pkg/snapshot/etcdfile"
 )
 
@@ -122,6 +126,96 @@ func TestBackups(t *testing.T) {
 	later, _ := backupsIn(t, place)
 	if len(later) != 2 || slices.Contains(later, found[0]) || !strings.Contains(later[1], "-5-") || later[1][:24] != found[1][:24] {
 		t.Errorf("%q, then %q", found, later)
+	}
+}
+
+// TestBackupsOfOtherData: backups of what was there before a restore, or before
+// the database was taken away, are left alone.
+func TestBackupsOfOtherData(t *testing.T) {
+	dir := shortDir(t)
+	place := filepath.Join(dir, "snapshots")
+	one := BackupConfig{Schedule: "@every 1s", Retention: "1"}
+	run := func(n int) (newest string, all []string) {
+		t.Helper()
+		s, hook := start(t, Config{DataDir: dir, Backup: one})
+		if n > 0 {
+			putSome(t, clientOf(t, s), strings.Split("abcdefgh", "")[:n]...)
+		}
+		awaitLog(t, hook, "backup done", 2)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		all, _ = backupsIn(t, place)
+		return filepath.Join(place, all[len(all)-1]), all
+	}
+	first, _ := run(3)
+	again, all := run(1)
+	if len(all) != 1 {
+		t.Errorf("%q", all)
+	}
+	src, err := etcdfile.Open(t.Context(), again, etcdfile.OpenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := snapshot.Copy(t.Context(), datalog.SQLite(dir, datalog.Options{Replace: true}), src, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := src.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, all = run(2); len(all) != 2 || filepath.Join(place, all[0]) != again || strings.Contains(all[1], filepath.Base(first)[:24]) {
+		t.Errorf("after a restore: %q", all)
+	}
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := os.Remove(filepath.Join(dir, sqlite.FileName+suffix)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+	if _, all = run(0); len(all) != 3 {
+		t.Errorf("after the database was gone: %q", all)
+	}
+}
+
+// TestBackupsOfDoubtfulData: while the alarm CORRUPT is raised nothing is removed.
+func TestBackupsOfDoubtfulData(t *testing.T) {
+	dir := shortDir(t)
+	s, hook := start(t, Config{DataDir: dir, Backup: BackupConfig{Schedule: "@every 1s", Retention: "1"}})
+	c := clientOf(t, s)
+	putSome(t, c, "a")
+	alarm := &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE, MemberID: 1, Alarm: pb.AlarmType_CORRUPT}
+	if _, err := pb.NewMaintenanceClient(c.ActiveConnection()).Alarm(timeout(t), alarm); err != nil {
+		t.Fatal(err)
+	}
+	awaitLog(t, hook, "old backups are not removed: the alarm CORRUPT is raised", 2)
+	if found, _ := backupsIn(t, filepath.Join(dir, "snapshots")); len(found) < 2 {
+		t.Errorf("%q", found)
+	}
+}
+
+// TestMakesBackups: who cannot, says so.
+func TestMakesBackups(t *testing.T) {
+	s, _ := start(t, Config{})
+	if mine, err := s.backend.makesBackups(); err != nil || !mine {
+		t.Errorf("%v, %v", mine, err)
+	}
+	b := &backend{}
+	b.now.Store(&moment{phase: reopening, generation: s.backend.newest()})
+	if _, err := b.makesBackups(); err == nil {
+		t.Error("data that is not served can be backed up")
+	}
+}
+
+// TestStopWithBackup: a backup that hangs in the file system does not keep the
+// server from ending.
+func TestStopWithBackup(t *testing.T) {
+	s, hook := start(t, Config{})
+	s.backups = &backups{end: func() {}, done: make(chan struct{})}
+	began := time.Now()
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > backupPatience+10*time.Second || countLog(hook, "a backup under way does not end") != 1 {
+		t.Errorf("it took %v", took)
 	}
 }
 

@@ -173,7 +173,7 @@ func ignoreClosed(err error) error {
 func (s *Server) shutdown() error {
 	start := time.Now()
 	s.closeListeners()
-	s.backups.stop()
+	s.backups.cancel()
 	s.backend.settle() // from here on nothing makes the server ready again
 	s.backend.handOver()
 	s.api.Stop()
@@ -187,6 +187,9 @@ func (s *Server) shutdown() error {
 	_ = s.mux.Close()
 	_ = s.metricsMux.Close()
 	s.serving.Wait()
+	if !s.backups.wait() {
+		s.log.WithField("after", backupPatience.String()).Warn("a backup under way does not end; the server ends without it")
+	}
 	err := s.backend.stop()
 	s.log.WithField("took", time.Since(start).Round(time.Millisecond).String()).Info("all connections and the data are closed")
 	return err
