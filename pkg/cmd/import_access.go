@@ -152,7 +152,11 @@ func (a *accessFlags) openServer(ctx context.Context, cmd *cobra.Command, p plac
 	}
 	src, err = remote.OpenSnapshot(ctx, client, func(file *os.File) (*etcdfile.Reader, error) {
 		bar.end()
-		return verifyFile(ctx, cmd, p.String(), file, a.withoutAuth)
+		r, err := verifyFile(ctx, cmd, p.String(), file, a.withoutAuth)
+		if err == nil {
+			warnOfAccounts(cmd, p.String(), r, a.withoutAuth)
+		}
+		return r, err
 	}, bar.set)
 	switch {
 	case errors.Is(err, etcdfile.ErrAuth): // an etcd before 3.5 tells it by its data only

@@ -175,7 +175,15 @@ func openFile(ctx context.Context, cmd *cobra.Command, file string, withoutAuth,
 		err := fmt.Errorf("%s: nothing was changed: it has no checksum, as a snapshot has: if it is the db file of an etcd that was stopped, say so with --skip-hash-check", file)
 		return nil, errors.Join(err, src.Close())
 	}
+	warnOfAccounts(cmd, file, src, withoutAuth)
 	return src, nil
+}
+
+// warnOfAccounts says what is left out of src, unless that is what was said.
+func warnOfAccounts(cmd *cobra.Command, name string, src *etcdfile.Reader, withoutAuth bool) {
+	if n := src.Accounts(); n > 0 && !withoutAuth {
+		warn(cmd, "%s: the users and roles, %d, are left out: keelson has none; in this etcd they protect nothing, since authentication is off", name, n)
+	}
 }
 
 // verifyPath opens a file in etcd's format, and tells how far its verification

@@ -106,14 +106,23 @@ func (b *boltFile) readMeta(size int64) error {
 // walker is a walk through the pages of a bucket.
 type walker struct {
 	*boltFile
-	seen []uint64 // a bit for each page
-	last []byte   // key
+	seen map[uint64]uint64 // a bit for each page, 64 to an entry: a file may say that there are many
+	last []byte            // key
 	any  bool
 	fn   func(flags uint32, key, value []byte) error
 }
 
-// maxDepth is more levels than there can be.
-const maxDepth = 32
+const (
+	maxDepth = 32 // more levels than there can be
+
+	// maxPage is more than a page has with what overflows from it: the largest
+	// request that a server can be told to take is 1 GiB.
+	maxPage = 1<<30 + 1<<20
+
+	// growBytes are read of a page at first, and then as much as there is
+	// already: what it says of itself is not believed in advance.
+	growBytes = 1 << 20
+)
 
 // walk calls fn with every entry of a bucket, in order. What it is given is valid
 // until it returns.
@@ -122,7 +131,7 @@ func (b *boltFile) walk(bucket boltBucket, fn func(flags uint32, key, value []by
 	if bucket.inline != nil {
 		return w.leaf(bucket.inline, 0)
 	}
-	w.seen = make([]uint64, b.meta.pages/64+1)
+	w.seen = make(map[uint64]uint64)
 	return w.page(bucket.root, 0)
 }
 
@@ -158,7 +167,7 @@ func (w *walker) read(id uint64) ([]byte, error) {
 		return nil, err
 	}
 	overflow := uint64(w.order.Uint32(w.buf[12:]))
-	if stored := w.order.Uint64(w.buf); stored != id || id+overflow >= w.meta.pages {
+	if stored := w.order.Uint64(w.buf); stored != id || id+overflow >= w.meta.pages || (overflow+1)*uint64(size) > maxPage {
 		return nil, damaged("page %d says that it is page %d with %d more", id, stored, overflow)
 	}
 	for i := id; i <= id+overflow; i++ {
@@ -176,11 +185,17 @@ func (w *walker) read(id uint64) ([]byte, error) {
 		return w.buf[:size], nil
 	}
 	whole := int(overflow+1) * size
-	if len(w.buf) < whole {
-		w.buf = append(make([]byte, 0, whole), w.buf[:size]...)[:whole]
+	for at := size; at < whole; {
+		end := min(whole, max(2*at, growBytes))
+		if len(w.buf) < end {
+			w.buf = append(make([]byte, 0, end), w.buf[:at]...)[:end]
+		}
+		if _, err := w.f.ReadAt(w.buf[at:end], offset+int64(at)); err != nil {
+			return nil, err
+		}
+		at = end
 	}
-	_, err := w.f.ReadAt(w.buf[size:whole], offset+w.pageSize)
-	return w.buf[:whole], err
+	return w.buf[:whole], nil
 }
 
 // leaf passes on what is on a leaf.

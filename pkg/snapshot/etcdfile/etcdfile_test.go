@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"io/fs"
 	"iter"
@@ -16,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"go.etcd.io/bbolt"
 
@@ -514,9 +516,74 @@ func TestBadRecords(t *testing.T) {
 	}
 }
 
+// TestHostileSizes: a page is believed neither before the checksum was compared
+// nor beyond what a page can be, whatever size the file seems to have.
+func TestHostileSizes(t *testing.T) {
+	good, err := os.ReadFile(write(t, example(), etcdfile.Options{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := bytes.Index(good, []byte("storageVersion")) / 4096 * 4096 // of the bucket meta
+	flipped := bytes.Clone(good)
+	flipped[page+15] ^= 1 << 6
+	const pages = 1 << 24
+	sparse := bytes.Clone(good[:len(good)-32])
+	binary.LittleEndian.PutUint32(sparse[page+12:], pages/2)
+	for _, at := range []int{0, 4096} {
+		meta, h := sparse[at+16:], fnv.New64a()
+		binary.LittleEndian.PutUint64(meta[40:], pages)
+		h.Write(meta[:56])
+		binary.LittleEndian.PutUint64(meta[56:], h.Sum64())
+	}
+	path := filepath.Join(t.TempDir(), "f")
+	for _, c := range []struct {
+		content []byte
+		size    int64
+		want    string
+	}{
+		{flipped, int64(len(good)), "checksum does not match"},
+		{sparse, pages * 4096, "with 8388608 more"},
+	} {
+		if err := errors.Join(os.WriteFile(path, c.content, 0o600), os.Truncate(path, c.size)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := etcdfile.Open(t.Context(), path, etcdfile.OpenOptions{}); !errors.Is(err, snapshot.ErrInvalid) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("a file of %d bytes: %v, want %q", c.size, err, c.want)
+		}
+	}
+}
+
+// TestChangedMeanwhile: what was verified is what is read, or that is noticed.
+func TestChangedMeanwhile(t *testing.T) {
+	path := write(t, example(), etcdfile.Options{})
+	r := open(t, path)
+	nothing := func(*eventlog.Record) error { return nil }
+	if err := r.Records(t.Context(), nothing); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 1)
+	_, err = f.ReadAt(b, 5000)
+	if err == nil {
+		_, err = f.WriteAt(b, 5000)
+	}
+	if err := errors.Join(err, f.Close(), os.Chtimes(path, time.Time{}, time.Now().Add(time.Second))); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Records(t.Context(), nothing); !errors.Is(err, snapshot.ErrInvalid) || !strings.Contains(err.Error(), "changed while") {
+		t.Errorf("Records: %v", err)
+	}
+	if _, err := r.Info(); !errors.Is(err, snapshot.ErrInvalid) {
+		t.Errorf("Info: %v", err)
+	}
+}
+
 func TestAuth(t *testing.T) {
 	path := change(t, write(t, example(), etcdfile.Options{}), func(tx *bbolt.Tx) error {
-		return tx.Bucket([]byte("auth")).Put([]byte("authEnabled"), []byte{1})
+		return errors.Join(tx.Bucket([]byte("auth")).Put([]byte("authEnabled"), []byte{1}), tx.Bucket([]byte("authUsers")).Put([]byte("root"), nil))
 	})
 	if _, err := etcdfile.Open(t.Context(), path, etcdfile.OpenOptions{}); !errors.Is(err, etcdfile.ErrAuth) {
 		t.Errorf("Open: %v, want ErrAuth", err)
@@ -527,6 +594,9 @@ func TestAuth(t *testing.T) {
 	}
 	defer r.Close()
 	equal(t, "what was read", dump(t, r), dump(t, example()))
+	if n := r.Accounts(); n != 1 {
+		t.Errorf("%d users and roles", n)
+	}
 }
 
 func TestInUse(t *testing.T) {

@@ -45,6 +45,8 @@ const (
 	bucketCluster = "cluster"
 	bucketMembers = "members"
 	bucketAuth    = "auth"
+	bucketRoles   = "authRoles"
+	bucketUsers   = "authUsers"
 
 	metaIndex     = "consistent_index"
 	metaTerm      = "term"
@@ -64,7 +66,7 @@ const (
 
 // buckets are all that etcd makes.
 var buckets = []string{
-	bucketAlarm, bucketAuth, "authRoles", "authUsers", bucketCluster, bucketKey, bucketLease, bucketMembers, "members_removed", bucketMeta,
+	bucketAlarm, bucketAuth, bucketRoles, bucketUsers, bucketCluster, bucketKey, bucketLease, bucketMembers, "members_removed", bucketMeta,
 }
 
 const (

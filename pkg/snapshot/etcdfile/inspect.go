@@ -8,7 +8,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
-	"sync"
 	"unicode/utf8"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
@@ -85,6 +84,17 @@ func identify(head []byte) error {
 	return fmt.Errorf("%w: it is %s", snapshot.ErrInvalid, what)
 }
 
+// stamp changes whenever a file does.
+type stamp struct{ size, modified int64 }
+
+func stampOf(f *os.File) (stamp, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return stamp{}, err
+	}
+	return stamp{info.Size(), info.ModTime().UnixNano()}, nil
+}
+
 // verifyBytes are read at once.
 const verifyBytes = 256 << 10
 
@@ -115,20 +125,15 @@ func verify(ctx context.Context, f *os.File, size int64, work *meter) error {
 type meter struct {
 	report func(done, total int64) // may be nil
 	total  int64
-
-	mu   sync.Mutex
-	done int64
+	done   int64
 }
 
-// add adds n bytes. It may be called concurrently.
+// add adds n bytes.
 func (m *meter) add(n int) {
-	if m.report == nil {
-		return
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.done += int64(n)
-	m.report(min(m.done, m.total), m.total)
+	if m.report != nil {
+		m.report(min(m.done, m.total), m.total)
+	}
 }
 
 // decodeRecord makes r of an entry of the bucket of the keys. Key and Value

@@ -29,7 +29,9 @@ type Reader struct {
 	checksum bool
 	bolt     *boltFile
 	version  string
+	accounts int
 	state    snapshot.State
+	stamp    stamp // of what was verified
 
 	finished, scheduled int64 // compact revisions; see compaction
 }
@@ -72,8 +74,8 @@ func OpenFile(ctx context.Context, f *os.File, opt OpenOptions) (*Reader, error)
 	return r, nil
 }
 
-// load verifies the file and reads everything but the keys. The checksum is
-// computed beside: if it is wrong, that explains whatever else is found.
+// load verifies the file and reads everything but the keys. Nothing is believed
+// of a file whose checksum is wrong.
 func (r *Reader) load(ctx context.Context, opt OpenOptions) error {
 	// bbolt has the file locked as long as it may write.
 	if err := unix.Flock(int(r.file.Fd()), unix.LOCK_SH|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
@@ -84,16 +86,30 @@ func (r *Reader) load(ctx context.Context, opt OpenOptions) error {
 		return err
 	}
 	r.checksum = checksum
+	if r.stamp, err = stampOf(r.file); err != nil {
+		return err
+	}
 	work := &meter{total: size, report: opt.Report}
-	verified := make(chan error, 1)
 	if checksum {
 		work.total += size
-		go func() { verified <- verify(ctx, r.file, size, work) }()
-	} else {
-		verified <- nil
+		if err := verify(ctx, r.file, size, work); err != nil {
+			return err
+		}
 	}
-	err = r.read(ctx, size, work, opt.WithoutAuth)
-	return cmp.Or(<-verified, err)
+	if err := r.read(ctx, size, work, opt.WithoutAuth); err != nil {
+		return err
+	}
+	return r.unchanged()
+}
+
+// unchanged makes sure that what was read is what was verified. Who replaces the
+// file by another one does no harm: that is not the one which is open.
+func (r *Reader) unchanged() error {
+	now, err := stampOf(r.file)
+	if err == nil && now != r.stamp {
+		err = fmt.Errorf("%w: it was changed while it was read", snapshot.ErrInvalid)
+	}
+	return err
 }
 
 // read reads all pages of the database that size bytes of the file are.
@@ -133,6 +149,13 @@ func (r *Reader) loadMeta(withoutAuth bool) error {
 	}
 	if bytes.Equal(auth[authEnabled], []byte{1}) && !withoutAuth {
 		return ErrAuth
+	}
+	for _, bucket := range []string{bucketRoles, bucketUsers} {
+		accounts, err := r.bolt.all(bucket)
+		if err != nil {
+			return err
+		}
+		r.accounts += len(accounts)
 	}
 	if r.finished, err = compactRevision(meta[metaFinished]); err != nil {
 		return err
@@ -219,6 +242,9 @@ func (r *Reader) loadKeys(keys boltBucket) error {
 // was right then.
 func (r *Reader) HasChecksum() bool { return r.checksum }
 
+// Accounts returns how many users and roles there are, which no record is of.
+func (r *Reader) Accounts() int { return r.accounts }
+
 // State implements snapshot.Source.
 func (r *Reader) State() snapshot.State { return r.state }
 
@@ -264,7 +290,7 @@ func (c *compaction) keeps(r *eventlog.Record) bool {
 func (r *Reader) records(ctx context.Context, fn func(*eventlog.Record) error) error {
 	var record eventlog.Record
 	n := 0
-	return r.bolt.walk(r.bolt.buckets[bucketKey], func(_ uint32, name, value []byte) error {
+	err := r.bolt.walk(r.bolt.buckets[bucketKey], func(_ uint32, name, value []byte) error {
 		if n++; n%1024 == 0 {
 			if err := context.Cause(ctx); err != nil {
 				return err
@@ -278,6 +304,10 @@ func (r *Reader) records(ctx context.Context, fn func(*eventlog.Record) error) e
 		}
 		return fn(&record)
 	})
+	if err != nil {
+		return err
+	}
+	return r.unchanged()
 }
 
 // Info is what there is to know of a file beside its data.
@@ -299,6 +329,9 @@ func (r *Reader) Info() (Info, error) {
 		}); err != nil {
 			return Info{}, err
 		}
+	}
+	if err := r.unchanged(); err != nil {
+		return Info{}, err
 	}
 	return Info{Hash: h.Sum32(), Size: r.bolt.pageSize * int64(r.bolt.meta.pages), Version: r.version}, nil
 }
