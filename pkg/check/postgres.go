@@ -74,7 +74,9 @@ func (c *checker) head(h *postgres.Counters, rs *records, size int64) {
 	if rs.unread == 0 && h.Appended-h.Freed != size {
 		c.found(KindCounters, place, "the records have %d bytes, and %d are counted: the quota is held against these", size, h.Appended-h.Freed)
 	}
-	if h.Deleted > 0 && rs.mark <= h.Floor && rs.unread == 0 {
+	// An import takes the place of all records before it, whether it has a mark
+	// or not.
+	if h.Deleted > 0 && h.Deleted < h.Floor && rs.mark <= h.Floor && rs.unread == 0 {
 		c.found(KindCompact, "kept", "records are deleted up to %d, and the newest compaction is record %d", h.Floor, rs.mark)
 	}
 }

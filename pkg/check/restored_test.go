@@ -8,6 +8,7 @@ import (
 	"github.com/keelson-io/keelson/pkg/drivers/postgres"
 	"github.com/keelson-io/keelson/pkg/drivers/postgres/pgtest"
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
+	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/snapshot"
 	"github.com/keelson-io/keelson/pkg/snapshot/datalog"
 	"github.com/keelson-io/keelson/pkg/store"
@@ -57,6 +58,19 @@ func move(t *testing.T, from string, to snapshot.Sink) {
 	_, err = snapshot.Copy(t.Context(), to, src, nil)
 	if err := errors.Join(err, src.Close(), log.Close()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestRestoredPostgresNeverCompacted: no mark of a compaction is missing where
+// there was none, also over data that there was.
+func TestRestoredPostgresNeverCompacted(t *testing.T) {
+	url := pgtest.ForTest(t).URL("postgres")
+	from := crafted(t, []eventlog.Record{grant(1, 60), put("a", 2, 0, 2, 1, 1), put("b", 3, 0, 3, 1, 0), put("a", 4, 0, 2, 2, 0)})
+	for range 3 {
+		move(t, from, datalog.Postgres(url, datalog.Options{Replace: true, Logger: quiet()}))
+		if r := checkPostgres(t, url); !r.Clean() || len(r.Notes) != 0 {
+			t.Errorf("%+v", r)
+		}
 	}
 }
 
