@@ -12,6 +12,9 @@ import (
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
+// MaxTTL is that of a lease, in seconds, as etcd has it: 285 years.
+const MaxTTL = 9_000_000_000
+
 // ErrInvalid: what a Source has is not the data of a store; or a file is not
 // what it should be, was cut off, or is damaged. Nothing may be made of it.
 var ErrInvalid = errors.New("snapshot: invalid")

@@ -18,6 +18,8 @@ const (
 
 	selectReaders = "SELECT count(*) FROM keelson.reader WHERE at > now() - $1 * interval '1 second'"
 
+	selectPosition = "SELECT position FROM keelson.head WHERE id = 1"
+
 	selectBytes = "SELECT bytes FROM keelson.head WHERE id = 1"
 
 	// deleteLog leaves what others are just reading to them, as TRUNCATE does
@@ -96,6 +98,52 @@ func NewImporter(ctx context.Context, opt ImportOptions) (*Importer, error) {
 	return im, nil
 }
 
+// CheckImport returns the errors of NewImporter that can be told by looking, and
+// changes nothing.
+func CheckImport(ctx context.Context, opt ImportOptions) error {
+	set, err := parseURL(opt.URL)
+	if err != nil {
+		return err
+	}
+	c, err := pgx.ConnectConfig(ctx, set.pool.ConnConfig)
+	if err == nil {
+		err = pgx.BeginTxFunc(ctx, c, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+			version, err := (&Log{set: set}).version(ctx, tx)
+			if err != nil || version <= 0 || opt.Replace {
+				return err
+			}
+			var head eventlog.Position
+			if err := tx.QueryRow(ctx, inSchema(selectPosition, set.schema)).Scan(&head); err != nil {
+				return err
+			}
+			return mayImport(ctx, tx, inSchema(selectReaders, set.schema), head)
+		})
+		bounded, cancel := context.WithTimeout(context.Background(), pingTimeout)
+		defer cancel()
+		_ = c.Close(bounded) // it has changed nothing
+	}
+	if err != nil {
+		return fmt.Errorf("import into %s: %w", set, classify(err))
+	}
+	return nil
+}
+
+// mayImport refuses data that is not to be replaced, and instances that run on
+// it; readers tells how many.
+func mayImport(ctx context.Context, tx pgx.Tx, readers string, head eventlog.Position) error {
+	var n int
+	if err := tx.QueryRow(ctx, readers, readerTerm.Seconds()).Scan(&n); err != nil {
+		return err
+	}
+	switch {
+	case head > 0:
+		return ErrExists
+	case n > 0:
+		return fmt.Errorf("%w: %d keelson run on it, or have not ended well within the last %v", ErrInUse, n, readerTerm)
+	}
+	return nil
+}
+
 func (im *Importer) begin(ctx context.Context, replace bool) (err error) {
 	if im.conn, err = im.log.pool.Acquire(ctx); err != nil {
 		return err
@@ -112,15 +160,8 @@ func (im *Importer) begin(ctx context.Context, replace bool) (err error) {
 		return err
 	}
 	if !replace {
-		var readers int
-		if err := im.tx.QueryRow(ctx, sql.readers, readerTerm.Seconds()).Scan(&readers); err != nil {
+		if err := mayImport(ctx, im.tx, sql.readers, im.base.position); err != nil {
 			return err
-		}
-		switch {
-		case im.base.position > 0:
-			return ErrExists
-		case readers > 0:
-			return fmt.Errorf("%w: %d keelson run on it, or have not ended well within the last %v", ErrInUse, readers, readerTerm)
 		}
 	}
 	if err := im.tx.QueryRow(ctx, sql.bytes).Scan(&im.size); err != nil {

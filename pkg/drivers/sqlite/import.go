@@ -30,14 +30,19 @@ type ImportOptions struct {
 	// no longer be opened and the new one not yet: it removes what belongs to
 	// the former. After a crash it is called again.
 	OnReplace func() error
+
+	// OnInstalled, unless nil, is called when the new database is in its place,
+	// and nobody else can have opened it.
+	OnInstalled func() error
 }
 
 // Importer makes a database of records, all or nothing. They are written to a
 // file beside, which takes the database's name when it is whole and durable.
 type Importer struct {
 	opt     ImportOptions
-	path    string // of the database
-	made    bool   // the directory was not there
+	path    string   // of the database
+	made    []string // the directories that were not there, the innermost first
+	marked  bool     // begun is in the place of the database, and was not before
 	lock    *fileLock
 	conn    *conn // to the file beside; nil after the end
 	rows    int64
@@ -56,8 +61,9 @@ func NewImporter(opt ImportOptions) (*Importer, error) {
 		return nil, err
 	}
 	im := &Importer{opt: opt, path: filepath.Join(dir, FileName)}
-	_, err = os.Stat(dir)
-	im.made = errors.Is(err, fs.ErrNotExist)
+	for d := dir; absent(d); d = filepath.Dir(d) {
+		im.made = append(im.made, d)
+	}
 	if err := makeDir(dir); err != nil {
 		return nil, fmt.Errorf("import into %s: %w", dir, err)
 	}
@@ -70,13 +76,44 @@ func NewImporter(opt ImportOptions) (*Importer, error) {
 	return im, nil
 }
 
+func absent(path string) bool {
+	_, err := os.Lstat(path)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// CheckImport returns the errors of NewImporter that can be told by looking, and
+// changes nothing.
+func CheckImport(opt ImportOptions) error {
+	im := &Importer{opt: opt, path: filepath.Join(opt.Dir, FileName)}
+	_, err := im.mayBegin()
+	if err == nil {
+		err = checkLock(im.path + ".lock")
+	}
+	if err != nil {
+		return fmt.Errorf("import into %s: %w", opt.Dir, err)
+	}
+	return nil
+}
+
+// mayBegin refuses a database that is not to be replaced, and reports whether
+// there is one.
+func (im *Importer) mayBegin() (there bool, err error) {
+	if there, err = im.exists(); err == nil && there && !im.opt.Replace {
+		err = fmt.Errorf("%w: %s", ErrExists, im.path)
+	}
+	return there, err
+}
+
 func (im *Importer) begin() error {
-	there, err := im.exists()
+	there, err := im.mayBegin()
 	if err != nil {
 		return err
 	}
-	if there && !im.opt.Replace {
-		return fmt.Errorf("%w: %s", ErrExists, im.path)
+	if !there && absent(im.path) {
+		im.marked = true
+		if err := durable.Write(im.path, []byte(begun)); err != nil {
+			return err
+		}
 	}
 	part := im.path + partSuffix
 	if err := createPart(part); err != nil {
@@ -94,7 +131,12 @@ func (im *Importer) begin() error {
 // exists reports whether there is a database, or what is left of one.
 func (im *Importer) exists() (bool, error) {
 	for _, suffix := range []string{"", "-wal"} {
-		_, err := os.Lstat(im.path + suffix)
+		info, err := os.Lstat(im.path + suffix)
+		if err == nil && info.Mode().IsRegular() && info.Size() == int64(len(begun)) {
+			if text, err := os.ReadFile(im.path + suffix); err != nil || string(text) == begun {
+				continue
+			}
+		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			return err == nil, err
 		}
@@ -152,6 +194,8 @@ func (im *Importer) Finish(head eventlog.Head) error {
 	err := im.install()
 	if err != nil {
 		err = errors.Join(fmt.Errorf("the database cannot be put in its place, and that may be empty now: import it again: %w", err), removeDatabase(im.path+partSuffix))
+	} else if im.opt.OnInstalled != nil {
+		err = im.opt.OnInstalled()
 	}
 	return errors.Join(err, im.lock.release())
 }
@@ -226,15 +270,20 @@ func (im *Importer) closeConn() error {
 	return err
 }
 
-// leave gives the lock up, and removes the directory if it is as NewImporter
-// has made it.
+// leave gives the lock up, and removes what NewImporter has made.
 func (im *Importer) leave() error {
-	if im.made {
+	var err error
+	if im.marked {
+		err = remove(im.path, im.path+".tmp")
+	}
+	if len(im.made) > 0 {
 		// lockFile notices that the file is not there any more.
 		if err := os.Remove(im.path + ".lock"); err != nil {
 			return errors.Join(err, im.lock.release())
 		}
-		_ = os.Remove(filepath.Dir(im.path)) // unless there is something else in it
+		for _, dir := range im.made {
+			_ = os.Remove(dir) // unless there is something else in it
+		}
 	}
-	return im.lock.release()
+	return errors.Join(err, im.lock.release())
 }

@@ -98,14 +98,15 @@ func TestImportAborted(t *testing.T) {
 		return im.Finish(head)
 	}
 	for name, finish := range map[string]func(*Importer, eventlog.Head) error{"abort": abort, "not whole": short} {
-		dir := filepath.Join(t.TempDir(), "new")
+		above := filepath.Join(t.TempDir(), "above")
+		dir := filepath.Join(above, "new")
 		if err := importPuts(ImportOptions{Dir: dir}, 3, "v", finish); errors.Is(err, eventlog.ErrCorrupt) != (name == "not whole") {
 			t.Errorf("%s: %v", name, err)
 		}
-		if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("%s: the directory is left: %v", name, err)
+		if _, err := os.Stat(above); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: the directories are left: %v", name, err)
 		}
-		if err := os.Mkdir(dir, 0o700); err != nil {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
 		_ = importPuts(ImportOptions{Dir: dir}, 3, "v", finish)
@@ -189,6 +190,66 @@ func TestImportCutOff(t *testing.T) {
 	}
 	if got, want := strings.Join(outcomes, " "), "before before before refused refused refused refused after after"; got != want {
 		t.Errorf("what is there when it ends before each step: %s, want %s", got, want)
+	}
+}
+
+// TestImportKilled: an import that was killed where nothing was is not taken for
+// a directory without data; another one goes on, and one that is refused leaves
+// it so.
+func TestImportKilled(t *testing.T) {
+	dir := t.TempDir()
+	if err := importPuts(ImportOptions{Dir: dir}, 3, "v", func(im *Importer, _ eventlog.Head) error {
+		return errors.Join(im.closeConn(), im.lock.release())
+	}); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(when string) {
+		t.Helper()
+		if _, _, err := loaded(dir); !errors.Is(err, eventlog.ErrCorrupt) || !strings.Contains(err.Error(), "run it again") {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	refused("killed")
+	if err := importPuts(ImportOptions{Dir: dir}, 3, "v", func(im *Importer, _ eventlog.Head) error { return im.Abort() }); err != nil {
+		t.Fatal(err)
+	}
+	refused("killed, and another one aborted")
+	installed := false
+	opt := ImportOptions{Dir: dir, OnInstalled: func() error {
+		_, err := Open(t.Context(), Options{Dir: dir})
+		installed = errors.Is(err, ErrLocked)
+		return nil
+	}}
+	if err := importPuts(opt, 3, "v", (*Importer).Finish); err != nil {
+		t.Fatal(err)
+	}
+	if _, value, err := loaded(dir); err != nil || value != "v" || !installed {
+		t.Errorf("again: %q, %v; locked after it was installed: %v", value, err, installed)
+	}
+}
+
+// TestCheckImport: it refuses what NewImporter does, and makes nothing.
+func TestCheckImport(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a", "b")
+	check := func(replace bool, want error) {
+		t.Helper()
+		if err := CheckImport(ImportOptions{Dir: dir, Replace: replace}); !errors.Is(err, want) {
+			t.Errorf("%v, want %v", err, want)
+		}
+	}
+	check(false, nil)
+	if _, err := os.Stat(filepath.Dir(dir)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("something was made: %v", err)
+	}
+	l := mustOpen(t, dir)
+	check(false, ErrExists)
+	check(true, ErrLocked)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	check(true, nil)
+	if dir = filepath.Join(dir, FileName, "c"); CheckImport(ImportOptions{Dir: dir}) == nil {
+		t.Error("a place below a file is taken")
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 	"time"
@@ -20,7 +21,34 @@ type fileLock struct {
 
 // lockFile takes the lock or returns ErrLocked with what its holder wrote.
 func lockFile(path string) (*fileLock, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := openLocked(path, os.O_CREATE)
+	if err != nil {
+		return nil, err
+	}
+	host, _ := os.Hostname() // for people only
+	holder := fmt.Sprintf("pid %d\nhost %s\nsince %s\n", os.Getpid(), host, time.Now().UTC().Format(time.RFC3339))
+	if err := errors.Join(f.Truncate(0), writeAt(f, holder)); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("write %s: %w", path, err)
+	}
+	return &fileLock{f: f}, nil
+}
+
+// checkLock returns what lockFile would, and leaves no lock. No file is no lock.
+func checkLock(path string) error {
+	f, err := openLocked(path, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return unlock(f)
+}
+
+// openLocked opens the file and locks it.
+func openLocked(path string, flag int) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|flag, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -41,13 +69,7 @@ func lockFile(path string) (*fileLock, error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
-	host, _ := os.Hostname() // for people only
-	holder := fmt.Sprintf("pid %d\nhost %s\nsince %s\n", os.Getpid(), host, time.Now().UTC().Format(time.RFC3339))
-	if err := errors.Join(f.Truncate(0), writeAt(f, holder)); err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("write %s: %w", path, err)
-	}
-	return &fileLock{f: f}, nil
+	return f, nil
 }
 
 // stillThere makes sure that f is the file at path.
@@ -70,5 +92,11 @@ func writeAt(f *os.File, s string) error {
 
 // release gives the lock up; an empty file says that its holder ended well.
 func (l *fileLock) release() error {
-	return errors.Join(l.f.Truncate(0), l.f.Close())
+	return errors.Join(l.f.Truncate(0), unlock(l.f))
+}
+
+// unlock gives the lock up, even if a process that is just being started has the
+// file, too.
+func unlock(f *os.File) error {
+	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
 }

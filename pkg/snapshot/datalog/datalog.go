@@ -33,6 +33,10 @@ const (
 	batchBytes   = 1 << 20
 )
 
+// maxRevision leaves the revisions and versions to come more room than a store
+// can use up.
+const maxRevision = 1 << 62
+
 // ErrExists: there is data in the place, and the sink is not to replace it.
 var ErrExists = errors.New("there is data already")
 
@@ -73,7 +77,6 @@ type Sink struct {
 	opt   Options
 	open  func(context.Context) (target, error)
 	check func(context.Context) error // is Check
-	begin func(digest []byte) error   // makes the node of a cluster; nil if there is none
 
 	target    target // nil before Begin
 	head      eventlog.Head
@@ -98,34 +101,45 @@ type target interface {
 
 // SQLite returns the sink that makes the database of data directory dir.
 func SQLite(dir string, opt Options) *Sink {
-	s := &Sink{opt: opt, open: func(context.Context) (target, error) { return openSQLite(dir, opt.Replace) }}
-	s.check = s.try
+	o := sqlite.ImportOptions{Dir: dir, Replace: opt.Replace, OnReplace: func() error { return raftlog.Forget(dir) }}
+	s := &Sink{opt: opt}
 	if opt.Cluster != nil {
 		s.digest = sha256.New()
-		s.begin = func(digest []byte) error { return opt.Cluster.begin(dir, s.head.Position, digest) }
+		o.OnInstalled = func() error {
+			digest := binary.BigEndian.AppendUint64(s.digest.Sum(nil), uint64(s.head.Revision))
+			return opt.Cluster.begin(dir, s.head.Position, digest)
+		}
 	}
+	s.open = func(context.Context) (target, error) { return openSQLite(o) }
+	s.check = func(context.Context) error { return sqliteError(o, sqlite.CheckImport(o)) }
 	return s
 }
 
 // Postgres returns the sink that makes the data of the schema that url names.
 func Postgres(url string, opt Options) *Sink {
-	s := &Sink{opt: opt, check: func(context.Context) error { return nil }} // with Replace, nothing is refused
-	s.open = func(ctx context.Context) (target, error) {
-		im, err := postgres.NewImporter(ctx, postgres.ImportOptions{URL: url, Replace: opt.Replace, Logger: opt.Logger})
-		switch {
-		case errors.Is(err, postgres.ErrExists):
-			return nil, ErrExists
-		case errors.Is(err, postgres.ErrInUse):
-			return nil, fmt.Errorf("%w: %w", ErrInUse, err)
-		case err != nil:
-			return nil, err
-		}
-		return im, nil
+	o := postgres.ImportOptions{URL: url, Replace: opt.Replace, Logger: opt.Logger}
+	return &Sink{
+		opt:   opt,
+		check: func(ctx context.Context) error { return postgresError(postgres.CheckImport(ctx, o)) },
+		open: func(ctx context.Context) (target, error) {
+			im, err := postgres.NewImporter(ctx, o)
+			if err != nil {
+				return nil, postgresError(err)
+			}
+			return im, nil
+		},
 	}
-	if !opt.Replace {
-		s.check = s.try
+}
+
+// postgresError is an error of the driver as this package has it.
+func postgresError(err error) error {
+	switch {
+	case errors.Is(err, postgres.ErrExists):
+		return ErrExists
+	case errors.Is(err, postgres.ErrInUse):
+		return fmt.Errorf("%w: %w", ErrInUse, err)
 	}
-	return s
+	return err
 }
 
 // sqliteTarget is an import into a data directory.
@@ -141,37 +155,35 @@ func (t sqliteTarget) Finish(_ context.Context, head eventlog.Head) error {
 	return t.Importer.Finish(head)
 }
 
-func openSQLite(dir string, replace bool) (target, error) {
-	if _, node, err := raftlog.Identify(dir); (node || err != nil) && !replace {
-		return nil, errors.Join(err, fmt.Errorf("%w: %s is the data directory of a node of a cluster", ErrExists, dir))
-	}
-	im, err := sqlite.NewImporter(sqlite.ImportOptions{
-		Dir: dir, Replace: replace,
-		OnReplace: func() error { return raftlog.Forget(dir) },
-	})
-	switch {
-	case errors.Is(err, sqlite.ErrExists):
-		return nil, fmt.Errorf("%w: %s", ErrExists, dir)
-	case errors.Is(err, sqlite.ErrLocked):
-		return nil, fmt.Errorf("%w: %w", ErrInUse, err)
-	case err != nil:
+func openSQLite(o sqlite.ImportOptions) (target, error) {
+	if err := sqliteError(o, nil); err != nil {
 		return nil, err
+	}
+	im, err := sqlite.NewImporter(o)
+	if err != nil {
+		return nil, sqliteError(o, err)
 	}
 	return sqliteTarget{im}, nil
 }
 
-// Check refuses a place that Begin would refuse. It is for those who have much
-// to do before; it changes nothing.
-func (s *Sink) Check(ctx context.Context) error { return s.check(ctx) }
-
-// try begins and ends at once.
-func (s *Sink) try(ctx context.Context) error {
-	t, err := s.open(ctx)
-	if err != nil {
-		return err
+// sqliteError is an error of the driver as this package has it, or says that
+// the place is a node's.
+func sqliteError(o sqlite.ImportOptions, err error) error {
+	_, node, identifyErr := raftlog.Identify(o.Dir)
+	switch {
+	case (node || identifyErr != nil) && !o.Replace:
+		return errors.Join(identifyErr, fmt.Errorf("%w: %s is the data directory of a node of a cluster", ErrExists, o.Dir))
+	case errors.Is(err, sqlite.ErrExists):
+		return fmt.Errorf("%w: %s", ErrExists, o.Dir)
+	case errors.Is(err, sqlite.ErrLocked):
+		return fmt.Errorf("%w: %w", ErrInUse, err)
 	}
-	return t.Abort()
+	return err
 }
+
+// Check refuses a place that Begin would refuse. It is for those who have much
+// to do before; it only looks.
+func (s *Sink) Check(ctx context.Context) error { return s.check(ctx) }
 
 // Revision returns the current and the compact revision of the log, after
 // Begin; the latter is 0 if nothing is compacted.
@@ -185,36 +197,48 @@ func (s *Sink) Dropped() []snapshot.Alarm { return s.dropped }
 // Begin implements snapshot.Sink. The errors wrap ErrExists or ErrInUse, or are
 // those of the driver.
 func (s *Sink) Begin(ctx context.Context, state snapshot.State) error {
-	revision, compacted := state.Revision, state.Compacted
-	if s.opt.BumpRevision != 0 {
-		if s.opt.BumpRevision < 0 || s.opt.BumpRevision > math.MaxInt64-revision {
-			return fmt.Errorf("revision %d cannot be raised by %d", revision, s.opt.BumpRevision)
-		}
-		revision += s.opt.BumpRevision
-		compacted = revision
-	}
-	if revision < 1 || compacted < 0 || compacted > revision {
-		return fmt.Errorf("%w: revision %d, compacted %d", snapshot.ErrInvalid, revision, compacted)
+	if err := s.plan(state); err != nil {
+		return err
 	}
 	t, err := s.open(ctx)
 	if err != nil {
 		return err
 	}
-	s.target, s.compacted = t, compacted
+	s.target = t
 	s.head.Position, s.head.Seq = t.Base()
-	s.head.Revision = revision
 	if err := s.grant(ctx, state); err != nil {
 		return errors.Join(err, t.Abort())
 	}
 	return nil
 }
 
+// plan finds out the revisions, and refuses what no store can have.
+func (s *Sink) plan(state snapshot.State) error {
+	revision, compacted, bump := state.Revision, state.Compacted, s.opt.BumpRevision
+	switch {
+	case revision < 1 || compacted < 0 || compacted > revision || revision > maxRevision:
+		return fmt.Errorf("%w: revision %d, compacted %d", snapshot.ErrInvalid, revision, compacted)
+	case bump < 0 || bump > maxRevision-revision:
+		return fmt.Errorf("revision %d cannot be raised by %d", revision, bump)
+	case bump > 0:
+		revision += bump
+		compacted = revision
+	}
+	for _, l := range state.Leases {
+		switch {
+		case l.ID == 0:
+			return fmt.Errorf("%w: a lease has no id", snapshot.ErrInvalid)
+		case l.TTL < 1 || l.TTL > snapshot.MaxTTL:
+			return fmt.Errorf("%w: lease %x has a TTL of %d seconds", snapshot.ErrInvalid, l.ID, l.TTL)
+		}
+	}
+	s.head.Revision, s.compacted = revision, compacted
+	return nil
+}
+
 // grant adds what there is beside the versions of keys.
 func (s *Sink) grant(ctx context.Context, state snapshot.State) error {
 	for _, l := range state.Leases {
-		if l.ID == 0 {
-			return fmt.Errorf("%w: a lease has no id", snapshot.ErrInvalid)
-		}
 		if err := s.add(ctx, &eventlog.Record{Kind: eventlog.KindLeaseGrant, Lease: l.ID, TTL: l.TTL}, true); err != nil {
 			return err
 		}
@@ -233,14 +257,33 @@ func (s *Sink) grant(ctx context.Context, state snapshot.State) error {
 
 // Add implements snapshot.Sink.
 func (s *Sink) Add(ctx context.Context, r *eventlog.Record) error {
-	if r.Revision.Main < 1 || r.Revision.Sub < 0 || r.Revision.Sub > math.MaxInt32 || len(r.Value) > math.MaxInt32 {
-		return fmt.Errorf("%w: revision %v, with a value of %d bytes", snapshot.ErrInvalid, r.Revision, len(r.Value))
+	if err := checkRecord(r); err != nil {
+		return err
 	}
 	whole := r.Revision.Main != s.main
 	s.main = r.Revision.Main
 	record := *r
 	return s.add(ctx, &record, whole)
 }
+
+// checkRecord refuses what the log cannot have, or go on from.
+func checkRecord(r *eventlog.Record) error {
+	if r.Revision.Main < 1 || r.Revision.Sub < 0 || r.Revision.Sub > math.MaxInt32 || len(r.Value) > math.MaxInt32 || r.Version > maxRevision {
+		return fmt.Errorf("%w: revision %v, version %d, with a value of %d bytes", snapshot.ErrInvalid, r.Revision, r.Version, len(r.Value))
+	}
+	return nil
+}
+
+// DryRun returns a sink that refuses what s would refuse of a source, and makes
+// nothing. It does not look at the place, as Check does.
+func (s *Sink) DryRun() snapshot.Sink { return dryRun{s} }
+
+type dryRun struct{ sink *Sink }
+
+func (d dryRun) Begin(_ context.Context, state snapshot.State) error { return d.sink.plan(state) }
+func (dryRun) Add(_ context.Context, r *eventlog.Record) error       { return checkRecord(r) }
+func (dryRun) Finish(context.Context) error                          { return nil }
+func (dryRun) Abort() error                                          { return nil }
 
 // add adds a record; whole says that those before it are whole revisions, so
 // that a batch may end there.
@@ -281,10 +324,7 @@ func (s *Sink) Finish(ctx context.Context) error {
 	}
 	t := s.target
 	s.target = nil
-	if err := t.Finish(ctx, s.head); err != nil || s.begin == nil {
-		return err
-	}
-	return s.begin(binary.BigEndian.AppendUint64(s.digest.Sum(nil), uint64(s.head.Revision)))
+	return t.Finish(ctx, s.head)
 }
 
 // begin makes dir, which has the data by now, that of the node. Before that it

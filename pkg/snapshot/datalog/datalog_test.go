@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/sirupsen/logrus"
@@ -366,13 +368,68 @@ func TestNothingChanged(t *testing.T) {
 	if _, err := os.Stat(absent); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a directory was made: %v", err)
 	}
+	if err := datalog.SQLite(absent, datalog.Options{}).Check(t.Context()); err != nil {
+		t.Errorf("Check of a place that is free: %v", err)
+	}
+	if _, err := os.Stat(absent); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("Check has made a directory: %v", err)
+	}
+	if err := datalog.SQLite(filled, datalog.Options{}).Check(t.Context()); !errors.Is(err, datalog.ErrExists) {
+		t.Errorf("Check of data: %v", err)
+	}
 	log := openSQLite(t, filled)
+	if err := datalog.SQLite(filled, datalog.Options{Replace: true}).Check(t.Context()); !errors.Is(err, datalog.ErrInUse) {
+		t.Errorf("Check of a database that is open: %v", err)
+	}
 	if _, err := snapshot.Copy(t.Context(), datalog.SQLite(filled, datalog.Options{Replace: true}), many(), nil); !errors.Is(err, datalog.ErrInUse) {
 		t.Errorf("over a database that is open: %v", err)
 	}
 	closeLog(t, log)
 	if !same(before, tree(t, filled)) {
 		t.Error("the data has changed")
+	}
+}
+
+// TestLimits: what a store could not go on from is refused, by a dry run, too.
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	const most = 1 << 62
+	lease := func(id, ttl int64) *memory {
+		return &memory{state: snapshot.State{Revision: 9, Leases: []snapshot.Lease{{ID: id, TTL: ttl}}}}
+	}
+	old := put(5, 0, "k", "")
+	old.Version = most + 1
+	for name, c := range map[string]struct {
+		src  *memory
+		bump int64
+		want string
+	}{
+		"revision":          {&memory{state: snapshot.State{Revision: most + 1}}, 0, "revision 4611686018427387905"},
+		"raised":            {&memory{state: snapshot.State{Revision: 9}}, most - 8, "cannot be raised"},
+		"raised to the end": {&memory{state: snapshot.State{Revision: 9}}, math.MaxInt64 - 9, "cannot be raised"},
+		"version":           {&memory{state: snapshot.State{Revision: 9}, records: []eventlog.Record{old}}, 0, "version 4611686018427387905"},
+		"lease without id":  {lease(0, 60), 0, "no id"},
+		"lease without TTL": {lease(1, 0), 0, "TTL of 0"},
+		"lease for ever":    {lease(-1, 9_000_000_001), 0, "TTL of 9000000001"},
+	} {
+		dir := filepath.Join(t.TempDir(), "a", "b")
+		sink := datalog.SQLite(dir, datalog.Options{BumpRevision: c.bump})
+		for _, to := range []snapshot.Sink{sink.DryRun(), sink} {
+			if _, err := snapshot.Copy(t.Context(), to, c.src, nil); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%s: %v, want %q", name, err, c.want)
+			}
+		}
+		if _, err := os.Stat(filepath.Dir(dir)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: something was made: %v", name, err)
+		}
+	}
+	dir := t.TempDir()
+	sink := datalog.SQLite(dir, datalog.Options{BumpRevision: most - 9})
+	if _, err := snapshot.Copy(t.Context(), sink, lease(-1, snapshot.MaxTTL), nil); err != nil {
+		t.Fatal(err)
+	}
+	if current, compacted := sink.Revision(); current != most || compacted != most {
+		t.Errorf("revision %d, compacted %d", current, compacted)
 	}
 }
 
@@ -500,8 +557,20 @@ func TestPostgres(t *testing.T) {
 		}
 		return log
 	}
+	check := func(replace bool, want error) {
+		t.Helper()
+		if err := datalog.Postgres(url, datalog.Options{Replace: replace}).Check(t.Context()); !errors.Is(err, want) {
+			t.Errorf("Check: %v, want %v", err, want)
+		}
+	}
+	check(false, nil)
+	if _, err := postgres.Inspect(t.Context(), url); !errors.Is(err, postgres.ErrNoSchema) {
+		t.Errorf("Check has made a schema: %v", err)
+	}
 	running := openPostgres()
 	open(t, running)
+	check(false, datalog.ErrInUse)
+	check(true, nil)
 	if err := copyTo(h.source(), false); !errors.Is(err, datalog.ErrInUse) {
 		t.Errorf("under an instance that runs: %v", err)
 	}
@@ -524,6 +593,7 @@ func TestPostgres(t *testing.T) {
 			rt.Errorf("%d different data have %d names, such as %q: %v", rounds, len(names), name, err)
 		}
 	})
+	check(false, datalog.ErrExists)
 	if err := copyTo(h.source(), false); !errors.Is(err, datalog.ErrExists) {
 		t.Errorf("over data: %v", err)
 	}

@@ -40,8 +40,11 @@ const (
 // as /var/lib/rancher/k3s) or kine.
 func FindFile(path string) (string, error) {
 	info, err := os.Stat(path)
-	if err != nil || !info.IsDir() {
+	if err != nil || info.Mode().IsRegular() {
 		return path, err
+	}
+	if !info.IsDir() {
+		return "", fmt.Errorf("%w: %s is neither a file nor a directory", snapshot.ErrInvalid, path)
 	}
 	for _, place := range places {
 		file := filepath.Join(path, place)
@@ -54,6 +57,9 @@ func FindFile(path string) (string, error) {
 
 // IsFile reports whether the file at path is a database of SQLite.
 func IsFile(path string) bool {
+	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() { // opening a pipe waits
+		return false
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return false

@@ -17,9 +17,6 @@ import (
 // would be missing.
 var ErrRunning = errors.New("kine is running")
 
-// maxTTL is etcd's: 285 years.
-const maxTTL = 9_000_000_000
-
 // Source is kine's data. It sees one state of it until it is closed, whatever
 // is written meanwhile.
 type Source struct {
@@ -114,7 +111,7 @@ func (s *Source) load(ctx context.Context) error {
 	}
 	s.state.Records += int64(len(s.newest))
 	for _, id := range slices.Compact(slices.Sorted(maps.Values(leases))) {
-		s.state.Leases = append(s.state.Leases, snapshot.Lease{ID: id, TTL: min(id, maxTTL)})
+		s.state.Leases = append(s.state.Leases, snapshot.Lease{ID: id, TTL: min(id, snapshot.MaxTTL)})
 	}
 	return nil
 }

@@ -15,9 +15,6 @@ import (
 	"github.com/keelson-io/keelson/pkg/snapshot"
 )
 
-// maxTTL is etcd's: 285 years.
-const maxTTL = 9_000_000_000
-
 // Source is what the keys of a server were at one revision. Everything before
 // is compacted, since deletions before cannot be seen.
 type Source struct {
@@ -97,7 +94,7 @@ func pairOf(kv *mvccpb.KeyValue) pair {
 // kineLeases are those of kine: the id is the TTL.
 func kineLeases(ids map[int64]bool) (leases []snapshot.Lease) {
 	for _, id := range slices.Sorted(maps.Keys(ids)) {
-		leases = append(leases, snapshot.Lease{ID: id, TTL: min(id, maxTTL)})
+		leases = append(leases, snapshot.Lease{ID: id, TTL: min(id, snapshot.MaxTTL)})
 	}
 	return leases
 }
