@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -52,12 +53,12 @@ func newExport(environ []string) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if !between.dryRun && to.kind != placeFile && to.kind != placeServer {
+		if to.at != "" && to.kind != placeFile && to.kind != placeServer {
 			return config.Usagef("--to: %s is not for export: name a file or a server; keelson import makes keelson's data", to)
 		}
 		switch {
 		case between.dryRun:
-			return access.move(ctx, cmd, from, nil, "reading")
+			return access.dryRun(ctx, cmd, from, to, between.force, existing)
 		case to.kind == placeServer:
 			return access.toServer(ctx, cmd, from, to, existing)
 		}
@@ -66,22 +67,47 @@ func newExport(environ []string) *cobra.Command {
 	return cmd
 }
 
-// move opens a place, and copies what it has to sink, as the other move does.
-func (a *accessFlags) move(ctx context.Context, cmd *cobra.Command, from place, sink snapshot.Sink, verb string) error {
+// dryRun looks at the place to write to, if one is named, and reads the other.
+func (a *accessFlags) dryRun(ctx context.Context, cmd *cobra.Command, from, to place, force, existing bool) (err error) {
+	var refused error
+	switch {
+	case to.at == "":
+	case to.kind == placeFile:
+		refused = (&saving{force: force}).free(to.at)
+	default:
+		client, err := a.dial(ctx, to, true)
+		if err != nil {
+			return err
+		}
+		refused = errors.Join(remote.NewSink(client, remote.SinkOptions{Existing: existing}).Check(ctx), client.Close())
+	}
+	if refused != nil {
+		warn(cmd, "as things are, it would be refused: %s", refused)
+	}
 	src, err := a.open(ctx, cmd, from, false)
 	if err != nil {
 		return err
 	}
-	return errors.Join(move(ctx, cmd, from, src, sink, verb), src.Close())
+	return errors.Join(dryRun(ctx, cmd, from, src, nil), src.Close())
 }
 
 // toFile writes a snapshot.
 func (a *accessFlags) toFile(ctx context.Context, cmd *cobra.Command, from place, path string, force bool) error {
 	file := saving{force: force}
+	var count *tally
 	_, err := file.write(path, func(part *os.File) error {
-		return a.move(ctx, cmd, from, etcdfile.NewWriter(part, etcdfile.Options{}), "exporting")
+		src, err := a.open(ctx, cmd, from, false)
+		if err != nil {
+			return err
+		}
+		count, err = move(ctx, cmd, src, etcdfile.NewWriter(part, etcdfile.Options{}), "exporting")
+		return errors.Join(err, src.Close())
 	})
-	return interrupted(ctx, err, path)
+	if err != nil {
+		return interrupted(ctx, err, path)
+	}
+	sayMoved(cmd, from, count)
+	return nil
 }
 
 // toServer writes into a server that runs.
@@ -118,9 +144,14 @@ func (a *accessFlags) toServer(ctx context.Context, cmd *cobra.Command, from, to
 		return err
 	}
 	defer func() { err = errors.Join(err, src.Close()) }()
-	err = move(ctx, cmd, from, src, sink, "reading")
-	if err == nil || errors.Is(err, remote.ErrDifferent) {
+	count, err := move(ctx, cmd, src, sink, "reading")
+	switch {
+	case errors.Is(err, remote.ErrDifferent):
 		return err
+	case err != nil:
+		return fmt.Errorf("%s: %w; --existing goes on from there", to, err)
 	}
-	return fmt.Errorf("%s: %w; --existing goes on from there", to, err)
+	say(cmd, "%s has what lives in %s, with revisions of its own: %d keys, %d leases; %s",
+		to, from, count.keys, len(count.state.Leases), time.Since(count.began).Round(10*time.Millisecond))
+	return nil
 }

@@ -117,8 +117,9 @@ const restoreExamples = `  # Into a new data directory; what kube-apiservers hav
     --initial-cluster=a=https://10.0.0.1:2380,b=https://10.0.0.2:2380,c=https://10.0.0.3:2380`
 
 const statusHelp = `Status reads all of FILE and says what is in it. Hash, revision, total keys, total
-size and version are those that etcdutl prints; the hash covers the content, however
-the file was written. A checksum at the file's end is compared.`
+size and version are those that etcdutl prints, which counts what its
+--bump-revision leaves as one more key; the hash covers the content, however the
+file was written. A checksum at the file's end is compared.`
 
 const statusExamples = `  keelson snapshot status backup.db
   keelson snapshot status backup.db -w json`

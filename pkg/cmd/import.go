@@ -61,13 +61,13 @@ func newImport(environ []string) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var sink *datalog.Sink
-		if !between.dryRun {
-			if sink, err = to.forImport().logSink(datalog.Options{Replace: between.force, Logger: quietLogger(cmd)}); err != nil {
+		sink, err := to.forImport().logSink(datalog.Options{Replace: between.force, Logger: quietLogger(cmd)})
+		if err != nil {
+			return err
+		}
+		if to.at != "" { // before what may take long
+			if err := to.refused(cmd, sink.Check(ctx), between.dryRun); err != nil {
 				return err
-			}
-			if err := sink.Check(ctx); err != nil { // before what may take long
-				return to.explain(err)
 			}
 		}
 		src, err := access.open(ctx, cmd, from, false)
@@ -76,11 +76,13 @@ func newImport(environ []string) *cobra.Command {
 		}
 		defer func() { err = errors.Join(err, src.Close()) }()
 		if between.dryRun {
-			return move(ctx, cmd, from, src, nil, "reading")
+			return dryRun(ctx, cmd, from, src, sink.DryRun())
 		}
-		if err := move(ctx, cmd, from, src, sink, "importing"); err != nil {
+		count, err := move(ctx, cmd, src, sink, "importing")
+		if err != nil {
 			return to.explain(err)
 		}
+		sayMoved(cmd, from, count)
 		for _, a := range sink.Dropped() {
 			warn(cmd, "the alarm %s of member %x was left out: a server raises it when it must", pb.AlarmType(a.Alarm), a.Member)
 		}
@@ -98,21 +100,25 @@ func (p place) forImport() place {
 	return p
 }
 
-// move copies everything from src, which is at a place, to sink, or only counts
-// it if that is nil, and says how much it was.
-func move(ctx context.Context, cmd *cobra.Command, from place, src snapshot.Source, sink snapshot.Sink, verb string) error {
-	state := src.State()
+// move copies everything from src to sink, or only counts it if that is nil.
+func move(ctx context.Context, cmd *cobra.Command, src snapshot.Source, sink snapshot.Sink, verb string) (*tally, error) {
 	count := newTally(sink)
-	bar := startProgress(cmd.ErrOrStderr(), verb, state.Records)
+	bar := startProgress(cmd.ErrOrStderr(), verb, src.State().Records)
 	_, err := snapshot.Copy(ctx, count, src, bar.report)
 	bar.end()
-	if err != nil {
-		return err
+	return count, err
+}
+
+// dryRun is move to a sink that makes nothing, or nil, and says how much there
+// is.
+func dryRun(ctx context.Context, cmd *cobra.Command, from place, src snapshot.Source, sink snapshot.Sink) error {
+	count, err := move(ctx, cmd, src, sink, "reading")
+	if err == nil {
+		say(cmd, "nothing was written; there is in %s: revision %d, compacted %d, %s", from, count.state.Revision, count.state.Compacted, count)
 	}
-	what := "moved everything of"
-	if sink == nil {
-		what = "nothing was written; there is in"
-	}
-	say(cmd, "%s %s: revision %d, compacted %d, %s", what, from, state.Revision, state.Compacted, count)
-	return nil
+	return err
+}
+
+func sayMoved(cmd *cobra.Command, from place, count *tally) {
+	say(cmd, "moved everything of %s: revision %d, compacted %d, %s", from, count.state.Revision, count.state.Compacted, count)
 }

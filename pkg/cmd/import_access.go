@@ -59,7 +59,7 @@ func addAccessFlags(cmd *cobra.Command, second bool) *accessFlags {
 	f.BoolVar(&a.noSnapshot, "no-snapshot", false, "read a server's keys page by page, as of one revision and without history: for kine, proxies and users that may not ask for a snapshot")
 	f.BoolVar(&a.whileRunning, "while-running", false, "read kine's PostgreSQL or MySQL even if others seem to use it: what they write from now on is missing")
 	f.BoolVar(&a.withoutAuth, "without-auth", false, "take the data of an etcd with users and roles, and leave these out")
-	f.BoolVar(&a.skipHashCheck, "skip-hash-check", false, "take a file without a checksum at its end, as a copy of etcd's db is; its structure is checked instead")
+	f.BoolVar(&a.skipHashCheck, "skip-hash-check", false, "take a file without a checksum at its end, as a copy of etcd's db is; its structure is checked instead. One that is there must be right")
 	if second {
 		f.StringVar(&a.to.cacert, "to-cacert", "", "as --cacert, for the second place")
 		f.StringVar(&a.to.cert, "to-cert", "", "as --cert, for the second place")
@@ -189,14 +189,15 @@ func addBetweenFlags(cmd *cobra.Command, force string) *betweenFlags {
 	b := &betweenFlags{}
 	cmd.Flags().StringVar(&b.from, "from", "", "the `place` that the data comes from, or KEELSON_FROM")
 	cmd.Flags().StringVar(&b.to, "to", "", "the `place` that it goes to, or KEELSON_TO")
-	cmd.Flags().BoolVar(&b.dryRun, "dry-run", false, "read and check everything and say how much it is, and write nothing")
+	cmd.Flags().BoolVar(&b.dryRun, "dry-run", false, "read and check everything and say how much it is, and write nothing; --to is looked at if it is given")
 	cmd.Flags().BoolVar(&b.force, "force", false, force)
 	return b
 }
 
-// places returns both; with a dry run, only the first.
+// places returns both; with a dry run, the second may be none.
 func (b *betweenFlags) places(cmd *cobra.Command, environ []string) (from, to place, err error) {
-	if from, err = readPlace(cmd, "from", b.from, environ); err == nil && !b.dryRun {
+	from, err = readPlace(cmd, "from", b.from, environ)
+	if named := b.to != "" || lookupEnviron(environ, config.EnvPrefix+"TO") != ""; err == nil && (named || !b.dryRun) {
 		to, err = readPlace(cmd, "to", b.to, environ)
 	}
 	return from, to, err

@@ -2,9 +2,11 @@ package cmd
 
 import (
 	"database/sql"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -63,6 +65,50 @@ func TestMoves(t *testing.T) {
 	says(t, exitOK, counts, "export", "--from", "kine:"+k3s, "--to", file, "--force")
 	says(t, exitOK, counts, "import", "--from", file, "--to", again)
 	says(t, exitOK, "the same: revision 5, compacted 2: 2 keys, 3 versions, 1 leases", "verify", again, k3s)
+}
+
+// TestDryRuns: a dry run says what would be refused as things are, and refuses what
+// always would be.
+func TestDryRuns(t *testing.T) {
+	t.Parallel()
+	dir, keys := newData(t)
+	k3s, work := newKine(t), t.TempDir()
+	file := filepath.Join(work, "a.db")
+	mustRun(t, "export", "--from", dir, "--to", file)
+	for _, c := range []struct {
+		warning, want string
+		args          []string
+	}{
+		{dir + " has data already", "2 keys", []string{"import", "--from", k3s, "--to", dir}},
+		{"", "2 keys", []string{"import", "--from", k3s, "--to", filepath.Join(work, "new")}},
+		{file + " is there already", "2 keys", []string{"export", "--from", k3s, "--to", file}},
+		{"", "2 keys", []string{"export", "--from", k3s, "--to", file, "--force"}},
+		{dir + " has data already", fmt.Sprintf("%d keys", keys), []string{"snapshot", "restore", file, "--data-dir", dir}},
+		{"", "compacted 1119", []string{"snapshot", "restore", file, "--data-dir", dir, "--force", "--bump-revision=1000", "--mark-compacted"}},
+	} {
+		out, errs, code := keelson(t, nil, append(c.args, "--dry-run")...)
+		warned := strings.Contains(errs, "as things are, it would be refused: "+c.warning)
+		if code != exitOK || warned != (c.warning != "") || !strings.Contains(out, c.want) {
+			t.Errorf("keelson %q: exit code %d, %s%s", c.args, code, out, errs)
+		}
+	}
+	if _, errs, code := keelson(t, nil, "snapshot", "restore", file, "--dry-run", "--bump-revision=9223372036854775000", "--mark-compacted"); code != exitFailed || !strings.Contains(errs, "cannot be raised") {
+		t.Errorf("a revision that is too large: exit code %d, %s", code, errs)
+	}
+	if files, err := os.ReadDir(work); err != nil || len(files) != 1 {
+		t.Errorf("there are %v, %v", files, err)
+	}
+}
+
+// TestPipes: a pipe is no place, and is not waited for.
+func TestPipes(t *testing.T) {
+	t.Parallel()
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	must(t, syscall.Mkfifo(pipe, 0o600))
+	says(t, exitUsage, "neither a file nor a directory", "import", "--dry-run", "--from", pipe)
+	says(t, exitFailed, "neither a file nor a directory", "import", "--dry-run", "--from", "kine:"+pipe)
+	says(t, exitUsage, "neither a file nor a directory", "snapshot", "restore", pipe, "--dry-run")
+	says(t, exitFailed, "is not a file", "snapshot", "status", pipe)
 }
 
 // TestMovesRefusedEarly: a place that must not be written is refused before

@@ -92,6 +92,9 @@ func placeOnDisk(path string) (place, error) {
 		if errors.Is(err, fs.ErrNotExist) && strings.HasSuffix(path, string(filepath.Separator)) {
 			return place{placeSQLite, path}, nil
 		}
+		if err == nil && !info.Mode().IsRegular() { // opening it could wait for ever
+			return place{}, config.Usagef("%s is neither a file nor a directory", path)
+		}
 		if kine.IsFile(path) {
 			return place{placeKine, path}, nil
 		}
@@ -268,6 +271,19 @@ func quietLogger(cmd *cobra.Command) *logrus.Entry {
 	logger.SetOutput(cmd.ErrOrStderr())
 	logger.SetLevel(logrus.WarnLevel)
 	return logrus.NewEntry(logger)
+}
+
+// refused is what is to become of the error, or nil, of a look at p before data is
+// written there: a dry run goes on.
+func (p place) refused(cmd *cobra.Command, err error, dryRun bool) error {
+	if err == nil {
+		return nil
+	}
+	if err = p.explain(err); !dryRun {
+		return err
+	}
+	warn(cmd, "as things are, it would be refused: %s", err)
+	return nil
 }
 
 // explain says of an error of a Copy to p what it means to people. A sink that

@@ -65,7 +65,7 @@ func newRestore(environ []string) *cobra.Command {
 	f := cmd.Flags()
 	f.BoolVar(&r.force, "force", false, "replace the data that there is; on PostgreSQL, also under keelsons that run")
 	f.BoolVar(&r.dryRun, "dry-run", false, "read and check everything and say how much it is, and write nothing")
-	f.BoolVar(&r.skipHashCheck, "skip-hash-check", false, "take a file without a checksum at its end, as etcd's db in its data directory is; its structure is checked instead")
+	f.BoolVar(&r.skipHashCheck, "skip-hash-check", false, "take a file without a checksum at its end, as etcd's db in its data directory is; its structure is checked instead. One that is there must be right")
 	f.BoolVar(&r.withoutAuth, "without-auth", false, "take the data of an etcd with users and roles, and leave these out")
 	f.Uint64Var(&r.bumpRevision, "bump-revision", 0, "raise the revision by this `number`, so that clients which have seen later ones list anew; needs --mark-compacted")
 	f.BoolVar(&r.markCompacted, "mark-compacted", false, "compact everything before the raised revision; needs --bump-revision")
@@ -120,19 +120,17 @@ func (r *restoring) check() error {
 }
 
 func (r *restoring) run(ctx context.Context, cmd *cobra.Command, file string, to place, cluster *datalog.Cluster) (err error) {
-	var sink *datalog.Sink
-	count := newTally(nil)
-	verb := "checking"
-	if !r.dryRun {
-		verb = "restoring"
-		opt := datalog.Options{Replace: r.force, BumpRevision: int64(r.bumpRevision), Cluster: cluster, Logger: quietLogger(cmd)}
-		if sink, err = to.logSink(opt); err != nil {
-			return err
-		}
-		if err := sink.Check(ctx); err != nil { // before the file, which may be large
-			return to.explain(err)
-		}
-		count.to = sink
+	opt := datalog.Options{Replace: r.force, BumpRevision: int64(r.bumpRevision), Cluster: cluster, Logger: quietLogger(cmd)}
+	sink, err := to.logSink(opt)
+	if err != nil {
+		return err
+	}
+	if err := to.refused(cmd, sink.Check(ctx), r.dryRun); err != nil { // before the file, which may be large
+		return err
+	}
+	count, verb := newTally(sink), "restoring"
+	if r.dryRun {
+		count.to, verb = sink.DryRun(), "checking"
 	}
 	src, err := openFile(ctx, cmd, file, r.withoutAuth, r.skipHashCheck)
 	if err != nil {
@@ -148,15 +146,14 @@ func (r *restoring) run(ctx context.Context, cmd *cobra.Command, file string, to
 		}
 		return to.explain(err)
 	}
+	current, compacted := sink.Revision()
 	if r.dryRun {
-		state := src.State()
-		say(cmd, "%s is whole: revision %d, compacted %d, %s", file, state.Revision, state.Compacted, count)
+		say(cmd, "%s is whole: revision %d, compacted %d, %s", file, current, compacted, count)
 		return nil
 	}
 	for _, a := range sink.Dropped() {
 		warn(cmd, "the snapshot has the alarm %s of member %x, which was left out: a server raises it when it must", pb.AlarmType(a.Alarm), a.Member)
 	}
-	current, compacted := sink.Revision()
 	say(cmd, "restored %s into %s: revision %d, compacted %d, %s", file, to, current, compacted, count)
 	return nil
 }
@@ -189,6 +186,9 @@ func warnOfAccounts(cmd *cobra.Command, name string, src *etcdfile.Reader, witho
 // verifyPath opens a file in etcd's format, and tells how far its verification
 // is.
 func verifyPath(ctx context.Context, cmd *cobra.Command, path string, withoutAuth bool) (*etcdfile.Reader, error) {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() { // opening it could wait for ever
+		return nil, fmt.Errorf("%s: %w: it is not a file", path, snapshot.ErrInvalid)
+	}
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, err
