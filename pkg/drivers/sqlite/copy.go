@@ -79,6 +79,9 @@ func (l *Log) Copy(ctx context.Context) (*Copy, error) {
 		return nil, err
 	}
 	defer l.release()
+	if err := l.checkPages(); err != nil {
+		return nil, err
+	}
 	wal, err := os.Open(l.path + "-wal") // SQLite has no locks on this one, which would end with wal.Close
 	if err != nil {
 		return nil, l.fail(err)

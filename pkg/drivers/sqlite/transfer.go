@@ -16,7 +16,7 @@ import (
 
 // syncEvery is how much of a file that is received is not on its way to the disk
 // yet: all of it at the end would hold up the fsyncs of others for long.
-const syncEvery = 16 << 20
+const syncEvery = 8 << 20
 
 // Receiver makes a database of the pages that a Copy hands out. It is used by one
 // goroutine.

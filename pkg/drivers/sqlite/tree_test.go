@@ -62,6 +62,32 @@ func TestTree(t *testing.T) {
 	}
 }
 
+// TestOtherPages: a file whose pages somebody has made anew is read by SQLite.
+func TestOtherPages(t *testing.T) {
+	dir := t.TempDir()
+	l := mustOpen(t, dir)
+	appendRandom(t, l, 100, 100)
+	want := rowsOf(t, l)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c, err := openConn(filepath.Join(dir, FileName), "PRAGMA journal_mode=DELETE", "PRAGMA page_size=8192", "VACUUM", "PRAGMA journal_mode=WAL")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.close(); err != nil {
+		t.Fatal(err)
+	}
+	l = mustOpen(t, dir)
+	defer l.Close()
+	if head, err := l.Load(t.Context(), func(*eventlog.Record) error { return nil }); err != nil || head.Seq != 100 || !reflect.DeepEqual(rowsOf(t, l), want) {
+		t.Errorf("Load: %+v, %v", head, err)
+	}
+	if c, err := l.Copy(t.Context()); !errors.Is(err, ErrForeign) {
+		t.Errorf("Copy: %v, %v", c, err)
+	}
+}
+
 // TestVerifyDamage changes some byte of a database, again and again: what it has
 // is refused, or the same as before.
 func TestVerifyDamage(t *testing.T) {

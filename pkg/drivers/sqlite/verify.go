@@ -3,6 +3,7 @@ package sqlite
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,9 +11,28 @@ import (
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
-// tree returns table log as it is in the file, or nil if the WAL has more. The
-// caller holds the token for as long as it uses it.
+// checkPages makes sure that the file's pages are as keelson makes them.
+func (l *Log) checkPages() error {
+	var header [100]byte
+	if _, err := l.probe.ReadAt(header[:], 0); err != nil {
+		return err
+	}
+	// Offsets 16 and 20 of SQLite's file format.
+	if size, reserved := binary.BigEndian.Uint16(header[16:]), header[20]; size != pageSize || reserved != 0 {
+		return fmt.Errorf("%w: the database was changed: it has pages of %d bytes, %d of them reserved", ErrForeign, size, reserved)
+	}
+	return nil
+}
+
+// tree returns table log as it is in the file, or nil if the WAL has more, or if
+// the file is one that only SQLite can read. The caller holds the token for as
+// long as it uses it.
 func (l *Log) tree() (*tree, error) {
+	if err := l.checkPages(); errors.Is(err, ErrForeign) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
 	wal, err := l.writer.ints("PRAGMA wal_checkpoint(NOOP)") // busy, frames, copied
 	if err != nil || wal[1] != wal[2] {
 		return nil, err
@@ -67,7 +87,7 @@ func (l *Log) verify(ctx context.Context) (eventlog.Head, error) {
 	defer l.release()
 	t, err := l.tree()
 	if err == nil && t == nil {
-		err = errors.New("somebody else reads the database")
+		err = errors.New("somebody else reads the database, or has changed its pages")
 	}
 	if err != nil {
 		return eventlog.Head{}, err
