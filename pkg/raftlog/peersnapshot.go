@@ -15,7 +15,9 @@ import (
 )
 
 const (
-	snapshotPiece = 1 << 20 // bytes of a snapshot in one message
+	// snapshotPiece is how many bytes of a snapshot are in one message, which has
+	// room in the largest of gRPC's buffers that are used again.
+	snapshotPiece = 1<<20 - 64
 
 	// installPatience is how long a node that has a snapshot whole may take to
 	// make it durable.
