@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/mattn/go-isatty"
@@ -11,6 +12,9 @@ import (
 
 	"github.com/keelson-io/keelson/pkg/snapshot"
 )
+
+// records are what is counted, unless it is bytes.
+const records = " records"
 
 // sayEvery is how often a progress that is no bar says something.
 const sayEvery = 5 * time.Second
@@ -75,7 +79,7 @@ func (p *progress) set(n int64) {
 		p.said = time.Now()
 		text := p.amount(n)
 		if p.total > 0 {
-			text = fmt.Sprintf("%s of %s (%d %%)", text, p.amount(p.total), 100*min(n, p.total)/p.total)
+			text = fmt.Sprintf("%s of %s (%d %%)", strings.TrimSuffix(text, records), p.amount(p.total), 100*min(n, p.total)/p.total)
 		}
 		fmt.Fprintf(p.w, "keelson: %s: %s\n", p.verb, text)
 	}
@@ -96,7 +100,7 @@ func (p *progress) amount(n int64) string {
 	if p.bytes {
 		return formatBytes(n)
 	}
-	return fmt.Sprintf("%d records", n)
+	return fmt.Sprint(n, records)
 }
 
 // end ends it, however the work has ended, and leaves no trace of the bar.

@@ -293,7 +293,7 @@ func TestProgressLines(t *testing.T) {
 	bytes.said = time.Now().Add(-sayEvery)
 	bytes.set(3 << 20)
 	bytes.end()
-	if got, want := out.String(), "keelson: restoring: 100 records of 400 records (25 %)\nkeelson: saving: 3.0 MiB\n"; got != want {
+	if got, want := out.String(), "keelson: restoring: 100 of 400 records (25 %)\nkeelson: saving: 3.0 MiB\n"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1536: "1.5 KiB", 5 << 40: "5.0 TiB", 5 << 50: "5120.0 TiB"} {

@@ -56,36 +56,36 @@ func (p *Page) Full() bool { return len(p.data) >= ScanBytes || len(p.records) >
 
 // EachPage is Scan.Records for drivers: it calls fn with the records up to seq
 // through. read puts those from a seq on onto an empty page until it is full;
-// while fn has one, it fills the next.
-func EachPage(ctx context.Context, through int64, read func(ctx context.Context, p *Page, from int64) error, fn func([]Record) error) error {
+// while fn has one, it fills the next, unless ahead, which is asked each time,
+// says that others have more use for the processors.
+func EachPage(
+	ctx context.Context, through int64, read func(ctx context.Context, p *Page, from int64) error, ahead func() bool, fn func([]Record) error,
+) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	group, ctx := errgroup.WithContext(ctx)
-	full := make(chan []Record) // who takes one has no use for the one before
-	group.Go(func() error {
-		defer close(full)
-		var pages [2]Page
-		for i, from := 0, int64(0); from <= through; i = 1 - i {
-			p := &pages[i]
-			p.records, p.data = p.records[:0], p.data[:0]
-			if err := read(ctx, p, from); err != nil || len(p.records) == 0 {
+	var pages [2]Page
+	err := read(ctx, &pages[0], 0)
+	for i := 0; err == nil && len(pages[i].records) > 0; i = 1 - i {
+		records, next := pages[i].records, &pages[1-i]
+		from := records[len(records)-1].Seq + 1
+		next.records, next.data = next.records[:0], next.data[:0]
+		switch {
+		case from > through:
+			return fn(records)
+		case !ahead():
+			if err = fn(records); err == nil {
+				err = read(ctx, next, from)
+			}
+		default:
+			var group errgroup.Group
+			group.Go(func() error { return read(ctx, next, from) })
+			if err := fn(records); err != nil {
+				cancel()
+				_ = group.Wait() // what it says comes of the cancellation
 				return err
 			}
-			from = p.records[len(p.records)-1].Seq + 1
-			select {
-			case full <- p.records:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-		return nil
-	})
-	for records := range full {
-		if err := fn(records); err != nil {
-			cancel()
-			_ = group.Wait() // what it says comes of the cancellation
-			return err
+			err = group.Wait()
 		}
 	}
-	return group.Wait()
+	return err
 }

@@ -127,7 +127,7 @@ func (s *scan) Records(ctx context.Context, fn func([]eventlog.Record) error) er
 	if s.tx == nil {
 		return eventlog.ErrClosed
 	}
-	return eventlog.EachPage(ctx, s.through, s.page, fn)
+	return eventlog.EachPage(ctx, s.through, s.page, func() bool { return true }, fn)
 }
 
 // page fills p with the records from seq from on.

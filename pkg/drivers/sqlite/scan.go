@@ -2,6 +2,8 @@ package sqlite
 
 import (
 	"context"
+	"runtime"
+	"time"
 
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite/internal/cursor"
 	"github.com/keelson-io/keelson/pkg/eventlog"
@@ -34,7 +36,14 @@ func (s *scan) Records(ctx context.Context, fn func([]eventlog.Record) error) er
 	if s.closed {
 		return eventlog.ErrClosed
 	}
-	return eventlog.EachPage(ctx, s.through, s.page, fn)
+	return eventlog.EachPage(ctx, s.through, s.page, s.ahead, fn)
+}
+
+// ahead reports whether a page may be read while another one is used: two
+// processors busy with a scan would be all that a small machine has.
+func (s *scan) ahead() bool {
+	quiet := time.Since(time.Unix(0, s.log.lastCommit.Load())) > quietTime
+	return quiet || runtime.GOMAXPROCS(0) > 2
 }
 
 // page fills p with the records from seq from on, in a transaction of its own.
