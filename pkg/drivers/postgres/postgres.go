@@ -47,7 +47,7 @@ type Log struct {
 	// the rest is for Append and Head.
 	readers chan struct{}
 
-	// scanning holds the one Scan under way. It has a connection to itself.
+	// scanning holds the Scans under way. Each has a connection to itself.
 	scanning chan struct{}
 
 	// onAppend, if set, stands around the statement of Append, for tests.
@@ -118,7 +118,7 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 		ended:   make(chan struct{}),
 		done:    make(chan struct{}),
 
-		scanning:  make(chan struct{}, 1),
+		scanning:  make(chan struct{}, maxScans),
 		reportNow: make(chan struct{}, 1),
 
 		instance: rand.Text(),

@@ -31,6 +31,9 @@ const (
 		) r WHERE before < $4 ORDER BY seq`
 
 	scanRows = 1000
+
+	// maxScans are under way at a time, such as a client's snapshot and a backup.
+	maxScans = 4
 )
 
 // scan is an eventlog.Scan: a transaction that sees one state of the database,

@@ -88,7 +88,7 @@ func (l *Log) alone(ctx context.Context, fn func() error) error {
 }
 
 // enter waits until no Compact, Defragment or Scan is under way; leave lets the
-// next one in.
+// next one in. Scans come in together: see share.
 func (l *Log) enter(ctx context.Context) error {
 	if err := errors.Join(l.check(), ctx.Err()); err != nil {
 		return err

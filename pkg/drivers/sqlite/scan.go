@@ -11,7 +11,7 @@ import (
 
 const selectScan = "SELECT seq, header, key, value FROM log WHERE seq >= ? AND seq <= ? ORDER BY seq"
 
-// scan is an eventlog.Scan. It keeps Compact out.
+// scan is an eventlog.Scan. It keeps Compact out, and shares that with others.
 type scan struct {
 	log     *Log
 	through int64 // seq
@@ -20,15 +20,47 @@ type scan struct {
 
 // Scan implements eventlog.Log.
 func (l *Log) Scan(ctx context.Context, begin func(eventlog.Position) (int64, error)) (eventlog.Scan, error) {
-	if err := l.enter(ctx); err != nil {
+	if err := l.share(ctx); err != nil {
 		return nil, err
 	}
 	through, err := begin(eventlog.Position(l.head.Load()))
 	if err != nil {
-		l.leave()
+		l.unshare()
 		return nil, err
 	}
 	return &scan{log: l, through: through}, nil
+}
+
+// share waits until no Compact or Defragment is under way, and keeps them out
+// until unshare. One Scan does not wait for another, nor behind a Compact that
+// does.
+func (l *Log) share(ctx context.Context) error {
+	if err := l.check(); err != nil {
+		return err
+	}
+	select {
+	case l.sharing <- struct{}{}:
+	case <-l.done:
+		return eventlog.ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-l.sharing }()
+	if l.scans == 0 {
+		if err := l.enter(ctx); err != nil {
+			return err
+		}
+	}
+	l.scans++
+	return nil
+}
+
+func (l *Log) unshare() {
+	l.sharing <- struct{}{} // who waits in share has no Scan to wait for
+	defer func() { <-l.sharing }()
+	if l.scans--; l.scans == 0 {
+		l.leave()
+	}
 }
 
 // Records implements eventlog.Scan.
@@ -50,6 +82,8 @@ func (s *scan) ahead() bool {
 func (s *scan) page(ctx context.Context, p *eventlog.Page, from int64) error {
 	l := s.log
 	return l.read(ctx, func(*conn) (err error) { // the connection is only the right to read
+		l.cursorMu.Lock()
+		defer l.cursorMu.Unlock()
 		if l.cursor == nil {
 			l.cursor, err = cursor.Open(uriOf("ro", l.path), selectScan, "PRAGMA wal_autocheckpoint=0", "PRAGMA cache_size=-512", "PRAGMA cell_size_check=1")
 			if err != nil {
@@ -67,7 +101,7 @@ func (s *scan) page(ctx context.Context, p *eventlog.Page, from int64) error {
 func (s *scan) Close() error {
 	if !s.closed {
 		s.closed = true
-		s.log.leave()
+		s.log.unshare()
 	}
 	return nil
 }

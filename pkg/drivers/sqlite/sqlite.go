@@ -93,21 +93,25 @@ type Log struct {
 	onCommit     func(commit func() error) error
 	copies       []*Copy // under way
 
-	// compacting holds the one Compact, Defragment or Scan under way. left is the
+	// compacting holds the one Compact or Defragment under way, or the Scans,
+	// whose number belongs to the holder of sharing. left is the
 	// length of doomed after the last commit; along counts the batches that
 	// took some of the work along.
 	compacting  chan struct{}
 	left, along atomic.Int64
-	waiting     atomic.Int32  // that many wait for compacting
+	waiting     atomic.Int32 // that many wait for compacting
+	sharing     chan struct{}
+	scans       int
 	freed       chan struct{} // tells vacuumLoop to look, buffered
 
 	// readers is the pool; whoever takes a connection puts it back. Holding
 	// all of them means that nobody reads.
 	readers chan *conn
 	pooled  int // connections in the pool when nobody reads; set by open
-	// cursor belongs to the Scan under way while it holds one of readers; nil
-	// before the first.
-	cursor *cursor.Cursor
+	// cursor is that of all Scans; it belongs to who holds cursorMu and one of
+	// readers, and is nil before the first page.
+	cursorMu sync.Mutex
+	cursor   *cursor.Cursor
 
 	// janitor does the checkpoints; it belongs to the holder of janitorMu,
 	// which is locked after the token is taken and before readers are.
@@ -149,6 +153,7 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 		writing:    make(chan struct{}, 1),
 		readers:    make(chan *conn, readerCount),
 		compacting: make(chan struct{}, 1),
+		sharing:    make(chan struct{}, 1),
 		freed:      make(chan struct{}, 1),
 		chunk:      1,
 		pace:       time.Millisecond,

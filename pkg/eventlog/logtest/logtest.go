@@ -69,6 +69,7 @@ func Run(t *testing.T, h Harness) {
 		{"CompactBesideAppend", testCompactBesideAppend},
 		{"Scan", testScan},
 		{"ScanHolds", testScanHolds},
+		{"ScanBeside", testScanBeside},
 		{"ScanShared", testScanShared},
 		{"ScanEnds", testScanEnds},
 		{"Random", testRandom},

@@ -107,6 +107,45 @@ func testScan(t *testing.T, h Harness) {
 	s.close(scan)
 }
 
+// testScanBeside scans beside a scan, also while a Compact waits for it, and from
+// both at the same time.
+func testScanBeside(t *testing.T, h Harness) {
+	s := open(t, h)
+	s.append(puts(3000, 1000)...)
+	s.append(mark(s.model.head().Revision))
+	first := s.scan()
+	want := s.model.left()
+	compacted := make(chan error, 1)
+	go func() { compacted <- s.log.Compact(context.Background(), []int64{1, 2}) }()
+	time.Sleep(20 * time.Millisecond) // so that it waits, as a rule
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	second, err := s.log.Scan(ctx, func(eventlog.Position) (int64, error) { return want[len(want)-1].Seq, nil })
+	if err != nil {
+		t.Fatalf("a second Scan: %v", err)
+	}
+	beside := make(chan int, 1)
+	go func() {
+		n := 0
+		err := second.Records(ctx, func(records []eventlog.Record) error { n += len(records); return nil })
+		if err != nil {
+			n = -1
+		}
+		beside <- n
+	}()
+	s.scanned(first, want)
+	s.close(first)
+	if n := <-beside; n < len(want)-2 { // on a log that is shared the two may be gone
+		t.Errorf("the second Scan has shown %d records of %d", n, len(want))
+	}
+	s.close(second)
+	if err := <-compacted; err != nil {
+		t.Fatal(err)
+	}
+	s.model.compact(1, 2)
+	s.check()
+}
+
 // testScanHolds compacts, defragments, appends and scans beside a scan.
 func testScanHolds(t *testing.T, h Harness) {
 	s := open(t, h)
