@@ -148,12 +148,13 @@ func (st *state) rangeRequest(r *pb.RangeRequest, values valueFunc) (ranged, err
 		limit = r.Limit
 	}
 	expected := int64(0)
-	if rev == st.revision { // then counting is cheap
+	counts := rev == st.revision && !s.single // then counting is cheap, and no second search for the one key
+	if counts {
 		expected = st.count(s, rev)
 	}
 	hits, more := st.collect(s, rev, limit, expected, r)
 	switch {
-	case rev == st.revision:
+	case counts:
 		resp.Count = expected
 	case filtered || more:
 		resp.Count = st.count(s, rev)
