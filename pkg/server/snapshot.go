@@ -25,13 +25,15 @@ const (
 	// blobBytes are in each message of a snapshot, as with etcd.
 	blobBytes = 32 << 10
 
-	// snapshotPatience is how long a client may take for a message of a snapshot:
-	// meanwhile compaction waits, and so does who wants the next one.
+	// A client may let a snapshot wait for snapshotPatience in all, and as long
+	// again for each patientBytes that it has read: meanwhile compaction waits,
+	// and so does who wants the next one.
 	snapshotPatience = 30 * time.Second
+	patientBytes     = 8 << 20
 )
 
-// errSnapshotStalled ends the snapshot of a client that does not read it.
-var errSnapshotStalled = status.Errorf(codes.DeadlineExceeded, "keelson: the snapshot was not read for %v", snapshotPatience)
+// errSnapshotStalled ends the snapshot of a client that reads too slowly.
+var errSnapshotStalled = status.Errorf(codes.DeadlineExceeded, "keelson: the snapshot was not read: a client has %v, and as much for each %d MiB", snapshotPatience, patientBytes>>20)
 
 // snapshots are those under way: one is sent at a time.
 type snapshots struct {
@@ -64,7 +66,7 @@ func (s *maintenanceServer) Snapshot(_ *pb.SnapshotRequest, stream pb.Maintenanc
 		return rpctypes.ErrGRPCStopped
 	}
 	limit := s.snapshots.patience
-	out := &blobStream{stream: stream, sha: sha256.New(), blob: blobs.Get(0)}
+	out := &blobStream{stream: stream, sha: sha256.New(), blob: blobs.Get(0), begun: time.Now()}
 	done := make(chan error, 1)
 	go func() {
 		err := s.sendSnapshot(ctx, out)
@@ -72,20 +74,20 @@ func (s *maintenanceServer) Snapshot(_ *pb.SnapshotRequest, stream pb.Maintenanc
 		done <- err
 	}()
 	// Only the end of the call ends a Send that waits for its client.
-	patience := time.NewTicker(limit)
-	defer patience.Stop()
-	for sent := int64(0); ; {
+	look := time.NewTicker(limit / 10)
+	defer look.Stop()
+	for {
 		select {
 		case err := <-done:
 			return toStatus(ctx, err)
 		case <-s.stopping:
 			return rpctypes.ErrGRPCStopped
-		case <-patience.C:
-			if now := out.messages.Load(); now > sent || !out.sending.Load() {
-				sent = now
+		case <-look.C:
+			waited := out.waited()
+			if float64(waited) <= float64(limit)*(1+float64(out.messages.Load()*blobBytes)/patientBytes) {
 				continue
 			}
-			s.log.Warnf("a snapshot is given up: its client has read nothing for %v", limit)
+			s.log.Warnf("a snapshot is given up: its client reads too slowly, and has let it wait for %v", waited.Round(time.Millisecond))
 			return errSnapshotStalled
 		}
 	}
@@ -143,7 +145,18 @@ type blobStream struct {
 	left     int64   // bytes that are not sent
 	blob     *[]byte // of the next message
 	messages atomic.Int64
-	sending  atomic.Bool
+	blocked  atomic.Int64 // nanoseconds that finished sends have taken
+	since    atomic.Int64 // when the one under way began, in nanoseconds after begun; 0 if none is
+	begun    time.Time
+}
+
+// waited is for how long the client was waited for.
+func (b *blobStream) waited() time.Duration {
+	waited := b.blocked.Load()
+	if since := b.since.Load(); since > 0 {
+		waited += int64(time.Since(b.begun)) - since
+	}
+	return time.Duration(waited)
 }
 
 // Write implements io.Writer.
@@ -178,10 +191,13 @@ func (b *blobStream) message() error {
 	tail.string(4, storageVersion)
 	message := encodedMessage{mem.SliceBuffer(head.buf), mem.NewBuffer(b.blob, &blobs), mem.SliceBuffer(tail.buf)}
 	b.blob = blobs.Get(0)
-	b.sending.Store(true)
-	defer b.sending.Store(false)
-	defer b.messages.Add(1)
-	return b.stream.SendMsg(message)
+	since := max(1, int64(time.Since(b.begun)))
+	b.since.Store(since)
+	err := b.stream.SendMsg(message)
+	b.since.Store(0)
+	b.blocked.Add(int64(time.Since(b.begun)) - since)
+	b.messages.Add(1)
+	return err
 }
 
 // finish sends the rest, and the checksum of all.

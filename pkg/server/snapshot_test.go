@@ -121,6 +121,23 @@ func TestSnapshotNotRead(t *testing.T) {
 	}
 }
 
+// TestSnapshotReadSlowly: neither does one that reads a message now and then.
+func TestSnapshotReadSlowly(t *testing.T) {
+	m := filled(t)
+	m.server.snapshots.patience = time.Second
+	stream := m.begin(short(t), t)
+	began := time.Now()
+	for {
+		if _, err := stream.Recv(); err != nil {
+			if status.Code(err) != codes.DeadlineExceeded || time.Since(began) > 15*time.Second {
+				t.Errorf("%v after %v", err, time.Since(began))
+			}
+			return
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+}
+
 func TestSnapshotEndsWithServer(t *testing.T) {
 	m := filled(t)
 	first := m.begin(short(t), t)
