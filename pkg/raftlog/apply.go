@@ -8,7 +8,6 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 
-	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
@@ -37,10 +36,10 @@ const maxKept = 32
 // for followers that are behind.
 const markBytes = 16 << 20
 
-// applyEntries brings committed entries to the database, in order.
+// applyEntries applies committed entries, in order.
 func (l *Log) applyEntries(ctx context.Context, entries []*raftpb.Entry) error {
 	for _, e := range entries {
-		if err := ctx.Err(); err != nil {
+		if err := errors.Join(l.behind.room(ctx), ctx.Err()); err != nil {
 			return err
 		}
 		if err := l.applyEntry(ctx, e); err != nil {
@@ -85,47 +84,22 @@ func (l *Log) applyBatch(e *raftpb.Entry) error {
 			return err
 		}
 	}
-	stale, err := appendTo(l.local, batch)
+	stale, err := l.behind.add(e.Data, batch, own)
 	if err != nil {
 		return err
-	}
-	if own {
-		l.recent.drop() // the store of a leader has no use for it
-	} else if stale == nil {
-		l.recent.add(batch)
 	}
 	l.proposals.settle(id, stale)
 	return nil
 }
 
-// appendTo brings a committed batch to the database. stale says that its head
-// has moved past what the batch is based on, and nothing has changed. That the
-// head is before it cannot be: whoever has proposed the batch had what the log
-// has before it.
-func appendTo(local *sqlite.Log, batch *eventlog.Batch) (stale, err error) {
-	err = local.Append(context.Background(), batch)
-	if !errors.Is(err, eventlog.ErrStale) {
-		return nil, err
-	}
-	head, headErr := local.Head(context.Background())
-	if headErr == nil && head < batch.Base {
-		headErr = fmt.Errorf("%w: the database is at position %d, and the raft log goes on from position %d: it was replaced by an older one, or has lost what was durable",
-			eventlog.ErrCorrupt, head, batch.Base)
-	}
-	return err, headErr
-}
-
-// noteMark makes a mark when it is time for one and the database is so far.
+// noteMark makes a mark when it is time for one, and the database has durably
+// what was applied up to it.
 func (l *Log) noteMark(e *raftpb.Entry) error {
 	m := &l.marks
 	m.entries++
 	m.bytes += uint64(len(e.Data))
 	if m.entries >= l.snapshotCount || m.bytes >= markBytes {
-		position, err := l.local.Head(context.Background())
-		if err != nil {
-			return err
-		}
-		m.due = append(m.due, mark{index: e.GetIndex(), term: e.GetTerm(), position: position, conf: l.conf, members: l.Members()})
+		m.due = append(m.due, mark{index: e.GetIndex(), term: e.GetTerm(), position: l.behind.now().Position, conf: l.conf, members: l.Members()})
 		m.entries, m.bytes = 0, 0
 	}
 	for len(m.due) > 0 && l.local.Stats().Checkpointed >= m.due[0].position {

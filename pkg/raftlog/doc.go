@@ -4,13 +4,17 @@
 //	Append ─▶ propose ─▶ raft loop ─┬─▶ append: WAL, fsync ─┐   (beside each other)
 //	   ▲                    ▲       └─▶ peers, who do so ───┤
 //	   │                    └── acknowledgements ◀──────────┘
-//	   └── outcome ◀── apply: SQLite ◀── committed entries
+//	   └── outcome ◀── apply: memory ◀── committed entries
+//	                     └──▶ SQLite, later
 //
 // An entry is one batch. It is compared with the head when it is applied, by
 // every node in the same way: a batch whose base is not the head any more
 // changes nothing anywhere. For the same reason applying an entry twice does
 // no harm, so that nothing has to be known about how far the database was
 // when a node stopped, but that it had everything up to the last mark.
+//
+// What is applied is in memory first, and in the database a little later
+// (writeBehind): a reader of the log sees no difference.
 //
 // A mark is an index in the Raft log up to which the database itself is
 // durable. It is a snapshot record of the WAL; what is before it may be

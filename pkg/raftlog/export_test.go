@@ -15,6 +15,9 @@ func (l *Log) LoadAgain(ctx context.Context, fn func(*eventlog.Record) error) (e
 	if err := l.check(); err != nil {
 		return eventlog.Head{}, err
 	}
+	if err := l.flush(ctx); err != nil {
+		return eventlog.Head{}, err
+	}
 	return l.local.Load(ctx, fn)
 }
 
@@ -31,7 +34,22 @@ func (l *Log) FailAppend(persisted bool) {
 }
 
 // Checkpoint makes the database durable, so that there can be a mark.
-func (l *Log) Checkpoint(ctx context.Context) error { return l.local.Checkpoint(ctx) }
+func (l *Log) Checkpoint(ctx context.Context) error {
+	if err := l.flush(ctx); err != nil {
+		return err
+	}
+	return l.local.Checkpoint(ctx)
+}
+
+// CheckpointWritten is Checkpoint for what is written already.
+func (l *Log) CheckpointWritten(ctx context.Context) error { return l.local.Checkpoint(ctx) }
+
+// SetWriteDelay changes writeDelay until undo is called.
+func SetWriteDelay(d time.Duration) (undo func()) {
+	old := writeDelay
+	writeDelay = d
+	return func() { writeDelay = old }
+}
 
 // SetSnapshotPatience changes snapshotPatience until undo is called.
 func SetSnapshotPatience(d time.Duration) (undo func()) {
@@ -45,17 +63,24 @@ func (l *Log) Campaign() {
 	l.node.inputs.put(func(raw *raft.RawNode) { _ = raw.Campaign() })
 }
 
-// LocalTail is Tail as the database answers it.
+// LocalTail is Tail as the database answers it, once it has everything.
 func (l *Log) LocalTail(ctx context.Context, after eventlog.Position, limit int) ([]eventlog.Batch, error) {
+	if err := l.flush(ctx); err != nil {
+		return nil, err
+	}
 	return l.local.Tail(ctx, after, limit)
 }
 
-// Recent is how many batches Tail need not ask the database for.
-func (l *Log) Recent() int {
-	l.recent.mu.Lock()
-	defer l.recent.mu.Unlock()
-	return len(l.recent.batches)
+// Newest is how many batches are in memory, and how many of these are not in the
+// database yet.
+func (l *Log) Newest() (all, pending int) {
+	l.behind.mu.Lock()
+	defer l.behind.mu.Unlock()
+	return len(l.behind.batches), len(l.behind.batches) - l.behind.written
 }
+
+// Marked is the index of the newest mark, of a log that is closed.
+func (l *Log) Marked() uint64 { return l.node.disk.marked }
 
 // LeaderGone says that the process of node id, which leads, has ended.
 func (l *Log) LeaderGone(id uint64) { l.leaderGone(id) }

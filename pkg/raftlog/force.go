@@ -97,7 +97,8 @@ func applyAlone(ctx context.Context, opt Options, members Members, entries []*ra
 	if err != nil {
 		return members, err
 	}
-	_, err = local.Load(ctx, func(*eventlog.Record) error { return nil })
+	behind := newWriteBehind(local, eventlog.Head{})
+	_, err = behind.load(ctx, func(*eventlog.Record) error { return nil })
 	for _, e := range entries {
 		if err != nil {
 			break
@@ -112,12 +113,15 @@ func applyAlone(ctx context.Context, opt Options, members Members, entries []*ra
 		case len(e.Data) > 0:
 			var batch *eventlog.Batch
 			if batch, err = eventlog.DecodeBatch(e.Data); err == nil {
-				_, err = appendTo(local, batch) // stale then as now
+				_, err = behind.add(e.Data, batch, false) // stale then as now
 			}
 		}
 		if err != nil {
 			err = fmt.Errorf("apply entry %d of the raft log: %w", e.GetIndex(), err)
 		}
+	}
+	if err == nil {
+		err = behind.flush(ctx)
 	}
 	if err == nil { // the only other copy goes
 		err = local.Checkpoint(ctx)

@@ -16,7 +16,7 @@ type Status struct {
 	Leads     bool   // it is the leader
 	Term      uint64
 	Committed uint64 // index of the newest entry that it knows to be committed
-	Applied   uint64 // of the newest one that is in the database
+	Applied   uint64 // of the newest one that is applied
 	Leaders   uint64 // how many changes of the leader the node has seen
 }
 

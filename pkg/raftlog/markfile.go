@@ -113,7 +113,8 @@ func reach(from *eventlog.Position, entries []*raftpb.Entry) (*eventlog.Position
 
 // leadsTo makes sure that the WAL has everything that the database has at head:
 // nothing is applied before it is durable there. If it has not, its end was
-// lost, and with it, maybe, what this node has promised to keep.
+// lost, and with it, maybe, what this node has promised to keep. What had been
+// applied last before a crash, and was not in the database yet, cannot tell.
 func (d *disk) leadsTo(head eventlog.Position) error {
 	if d.reached == nil || head <= *d.reached {
 		return nil

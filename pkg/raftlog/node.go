@@ -50,6 +50,8 @@ type node struct {
 	campaignIn int // belongs to the loop: after how many ticks this node campaigns, if campaigns is not 0
 	campaigns  int // belongs to the loop: how often it does, while no other node leads
 
+	unasked []byte // belongs to the loop: see askRaft
+
 	logger *logrus.Entry
 	halted error // belongs to the loop, which ends with it
 
@@ -183,6 +185,9 @@ func (n *node) dispatch(rd raft.Ready) {
 		}
 	}
 	n.send(rd.Messages)
+	if n.unasked != nil {
+		n.askRaft(n.unasked)
+	}
 }
 
 // send delivers messages to where they belong.

@@ -149,7 +149,7 @@ func TestPeers(t *testing.T) {
 	sameBatches(t, leader, back)
 
 	all[down-1].stop(t)
-	head = fill(t, leader, head, 400) // more than memory holds
+	head = forgotten(t, leader, head)
 	all[down-1] = startRemote(t, dir, 7, down)
 	select {
 	case <-all[down-1].log.Failed():

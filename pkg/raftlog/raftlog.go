@@ -80,7 +80,8 @@ type Options struct {
 
 // Log is a node's copy of the log.
 type Log struct {
-	local   *sqlite.Log
+	local   *sqlite.Log // the database; it may lack what behind has
+	behind  *writeBehind
 	node    *node
 	logger  *logrus.Entry
 	id      uint64
@@ -98,7 +99,6 @@ type Log struct {
 	changes   changes
 
 	proposals proposals
-	recent    recent
 	applied   *progress
 	marks     marks
 	reads     reads
@@ -195,9 +195,9 @@ func (opt *Options) complete() error {
 }
 
 func newLog(local *sqlite.Log, d *disk, opt Options) (*Log, error) {
-	head, err := local.Head(context.Background())
+	head, err := local.State(context.Background())
 	if err == nil {
-		err = d.leadsTo(head)
+		err = d.leadsTo(head.Position)
 	}
 	if err != nil {
 		return nil, err
@@ -212,6 +212,7 @@ func newLog(local *sqlite.Log, d *disk, opt Options) (*Log, error) {
 	}
 	l := &Log{
 		local:         local,
+		behind:        newWriteBehind(local, head),
 		node:          n,
 		logger:        opt.Logger,
 		id:            opt.ID,
@@ -242,17 +243,19 @@ func (l *Log) Load(ctx context.Context, fn func(*eventlog.Record) error) (eventl
 	if err := l.check(); err != nil {
 		return eventlog.Head{}, err
 	}
-	head, err := l.local.Load(ctx, fn)
+	head, err := l.behind.load(ctx, fn)
 	if err != nil {
 		return head, err
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	l.cancel = cancel
-	l.stopped.Go(func() {
-		if err := l.node.run(run); err != nil {
-			l.stop(err)
-		}
-	})
+	for _, fn := range []func(context.Context) error{l.node.run, l.behind.run} {
+		l.stopped.Go(func() {
+			if err := fn(run); err != nil {
+				l.stop(err)
+			}
+		})
+	}
 	l.stopped.Go(func() {
 		select { // a checkpoint may fail while nobody waits
 		case <-l.local.Failed():
@@ -292,8 +295,8 @@ func (l *Log) ReportSnapshot(id uint64, received bool) {
 }
 
 // Append implements eventlog.Log, on the leader: ErrNotLeader elsewhere. The
-// batch is durable on a majority of the nodes, and in this one's database,
-// when it returns nil. While no majority answers it waits.
+// batch is durable on a majority of the nodes, and applied on this one, when it
+// returns nil. While no majority answers it waits.
 func (l *Log) Append(ctx context.Context, batch *eventlog.Batch) error {
 	if err := errors.Join(l.check(), ctx.Err()); err != nil {
 		return err
@@ -306,10 +309,7 @@ func (l *Log) Append(ctx context.Context, batch *eventlog.Batch) error {
 	case <-l.ended:
 		return l.check()
 	}
-	head, err := l.local.State(ctx)
-	if err != nil {
-		return err
-	}
+	head := l.behind.now()
 	if head.Position != batch.Base {
 		return fmt.Errorf("%w: it is at %d, the batch is based on %d", eventlog.ErrStale, head.Position, batch.Base)
 	}
@@ -396,22 +396,18 @@ func (l *Log) Tail(ctx context.Context, after eventlog.Position, limit int) ([]e
 	if err := l.check(); err != nil {
 		return nil, err
 	}
-	if batches, ok := l.recent.tail(after, limit); ok {
-		return batches, nil
-	}
-	return l.local.Tail(ctx, after, limit)
+	return l.behind.tail(ctx, after, limit)
 }
 
-// Follow calls notify with the position of the database whenever it may have
-// grown, until ctx ends.
+// Follow calls notify with the position of what is applied whenever that may
+// have grown, until ctx ends.
 func (l *Log) Follow(ctx context.Context, notify func(eventlog.Position)) error {
 	for ctx.Err() == nil {
 		_, grown := l.applied.now()
-		head, err := l.local.Head(context.WithoutCancel(ctx))
-		if err != nil {
+		if err := l.local.Err(); err != nil {
 			return err
 		}
-		notify(head)
+		notify(l.behind.now().Position)
 		select {
 		case <-grown:
 		case <-ctx.Done():
@@ -425,19 +421,31 @@ func (l *Log) Values(ctx context.Context, seqs []int64) ([][]byte, error) {
 	if err := l.check(); err != nil {
 		return nil, err
 	}
-	return l.local.Values(ctx, seqs)
+	return l.behind.values(ctx, seqs)
+}
+
+// flush brings everything that is applied to the database.
+func (l *Log) flush(ctx context.Context) error {
+	err := l.behind.flush(ctx)
+	if err != nil && ctx.Err() == nil && !l.closed.Load() {
+		l.stop(err)
+	}
+	return err
 }
 
 // Compact implements eventlog.Log. Every node deletes for itself.
 func (l *Log) Compact(ctx context.Context, seqs []int64) error {
-	if err := l.check(); err != nil {
+	if err := errors.Join(l.check(), ctx.Err()); err != nil {
+		return err
+	}
+	if err := l.flush(ctx); err != nil { // else it does not know yet what may be deleted
 		return err
 	}
 	return l.local.Compact(ctx, seqs)
 }
 
 // Size implements eventlog.Log: that of the database.
-func (l *Log) Size() eventlog.Size { return l.local.Size() }
+func (l *Log) Size() eventlog.Size { return l.behind.size() }
 
 // Defragment implements eventlog.Log, on this node.
 func (l *Log) Defragment(ctx context.Context) error {
@@ -506,5 +514,9 @@ func (l *Log) Close() error {
 	}
 	l.end()
 	l.stopped.Wait()
-	return errors.Join(l.node.disk.close(), l.local.Close())
+	var err error
+	if l.Err() == nil { // else it is as after a crash
+		err = l.behind.flush(context.Background())
+	}
+	return errors.Join(err, l.node.disk.close(), l.local.Close())
 }

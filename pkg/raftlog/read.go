@@ -78,8 +78,8 @@ func (r *reads) init(askAgain func()) {
 	r.watch.Stop()
 }
 
-// Head implements eventlog.Log: the position at which the database is once it
-// has everything that was committed when Head was called, on any node. It
+// Head implements eventlog.Log: the position of what is applied once that is
+// everything that was committed when Head was called, on any node. It
 // needs a leader that a majority of the nodes follows; while there is none it
 // waits, for an election timeout and 5 s at most, as etcd does.
 func (l *Log) Head(ctx context.Context) (eventlog.Position, error) {
@@ -104,7 +104,7 @@ func (l *Log) Head(ctx context.Context) (eventlog.Position, error) {
 			return 0, err
 		}
 	}
-	return l.local.Head(ctx)
+	return l.behind.now().Position, l.check()
 }
 
 // nextQuestion returns one that is asked after the call.
@@ -150,7 +150,21 @@ func (l *Log) ask(q *question, m *raftpb.Message) {
 		l.node.transport.Send([]*raftpb.Message{m})
 		return
 	}
-	l.node.inputs.put(func(raw *raft.RawNode) { raw.ReadIndex(requestOf(q.id)) })
+	l.node.inputs.put(func(*raft.RawNode) { l.node.askRaft(requestOf(q.id)) })
+}
+
+// askRaft lets raft ask what is committed. A leader that alone votes it would
+// answer at once, even before it knows again that what it had acknowledged
+// before a restart is committed: it has to commit something first. It belongs to
+// the loop.
+func (n *node) askRaft(request []byte) {
+	n.unasked = nil
+	s := n.raw.BasicStatus()
+	if s.RaftState == raft.StateLeader && n.settled.Load() != s.GetTerm() && len(n.raw.Status().Config.Voters.IDs()) == 1 {
+		n.unasked = request
+		return
+	}
+	n.raw.ReadIndex(request)
 }
 
 // confirmRead takes an answer to a question. It does not block.

@@ -208,6 +208,9 @@ func (l *Log) sendsSnapshots() bool {
 func (l *Log) capture(ctx context.Context, c *sqlite.Copy) (snapshotMeta, error) {
 	l.applying.Lock()
 	defer l.applying.Unlock()
+	if err := l.flush(ctx); err != nil {
+		return snapshotMeta{}, err
+	}
 	head, err := c.Freeze(ctx)
 	if err != nil {
 		return snapshotMeta{}, err

@@ -32,6 +32,16 @@ func fill(t *testing.T, leader *raftlog.Log, head eventlog.Head, n int) eventlog
 	return head
 }
 
+// forgotten appends batches of which the leader's memory does not have all.
+func forgotten(t *testing.T, leader *raftlog.Log, head eventlog.Head) eventlog.Head {
+	t.Helper()
+	head = fill(t, leader, head, 200)
+	if err := leader.Checkpoint(t.Context()); err != nil { // marks are made
+		t.Fatalf("Checkpoint: %v", err)
+	}
+	return appendTo(t, leader, head, "after marks")
+}
+
 // dump returns all of a node's batches.
 func dump(t *testing.T, n *raftlog.Log) []eventlog.Batch {
 	t.Helper()
@@ -101,7 +111,7 @@ func TestSnapshot(t *testing.T) {
 	behind := others(nodes, leader)[0]
 	id := behind.Status().ID
 	net.isolate(id, true)
-	head = fill(t, leader, head, 400)
+	head = forgotten(t, leader, head)
 	if err := leader.Compact(t.Context(), []int64{}); err != nil {
 		t.Fatalf("Compact: %v", err)
 	}

@@ -228,7 +228,7 @@ func (s *sim) open(id uint64, members []Member) {
 		Logger:        logrus.NewEntry(logger),
 	})
 	s.must(err)
-	_, err = log.local.Load(context.Background(), func(*eventlog.Record) error { return nil })
+	_, err = log.behind.load(context.Background(), func(*eventlog.Record) error { return nil })
 	s.must(err)
 	n := s.nodes[id]
 	if n == nil {
@@ -254,7 +254,7 @@ func (s *sim) nodeDir(id uint64) string { return filepath.Join(s.dir, fmt.Sprint
 
 func (s *sim) checkpoint(n *simNode) {
 	s.t.Helper()
-	s.must(n.log.local.Checkpoint(context.Background()))
+	s.must(n.log.Checkpoint(context.Background()))
 	image, err := os.ReadFile(filepath.Join(s.nodeDir(n.id), sqlite.FileName))
 	s.must(err)
 	n.image = image
@@ -422,9 +422,7 @@ func (s *sim) stop(n *simNode) {
 }
 
 func (s *sim) position(n *simNode) eventlog.Position {
-	head, err := n.log.local.Head(context.Background())
-	s.must(err)
-	return head
+	return n.log.behind.now().Position
 }
 
 // notice says what a node is once that changes.
@@ -453,8 +451,7 @@ func (s *sim) settle() {
 
 // append proposes a batch on what n has.
 func (s *sim) append(n *simNode, key string) {
-	head, err := n.log.local.State(context.Background())
-	s.must(err)
+	head := n.log.behind.now()
 	b := &eventlog.Batch{ID: eventlog.NewBatchID(), Base: head.Position}
 	b.Records = []eventlog.Record{{
 		Seq: head.Seq + 1, Position: b.Position(), Kind: eventlog.KindPut, Revision: eventlog.Revision{Main: head.Revision + 1},
@@ -593,7 +590,7 @@ func (n *simNode) describe(s *sim) string {
 	s.must(err)
 	last, err := mem.LastIndex()
 	s.must(err)
-	batches, err := n.log.local.Tail(context.Background(), 0, 1000)
+	batches, err := n.log.behind.tail(context.Background(), 0, 1000)
 	s.must(err)
 	var keys []string
 	for _, b := range batches {

@@ -192,6 +192,16 @@ func (x *node) save(t *testing.T) string {
 	for range 20 { // its logs have something
 		faults.Retry(t, "a write", func(ctx context.Context) error { _, err := x.client.Put(ctx, "more", ""); return err })
 	}
+	// The database follows within 50 ms, which nothing outside tells; until then
+	// only the leader notices that the end of the Raft log is lost.
+	for deadline := time.Now().Add(faults.Patience); ; {
+		time.Sleep(200 * time.Millisecond)
+		if wal, err := os.Stat(x.dataFile("keelson.db-wal")); err == nil && wal.Size() > 0 {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("the database of %s does not get what is written: %v", x.name, err)
+		}
+	}
 	x.Kill()
 	saved := x.dataFile() + ".saved"
 	copyAll(t, x.dataFile(), saved)

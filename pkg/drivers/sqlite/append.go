@@ -18,6 +18,12 @@ const insertRecord = "INSERT INTO log (seq, revision, batch, header, key, value)
 // fsync failed. That is ErrUnknown, and also the end of this Log, since the
 // kernel may have dropped the pages it could not write. The next Open tells.
 func (l *Log) Append(ctx context.Context, batch *eventlog.Batch) error {
+	return l.AppendAll(ctx, batch)
+}
+
+// AppendAll appends batches that follow each other, in one transaction: what
+// Append says of one is so for all of them together. There is at least one.
+func (l *Log) AppendAll(ctx context.Context, batches ...*eventlog.Batch) error {
 	l.writers.Add(1)
 	err := l.acquire(ctx)
 	l.writers.Add(-1)
@@ -26,10 +32,7 @@ func (l *Log) Append(ctx context.Context, batch *eventlog.Batch) error {
 	}
 	defer l.release()
 
-	if head := l.head.Load(); int64(batch.Base) != head {
-		return fmt.Errorf("%w: it is at %d, the batch is based on %d", eventlog.ErrStale, head, batch.Base)
-	}
-	if err := batch.Check(l.headSeq); err != nil {
+	if err := l.checkAll(batches); err != nil {
 		return err
 	}
 	start := time.Now()
@@ -37,17 +40,48 @@ func (l *Log) Append(ctx context.Context, batch *eventlog.Batch) error {
 		return l.fail(err)
 	}
 	doomed, compacts := l.doomed, false
-	if err = l.insert(batch); err == nil {
+	for _, batch := range batches {
+		if err == nil {
+			err = l.insert(batch)
+		}
+	}
+	if err == nil {
 		compacts, err = l.takeAlong()
 	}
 	if err != nil {
 		l.doomed = doomed
 		return l.rollback(err)
 	}
-	l.countDue = l.uncounted.Add(batchBytes(batch)) >= countEvery || compacts
+	l.countDue = l.uncounted.Add(addedBytes(batches)) >= countEvery || compacts
 	if err := l.commit(); err != nil {
 		return fmt.Errorf("%w: %w", eventlog.ErrUnknown, err)
 	}
+	for _, batch := range batches {
+		l.noteHead(batch)
+	}
+	l.keepPace(start)
+	l.afterCommit()
+	return nil
+}
+
+// checkAll refuses batches that do not follow the head and each other.
+func (l *Log) checkAll(batches []*eventlog.Batch) error {
+	head, seq := l.head.Load(), l.headSeq
+	for _, batch := range batches {
+		if int64(batch.Base) != head {
+			return fmt.Errorf("%w: it is at %d, the batch is based on %d", eventlog.ErrStale, head, batch.Base)
+		}
+		if err := batch.Check(seq); err != nil {
+			return err
+		}
+		head++
+		seq += int64(len(batch.Records))
+	}
+	return nil
+}
+
+// noteHead makes batch, which is committed, the newest.
+func (l *Log) noteHead(batch *eventlog.Batch) {
 	for i := range batch.Records {
 		r := &batch.Records[i]
 		l.headSeq = r.Seq
@@ -59,9 +93,6 @@ func (l *Log) Append(ctx context.Context, batch *eventlog.Batch) error {
 		}
 	}
 	l.head.Store(int64(batch.Position()))
-	l.keepPace(start)
-	l.afterCommit()
-	return nil
 }
 
 func (l *Log) insert(batch *eventlog.Batch) error {
@@ -89,11 +120,14 @@ func (l *Log) insert(batch *eventlog.Batch) error {
 	return nil
 }
 
-// batchBytes is about how many bytes batch adds to the database and the WAL.
-func batchBytes(batch *eventlog.Batch) int64 {
+// addedBytes is about how many bytes a transaction with batches adds to the
+// database and the WAL.
+func addedBytes(batches []*eventlog.Batch) int64 {
 	bytes := int64(pageSize)
-	for i := range batch.Records {
-		bytes += int64(len(batch.Records[i].Key) + len(batch.Records[i].Value))
+	for _, batch := range batches {
+		for i := range batch.Records {
+			bytes += int64(len(batch.Records[i].Key) + len(batch.Records[i].Value))
+		}
 	}
 	return bytes
 }

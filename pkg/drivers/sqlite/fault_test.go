@@ -37,6 +37,7 @@ var script = []step{
 	{"append", appendStep(30, 100)},
 	{"append", appendStep(2, 9000)},
 	{"append", appendStep(1, 2500)},
+	{"append several", severalStep(700, 60, 9000, 0, 100)},
 	{"mark", appendStep(0, 0)},
 	{"append", appendStep(1, 300)},
 	{"compact", compactStep(func(seq int64) bool { return seq%3 == 0 })},
@@ -58,6 +59,7 @@ var script = []step{
 	{"doom", doomStep(func(seq int64) bool { return seq%4 == 0 })},
 	{"append beside a compaction", appendStep(3, 200)},
 	{"append beside a compaction", appendStep(1, 6000)},
+	{"append several beside a compaction", severalStep(200, 5000)},
 	{"compact what is left", func(s *session) error { return s.compact(s.model.doomed) }},
 	{"defragment", func(s *session) error { return s.log.Defragment(context.Background()) }},
 	{"append", appendStep(2, 5000)},
@@ -67,7 +69,21 @@ var script = []step{
 }
 
 func appendStep(n, size int) func(*session) error {
-	return func(s *session) error { return s.append(n, size) }
+	return func(s *session) error { return s.append(s.model.next(n, size)) }
+}
+
+// severalStep appends batches, each of one value of such a size, together.
+func severalStep(sizes ...int) func(*session) error {
+	return func(s *session) error {
+		grown := s.model
+		var batches []*eventlog.Batch
+		for _, size := range sizes {
+			b := grown.next(1, size)
+			grown.take(b)
+			batches = append(batches, b)
+		}
+		return s.append(batches...)
+	}
 }
 
 func compactStep(keep func(int64) bool) func(*session) error {
@@ -125,15 +141,15 @@ func (s *session) close() error {
 	return err
 }
 
-// append appends the next batch and notes its fate.
-func (s *session) append(n, size int) error {
+// append appends the next batches and notes their fate.
+func (s *session) append(batches ...*eventlog.Batch) error {
 	m := &s.model
-	m.doubt = m.next(n, size)
+	m.doubt = batches
 	s.note()
-	err := s.log.Append(context.Background(), m.doubt)
+	err := s.log.AppendAll(context.Background(), batches...)
 	switch {
 	case err == nil:
-		m.batches = append(slices.Clip(m.batches), *m.doubt)
+		m.take(batches...)
 		m.doubt = nil
 	case !errors.Is(err, eventlog.ErrUnknown):
 		m.doubt = nil

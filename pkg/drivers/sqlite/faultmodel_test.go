@@ -13,10 +13,10 @@ import (
 
 // model is what the log has to have.
 type model struct {
-	batches []eventlog.Batch // acknowledged
-	doubt   *eventlog.Batch  // under way, or its fate is unknown
-	doomed  []int64          // records that were given to Compact, in its order
-	deleted int              // so many of doomed are deleted for good
+	batches []eventlog.Batch  // acknowledged
+	doubt   []*eventlog.Batch // under way together, or their fate is unknown
+	doomed  []int64           // records that were given to Compact, in its order
+	deleted int               // so many of doomed are deleted for good
 }
 
 // all returns the records of the batches.
@@ -64,6 +64,14 @@ func (m *model) next(n, size int) *eventlog.Batch {
 	return b
 }
 
+// take adds batches that are there.
+func (m *model) take(batches ...*eventlog.Batch) {
+	m.batches = slices.Clip(m.batches)
+	for _, b := range batches {
+		m.batches = append(m.batches, *b)
+	}
+}
+
 // toCompact are the records before the newest mark that keep does not name.
 func (m *model) toCompact(keep func(seq int64) bool) []int64 {
 	mark := int64(0)
@@ -89,8 +97,8 @@ func (m *model) resolve(log *sqlite.Log) error {
 	if err != nil {
 		return err
 	}
-	if m.doubt != nil && head.Position == m.doubt.Position() {
-		m.batches = append(slices.Clip(m.batches), *m.doubt)
+	if n := len(m.doubt); n > 0 && head.Position == m.doubt[n-1].Position() {
+		m.take(m.doubt...)
 	}
 	m.doubt = nil
 	if want := m.head(); head != want {

@@ -56,6 +56,48 @@ func walSize(t *testing.T, l *Log) int64 {
 	return info.Size()
 }
 
+// TestAppendAll: batches that are appended together are each what one that is
+// appended alone is, and all there or none of them.
+func TestAppendAll(t *testing.T) {
+	l := mustOpen(t, t.TempDir())
+	defer l.Close()
+	appendPuts(t, l, 2, 10)
+	next := func(base, seq int64, kind eventlog.Kind) *eventlog.Batch {
+		b := &eventlog.Batch{ID: eventlog.NewBatchID(), Base: eventlog.Position(base)}
+		b.Records = []eventlog.Record{{Seq: seq, Position: b.Position(), Kind: kind, Revision: eventlog.Revision{Main: base + 1}, Key: []byte("key")}}
+		return b
+	}
+	const put, del = eventlog.KindPut, eventlog.KindDelete
+	ctx := context.Background()
+	for what, batches := range map[string][]*eventlog.Batch{
+		"with one that is based on another position": {next(1, 3, put), next(1, 4, put)},
+		"with a gap":               {next(1, 3, put), next(3, 4, put)},
+		"with a record left out":   {next(1, 3, put), next(2, 5, put)},
+		"with one that cannot be":  {next(1, 3, put), {Base: 2}},
+		"of which none comes next": {next(2, 3, put), next(3, 4, put)},
+	} {
+		if err := l.AppendAll(ctx, batches...); err == nil {
+			t.Errorf("AppendAll of batches %s", what)
+		}
+		if head, err := l.State(ctx); err != nil || head.Position != 1 || head.Seq != 2 {
+			t.Fatalf("after AppendAll of batches %s the head is %+v, %v", what, head, err)
+		}
+	}
+	batches := []*eventlog.Batch{next(1, 3, put), next(2, 4, del), next(3, 5, put)}
+	if err := l.AppendAll(ctx, batches...); err != nil {
+		t.Fatalf("AppendAll: %v", err)
+	}
+	for i, want := range batches {
+		got, err := l.Tail(ctx, eventlog.Position(1+i), 1)
+		if err != nil || len(got) != 1 || got[0].ID != want.ID || got[0].Records[0].Kind != want.Records[0].Kind {
+			t.Errorf("Tail of batch %d is %+v, %v, want %+v", i, got, err, want)
+		}
+	}
+	if head, err := l.State(ctx); err != nil || head != (eventlog.Head{Position: 4, Seq: 5, Revision: 4}) {
+		t.Errorf("the head is %+v, %v", head, err)
+	}
+}
+
 // TestWALBounded writes as fast as it can beside readers that never pause.
 func TestWALBounded(t *testing.T) {
 	l := mustOpen(t, t.TempDir())
