@@ -3,6 +3,7 @@ package check
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -229,6 +230,46 @@ func TestCannotCheck(t *testing.T) {
 	cancel()
 	if _, err := SQLite(ctx, makeSQLite(t, 1, 20), nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("interrupted: %v", err)
+	}
+}
+
+// TestCheckCopy: a copy without a lock file, or of which nothing can be written, is
+// checked, and left as it was.
+func TestCheckCopy(t *testing.T) {
+	dir := makeSQLite(t, 1, 20)
+	lock := filepath.Join(dir, sqlite.FileName+".lock")
+	for mode, name := range map[os.FileMode]string{0o400: lock, 0o500: dir} {
+		if err := os.Chmod(name, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func() {
+		t.Helper()
+		before := files(t, dir)
+		if r, err := SQLite(t.Context(), dir, nil); err != nil || !r.Clean() {
+			t.Errorf("%+v, %v", r, err)
+		}
+		if after := files(t, dir); !maps.Equal(before, after) {
+			t.Errorf("%d files, then %d", len(before), len(after))
+		}
+	}
+	check()
+	if err := errors.Join(os.Chmod(dir, 0o700), os.Remove(lock)); err != nil {
+		t.Fatal(err)
+	}
+	check()
+	if _, err := os.Stat(lock); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the check has left a lock file: %v", err)
+	}
+}
+
+// TestAlarmNoted: an alarm is no damage, and said with what it does.
+func TestAlarmNoted(t *testing.T) {
+	raised := alarmed(eventlog.KindAlarmRaise)
+	raised.Alarm = 2
+	r := checkSQLite(t, crafted(t, []eventlog.Record{put("a", 2, 0, 2, 1, 0), raised}))
+	if !r.Clean() || len(r.Notes) != 1 || !strings.Contains(r.Notes[0], "the alarm CORRUPT of member 7 is raised: reads and writes are refused") {
+		t.Errorf("%+v", r)
 	}
 }
 

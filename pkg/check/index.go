@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
@@ -165,6 +167,17 @@ func (ix *index) remove(r *eventlog.Record) {
 	}
 }
 
+// effectOf says what an alarm does.
+func effectOf(kind pb.AlarmType) string {
+	switch kind {
+	case pb.AlarmType_NOSPACE:
+		return "writes are refused until there is room for them and the alarm is disarmed"
+	case pb.AlarmType_CORRUPT:
+		return "reads and writes are refused, since the nodes did not have the same data: check each node, and remove the one that differs before the alarm is disarmed"
+	}
+	return "this version does not know it"
+}
+
 // finish looks at what there is at the end.
 func (ix *index) finish(compacted int64) {
 	for i := range ix.suspects {
@@ -188,6 +201,6 @@ func (ix *index) finish(compacted int64) {
 	}
 	ix.Leases = int64(len(ix.leases))
 	for a := range ix.alarms {
-		ix.note("alarm %d of member %x is raised", a.alarm, a.member)
+		ix.note("the alarm %v of member %x is raised: %s", pb.AlarmType(a.alarm), a.member, effectOf(pb.AlarmType(a.alarm)))
 	}
 }

@@ -41,11 +41,14 @@ func (c *checker) sqlite(ctx context.Context, in *sqlite.Inspector) (eventlog.Po
 			return 0, err
 		}
 	}
-	if err := in.Integrity(MaxFindings+1, func(text string) { c.found(KindFile, sqlite.FileName, "%s", text) }); err != nil && c.Count() == 0 {
+	err := in.Integrity(ctx, MaxFindings+1, func(text string) { c.found(KindFile, sqlite.FileName, "%s", text) })
+	if ctx.Err() != nil {
+		return 0, ctx.Err()
+	}
+	if err != nil && c.Count() == 0 {
 		c.found(KindFile, sqlite.FileName, "%s", problem(err))
 	}
 	var k counters
-	var err error
 	if k.floor, k.deleted, k.revision, err = in.Kept(); err != nil {
 		c.found(KindCounters, "kept", "%s", problem(err))
 	}

@@ -58,6 +58,10 @@ func newCheck(environ []string) *cobra.Command {
 		}
 		r, err := checkPlace(cmd, at)
 		if err != nil {
+			if r != nil && !r.Clean() { // what was found so far says more, as a rule
+				warn(cmd, "the check was not finished; so far it has found:")
+				err = errors.Join(err, printFindings(cmd.ErrOrStderr(), r))
+			}
 			return err
 		}
 		if err := write(cmd.OutOrStdout(), at, r); err != nil {
@@ -110,13 +114,10 @@ var checkFormats = map[string]func(io.Writer, place, *check.Report) error{
 }
 
 func printCheck(w io.Writer, at place, r *check.Report) error {
+	if err := printFindings(w, r); err != nil {
+		return err
+	}
 	var out []byte
-	for _, f := range r.Findings {
-		out = fmt.Appendf(out, "%s: %s: %s; %s\n", f.Kind, f.Where, f.Problem, f.Advice)
-	}
-	for kind, n := range r.More {
-		out = fmt.Appendf(out, "%s: %d more like these\n", kind, n)
-	}
 	for _, note := range r.Notes {
 		out = fmt.Appendf(out, "note: %s\n", note)
 	}
@@ -128,6 +129,18 @@ func printCheck(w io.Writer, at place, r *check.Report) error {
 	}
 	out = fmt.Appendf(out, "%s (%s): %d records, %d keys, %d leases, revision %d, compacted %d: %s\n",
 		at, r.Driver, r.Records, r.Keys, r.Leases, r.Revision, r.Compacted, verdict)
+	_, err := w.Write(out)
+	return err
+}
+
+func printFindings(w io.Writer, r *check.Report) error {
+	var out []byte
+	for _, f := range r.Findings {
+		out = fmt.Appendf(out, "%s: %s: %s; %s\n", f.Kind, f.Where, f.Problem, f.Advice)
+	}
+	for kind, n := range r.More {
+		out = fmt.Appendf(out, "%s: %d more like these\n", kind, n)
+	}
 	_, err := w.Write(out)
 	return err
 }

@@ -8,7 +8,11 @@ import (
 	"strings"
 	"testing"
 
+	_ "github.com/jackc/pgx/v5/stdlib" // for database/sql
+
 	"github.com/keelson-io/keelson/pkg/check"
+	"github.com/keelson-io/keelson/pkg/drivers/postgres"
+	"github.com/keelson-io/keelson/pkg/drivers/postgres/pgtest"
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
@@ -69,5 +73,32 @@ func TestCheck(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(empty); err != nil || len(entries) > 0 {
 		t.Errorf("something was made: %v, %v", entries, err)
+	}
+}
+
+// TestCheckNotFinished: what was found before the check had to end is said.
+func TestCheckNotFinished(t *testing.T) {
+	db := pgtest.ForTest(t)
+	url := db.URL("postgres")
+	log, err := postgres.Open(t.Context(), postgres.Options{URL: url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	pool, err := sql.Open("pgx", url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	for _, statement := range []string{"DELETE FROM keelson.kept", "DROP TABLE keelson.log CASCADE"} {
+		if _, err := pool.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, stderr, code := keelson(t, nil, "check", "--datastore="+url)
+	if code != exitFailed || out != "" || !strings.Contains(stderr, "counters: head and kept: one of them has no row") || !strings.Contains(stderr, "does not exist") {
+		t.Errorf("%d, %s%s", code, out, stderr)
 	}
 }

@@ -112,12 +112,17 @@ func (c *conn) execChanges(sql string, args ...any) (int64, error) {
 // query runs sql, prepared once, and calls fn for each row. The row is fn's
 // until it returns; blobs in it are fn's to keep. An error of fn ends the
 // query and is returned.
-func (c *conn) query(fn func(row) error, sql string, args ...any) (err error) {
+func (c *conn) query(fn func(row) error, sql string, args ...any) error {
+	return c.queryContext(context.Background(), fn, sql, args...)
+}
+
+// queryContext is query, until ctx ends.
+func (c *conn) queryContext(ctx context.Context, fn func(row) error, sql string, args ...any) (err error) {
 	s, err := c.prepare(sql, args)
 	if err != nil {
 		return err
 	}
-	rows, err := s.raw.(driver.StmtQueryContext).QueryContext(context.Background(), s.args)
+	rows, err := s.raw.(driver.StmtQueryContext).QueryContext(ctx, s.args)
 	if err != nil {
 		return err
 	}

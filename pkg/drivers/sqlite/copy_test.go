@@ -159,7 +159,7 @@ func testCopy(t *testing.T, random *mathrand.Rand) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := in.Integrity(10, func(what string) { t.Error(what) }); err != nil {
+	if err := in.Integrity(t.Context(), 10, func(what string) { t.Error(what) }); err != nil {
 		t.Error(err)
 	}
 	if err := in.Close(); err != nil {
@@ -263,5 +263,27 @@ func TestCopyCutOff(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+	}
+}
+
+// TestIntegrityInterrupted: SQLite's own check ends with its context.
+func TestIntegrityInterrupted(t *testing.T) {
+	dir := t.TempDir()
+	l := mustOpen(t, dir)
+	appendPuts(t, l, 5, 10)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	in, err := Inspect(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := in.Integrity(ctx, 1, func(string) {}); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if err := in.Close(); err != nil {
+		t.Error(err)
 	}
 }

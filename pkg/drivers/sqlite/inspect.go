@@ -30,7 +30,7 @@ type Stored struct {
 // damage. It changes nothing, and is used by one goroutine.
 type Inspector struct {
 	path string
-	lock *fileLock
+	lock *fileLock // nil: nobody can have it open
 	conn *conn
 	made bool // there was no -shm file
 }
@@ -45,9 +45,9 @@ func Inspect(dir string) (*Inspector, error) {
 	}
 	in := &Inspector{path: filepath.Join(dir, FileName)}
 	if _, err := os.Stat(in.path); err != nil {
-		return nil, err // and no lock file is made
+		return nil, err
 	}
-	if in.lock, err = lockFile(in.path + ".lock"); err != nil {
+	if in.lock, err = lockExisting(in.path + ".lock"); err != nil {
 		return nil, fmt.Errorf("inspect %s: %w", in.path, err)
 	}
 	if err := in.open(); err != nil {
@@ -79,8 +79,8 @@ func (in *Inspector) CheckWAL() error { return checkWAL(in.path + "-wal") }
 
 // Integrity calls fn with each thing that SQLite finds wrong with the file, up
 // to limit.
-func (in *Inspector) Integrity(limit int, fn func(string)) error {
-	return classify(in.conn.query(func(r row) error {
+func (in *Inspector) Integrity(ctx context.Context, limit int, fn func(string)) error {
+	err := in.conn.queryContext(ctx, func(r row) error {
 		text, _ := r[0].(string)
 		for line := range strings.Lines(text) {
 			if line = strings.TrimSpace(line); line != "ok" && !strings.HasPrefix(line, "***") {
@@ -88,7 +88,11 @@ func (in *Inspector) Integrity(limit int, fn func(string)) error {
 			}
 		}
 		return nil
-	}, fmt.Sprintf("PRAGMA integrity_check(%d)", limit))) // a PRAGMA takes no parameter
+	}, fmt.Sprintf("PRAGMA integrity_check(%d)", limit)) // a PRAGMA takes no parameter
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return classify(err)
 }
 
 // blob is a column: empty blobs are not NULL.

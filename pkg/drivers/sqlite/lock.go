@@ -16,15 +16,40 @@ import (
 // ends. The file says who holds it. Only its holder removes it, together with a
 // directory that was made in vain: whoever was about to lock it notices.
 type fileLock struct {
-	f *os.File
+	f        *os.File
+	readOnly bool // the file does not say who holds it
 }
 
 // lockFile takes the lock or returns ErrLocked with what its holder wrote.
 func lockFile(path string) (*fileLock, error) {
-	f, err := openLocked(path, os.O_CREATE)
+	f, err := openLocked(path, os.O_RDWR|os.O_CREATE)
 	if err != nil {
 		return nil, err
 	}
+	return sign(f, path)
+}
+
+// lockExisting is lockFile for one who changes nothing else: the file may be one
+// that cannot be written, and without it nobody is locked out; then the lock is
+// nil.
+func lockExisting(path string) (*fileLock, error) {
+	f, err := openLocked(path, os.O_RDWR)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
+		if f, err = openLocked(path, os.O_RDONLY); err == nil {
+			return &fileLock{f: f, readOnly: true}, nil
+		}
+		return nil, err
+	case err != nil:
+		return nil, err
+	}
+	return sign(f, path)
+}
+
+// sign writes into a locked file who holds it.
+func sign(f *os.File, path string) (*fileLock, error) {
 	host, _ := os.Hostname() // for people only
 	holder := fmt.Sprintf("pid %d\nhost %s\nsince %s\n", os.Getpid(), host, time.Now().UTC().Format(time.RFC3339))
 	if err := errors.Join(f.Truncate(0), writeAt(f, holder)); err != nil {
@@ -36,7 +61,7 @@ func lockFile(path string) (*fileLock, error) {
 
 // checkLock returns what lockFile would, and leaves no lock. No file is no lock.
 func checkLock(path string) error {
-	f, err := openLocked(path, 0)
+	f, err := openLocked(path, os.O_RDWR)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -48,7 +73,7 @@ func checkLock(path string) error {
 
 // openLocked opens the file and locks it.
 func openLocked(path string, flag int) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|flag, 0o600)
+	f, err := os.OpenFile(path, flag, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -90,8 +115,15 @@ func writeAt(f *os.File, s string) error {
 	return err
 }
 
-// release gives the lock up; an empty file says that its holder ended well.
+// release gives the lock up, if there is one; an empty file says that its holder
+// ended well.
 func (l *fileLock) release() error {
+	if l == nil {
+		return nil
+	}
+	if l.readOnly {
+		return unlock(l.f)
+	}
 	return errors.Join(l.f.Truncate(0), unlock(l.f))
 }
 
