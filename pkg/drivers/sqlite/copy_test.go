@@ -3,6 +3,7 @@ package sqlite
 import (
 	"bytes"
 	"crypto/rand"
+	"context"
 	"errors"
 	"fmt"
 	"io"
