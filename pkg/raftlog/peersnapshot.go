@@ -2,14 +2,18 @@ package raftlog
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
@@ -96,25 +100,58 @@ func (w pieceWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// piece is a message that is received. Where the codec knows TakeBuffers, its
+// content is not copied.
+type piece struct {
+	*wrapperspb.BytesValue
+	rest *mem.Reader // nil if BytesValue has it
+}
+
+// TakeBuffers decodes the message: nothing, or a field of bytes with number 1.
+func (p *piece) TakeBuffers(data mem.BufferSlice) error {
+	p.rest = data.Reader() // keeps what it has to read
+	if p.rest.Remaining() == 0 {
+		return nil
+	}
+	tag, err := p.rest.ReadByte()
+	if err != nil {
+		return err
+	}
+	n, err := binary.ReadUvarint(p.rest)
+	if err == nil && (tag != 1<<3|2 || n != uint64(p.rest.Remaining())) {
+		err = fmt.Errorf("a message of a snapshot begins with %#x and %d", tag, n)
+	}
+	return err
+}
+
 // pieceReader reads what a pieceWriter sends.
 type pieceReader struct {
 	grpc.ServerStream
-	rest     []byte
+	rest     io.Reader
 	received *atomic.Int64 // bytes
 }
 
 func (r *pieceReader) Read(p []byte) (int, error) {
-	for len(r.rest) == 0 {
-		m := new(wrapperspb.BytesValue)
+	for {
+		if r.rest != nil {
+			n, err := r.rest.Read(p)
+			if !errors.Is(err, io.EOF) {
+				return n, err
+			}
+			r.rest = nil
+		}
+		m := &piece{BytesValue: new(wrapperspb.BytesValue)}
 		if err := r.RecvMsg(m); err != nil {
 			return 0, err
 		}
-		r.rest = m.Value
-		r.received.Add(int64(len(m.Value)))
+		if m.rest != nil {
+			r.received.Add(int64(m.rest.Remaining()))
+			r.rest = m.rest
+		} else {
+			r.received.Add(int64(len(m.Value)))
+			r.rest = bytes.NewReader(m.Value)
+		}
 	}
-	n := copy(p, r.rest)
-	r.rest = r.rest[n:]
-	return n, nil
 }
 
 // receiveSnapshot takes a snapshot.

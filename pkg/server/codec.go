@@ -60,9 +60,18 @@ func (c codec) Marshal(v any) (data mem.BufferSlice, err error) {
 	return data, err
 }
 
+// bufferTaker is a message that decodes itself, without a copy of what it has: a
+// piece of a node's data.
+type bufferTaker interface {
+	TakeBuffers(data mem.BufferSlice) error
+}
+
 // Unmarshal implements encoding.CodecV2.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	c.traffic.received.Add(int64(data.Len()))
+	if m, ok := v.(bufferTaker); ok {
+		return m.TakeBuffers(data)
+	}
 	if f, ok := v.(*frames); ok {
 		*f = data.Materialize()
 		return nil
