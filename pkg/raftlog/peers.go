@@ -357,8 +357,8 @@ func (p *peer) stream(q *queue, sent func(*raftpb.Message)) error {
 }
 
 // ServerOptions are those of the gRPC server that other nodes reach: their own
-// limits, whatever those of clients are. Nodes are trusted, and one stream of
-// theirs stands for each request that they pass on.
+// limits, whatever those of clients are. Nodes are trusted, and many of
+// their streams stand for one request each that they pass on.
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(math.MaxInt32),
