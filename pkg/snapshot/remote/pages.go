@@ -8,13 +8,16 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // What a page should have: more pages would cost round trips, larger ones
-// memory at both ends.
+// memory at both ends. mostKeys is of small keys, which large ones may follow: of
+// 1.5 MiB, that is within the 2 GiB that gRPC can carry.
 const (
 	firstPage = 100
-	mostKeys  = 10_000
+	mostKeys  = 1000
 	pageBytes = 4 << 20
 )
 
@@ -56,6 +59,10 @@ func (r *reader) each(ctx context.Context, fn func(*mvccpb.KeyValue) error) erro
 	compactSeen := false
 	for from := "\x00"; ; {
 		resp, err := r.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(r.limit), clientv3.WithRev(r.revision))
+		if status.Code(err) == codes.ResourceExhausted && r.limit > 1 {
+			r.limit /= 2 // its keys are larger than those before
+			continue
+		}
 		if errors.Is(err, rpctypes.ErrCompacted) {
 			return fmt.Errorf("revision %d was compacted while it was read: try again, at a time with fewer writes: %w", r.revision, err)
 		}

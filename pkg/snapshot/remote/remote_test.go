@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/keelson-io/keelson/pkg/embed"
 	"github.com/keelson-io/keelson/pkg/eventlog"
@@ -223,6 +226,80 @@ func TestSinkExisting(t *testing.T) {
 	}
 }
 
+// TestSinkLeases: a lease that is there for another time is not taken for the
+// source's, and none that is gone for there.
+func TestSinkLeases(t *testing.T) {
+	from, to := startServer(t), startServer(t)
+	fill(t, from)
+	grant(t, from, -5, 400)
+	put(t, from, "negative", "", clientv3.WithLease(-5))
+	grant(t, to, 77, 5)
+	for _, existing := range []bool{false, true} {
+		_, err := snapshot.Copy(t.Context(), NewSink(to, SinkOptions{Existing: existing}), open(t, from), nil)
+		if !errors.Is(err, ErrDifferent) || !strings.Contains(err.Error(), "lease 4d for 5 seconds, and not for 300") {
+			t.Errorf("with existing %v: %v", existing, err)
+		}
+	}
+	_, err := to.Revoke(t.Context(), 77)
+	check(t, err)
+	grant(t, to, 77, 300)
+	sink := NewSink(to, SinkOptions{})
+	_, err = snapshot.Copy(t.Context(), sink, open(t, from), nil)
+	check(t, err)
+	if got := render(t, open(t, to)); !strings.Contains(got, "lease -5 ttl 400") || !strings.Contains(got, "negative= create 7 version 1 lease -5\n") {
+		t.Errorf("got\n%s", got)
+	}
+	_, err = to.Revoke(t.Context(), 78)
+	check(t, err)
+	if err := sink.compareLease(t.Context(), snapshot.Lease{ID: 78, TTL: 600}); !errors.Is(err, ErrDifferent) {
+		t.Errorf("a lease that is gone: %v", err)
+	}
+	grant(t, to, 79, 2)
+	if err := sink.compareLease(t.Context(), snapshot.Lease{ID: 79, TTL: 1}); err != nil {
+		t.Errorf("a TTL that a server has raised: %v", err)
+	}
+}
+
+// sized answers with pages of no more than limit keys of four.
+type sized struct {
+	pb.UnimplementedKVServer
+	limit int64
+}
+
+func (s sized) Range(_ context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	if r.Limit > s.limit {
+		return nil, status.Error(codes.ResourceExhausted, "too large")
+	}
+	resp := &pb.RangeResponse{Header: &pb.ResponseHeader{ClusterId: 1, Revision: 9}}
+	for i := range int64(4) {
+		key := fmt.Appendf(nil, "%d", i)
+		if bytes.Compare(key, r.Key) < 0 {
+			continue
+		}
+		if resp.More = int64(len(resp.Kvs)) == r.Limit; resp.More {
+			break
+		}
+		resp.Kvs = append(resp.Kvs, &mvccpb.KeyValue{Key: key})
+	}
+	return resp, nil
+}
+
+// TestPagesTooLarge: a page that no message can carry is asked for in parts.
+func TestPagesTooLarge(t *testing.T) {
+	for _, limit := range []int64{3, 1, 0} {
+		client := serve(t, sized{limit: limit})
+		r := &reader{client: client, revision: 9, limit: 4}
+		var keys []string
+		err := r.each(t.Context(), func(kv *mvccpb.KeyValue) error {
+			keys = append(keys, string(kv.Key))
+			return nil
+		})
+		if limit > 0 && (err != nil || strings.Join(keys, "") != "0123") || limit == 0 && status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("pages of at most %d keys: %v, %v", limit, keys, err)
+		}
+	}
+}
+
 // TestSinkInterrupted: a copy that is interrupted goes on, and writes no key
 // twice.
 func TestSinkInterrupted(t *testing.T) {
@@ -304,22 +381,26 @@ func (alone) Range(_ context.Context, r *pb.RangeRequest) (*pb.RangeResponse, er
 
 // TestDialAlone: a member whose cluster has no quorum can be dialed, so that what
 // it has can be saved.
-func TestDialAlone(t *testing.T) {
+func TestDialAlone(t *testing.T) { serve(t, alone{}) }
+
+// serve returns a client of kv, which it has dialed.
+func serve(t *testing.T, kv pb.KVServer) *clientv3.Client {
+	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", socket)
 	check(t, err)
 	server := grpc.NewServer()
-	pb.RegisterKVServer(server, alone{})
+	pb.RegisterKVServer(server, kv)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
-	client, err := Dial(t.Context(), Config{Endpoints: []string{"unix://" + socket}, DialTimeout: time.Second})
-	if err != nil {
-		t.Error(err)
-	} else {
-		check(t, client.Close())
-	}
-	server.Stop()
-	check(t, <-served)
+	t.Cleanup(func() {
+		server.Stop()
+		check(t, <-served)
+	})
+	client, err := Dial(t.Context(), Config{Endpoints: []string{"unix://" + socket}, DialTimeout: 5 * time.Second})
+	check(t, err)
+	t.Cleanup(func() { check(t, client.Close()) })
+	return client
 }
 
 func TestDial(t *testing.T) {

@@ -170,12 +170,35 @@ func (s *Sink) grant(ctx context.Context) error {
 	leases := clientv3.RetryLeaseClient(s.client) // Client.Grant chooses the id itself
 	for _, l := range s.state.Leases {
 		_, err := leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: l.ID, TTL: l.TTL})
-		if err = clientv3.ContextError(ctx, err); err != nil && !errors.Is(err, rpctypes.ErrLeaseExist) {
+		err = clientv3.ContextError(ctx, err)
+		if errors.Is(err, rpctypes.ErrLeaseExist) {
+			err = s.compareLease(ctx, l)
+		}
+		if err != nil {
 			return fmt.Errorf("%x: %w", l.ID, err)
 		}
 		if _, err := s.client.KeepAlive(ctx, clientv3.LeaseID(l.ID)); err != nil {
 			return fmt.Errorf("%x: %w", l.ID, err)
 		}
+	}
+	return nil
+}
+
+// raisedTTL is the longest TTL that an etcd can raise a shorter one to: one and a
+// half of its election timeout, of which 50 s is the most.
+const raisedTTL = 75
+
+// compareLease reports, as ErrDifferent, a lease that the server does not have,
+// or for another time: the keys would live as long as that.
+func (s *Sink) compareLease(ctx context.Context, l snapshot.Lease) error {
+	has, err := s.client.TimeToLive(ctx, clientv3.LeaseID(l.ID))
+	switch {
+	case err != nil:
+		return err
+	case has.TTL < 0:
+		return fmt.Errorf("%w: there is no lease %x any more", ErrDifferent, l.ID)
+	case has.GrantedTTL != l.TTL && (has.GrantedTTL < l.TTL || has.GrantedTTL > raisedTTL):
+		return fmt.Errorf("%w: it has the lease %x for %d seconds, and not for %d: revoke it, or wait for its end", ErrDifferent, l.ID, has.GrantedTTL, l.TTL)
 	}
 	return nil
 }
@@ -240,6 +263,11 @@ func (s *Sink) verify(ctx context.Context) error {
 		return fmt.Errorf("%w: %d keys differ from the source or are not in it, such as %q", ErrDifferent, other, first)
 	case same != len(s.live):
 		return fmt.Errorf("%w: %d of %d keys are there", ErrDifferent, same, len(s.live))
+	}
+	for _, l := range s.state.Leases {
+		if err := s.compareLease(ctx, l); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -44,10 +44,10 @@ func Open(ctx context.Context, client *clientv3.Client, report func(snapshot.Pro
 	var done snapshot.Progress
 	leases := make(map[int64]bool)
 	err = r.each(ctx, func(kv *mvccpb.KeyValue) error {
-		p, err := s.spool.add(kv.Key, kv.Value, pairOf(kv))
+		p, err := s.spool.add(kv.Key, kv.Value, pairOf(kv, r.kine))
 		s.pairs = append(s.pairs, p)
-		if kv.Lease > 0 {
-			leases[kv.Lease] = true
+		if p.lease != 0 {
+			leases[p.lease] = true
 		}
 		done.Records++
 		done.Bytes += int64(len(kv.Key) + len(kv.Value))
@@ -76,9 +76,13 @@ func Open(ctx context.Context, client *clientv3.Client, report func(snapshot.Pro
 	return s, nil
 }
 
-// pairOf takes kine's answers for what they mean: it counts no versions.
-func pairOf(kv *mvccpb.KeyValue) pair {
-	p := pair{mod: kv.ModRevision, create: kv.CreateRevision, version: kv.Version, lease: max(kv.Lease, 0)}
+// pairOf takes kine's answers for what they mean: it counts no versions, and a
+// lease is a number of seconds.
+func pairOf(kv *mvccpb.KeyValue, kine bool) pair {
+	p := pair{mod: kv.ModRevision, create: kv.CreateRevision, version: kv.Version, lease: kv.Lease}
+	if kine {
+		p.lease = max(p.lease, 0)
+	}
 	if p.create < 1 || p.create > p.mod {
 		p.create = p.mod
 	}
