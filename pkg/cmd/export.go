@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,7 +21,8 @@ const exportHelp = `Export writes the data of a place, each that import reads, w
 
 To a file: a snapshot with everything, revisions and history included, which
 etcdutl snapshot restore makes an etcd of. This is the way back to etcd for a
-kube-apiserver.
+kube-apiserver. Every etcd from 3.6 on takes it; for an older one use
+--etcd-version.
 
 To a server that runs: keys and leases only, with new revisions, since no server
 lets a client choose them. Stop kube-apiserver and whoever else holds resource
@@ -34,6 +37,7 @@ const exportExamples = `  # A snapshot for etcdutl snapshot restore
 
 func newExport(environ []string) *cobra.Command {
 	var existing bool
+	var version string
 	cmd := &cobra.Command{
 		Use:     "export --from=PLACE --to=PLACE",
 		Short:   "Write the data to a snapshot, or into an etcd that runs",
@@ -44,6 +48,7 @@ func newExport(environ []string) *cobra.Command {
 	cmd.Flags().SortFlags = false
 	between := addBetweenFlags(cmd, "replace a file that is there")
 	cmd.Flags().BoolVar(&existing, "existing", false, "write into a server that has keys: equal ones are skipped, so that what was cut off goes on, and others are overwritten")
+	cmd.Flags().StringVar(&version, "etcd-version", etcdfile.DefaultVersion, "the `version` of the oldest etcd that is to read a file: "+strings.Join(etcdfile.Versions, ", "))
 	access := addAccessFlags(cmd, true)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		ctx, stop := interruptible(cmd)
@@ -56,13 +61,16 @@ func newExport(environ []string) *cobra.Command {
 		if to.at != "" && to.kind != placeFile && to.kind != placeServer {
 			return config.Usagef("--to: %s is not for export: name a file or a server; keelson import makes keelson's data", to)
 		}
+		if !slices.Contains(etcdfile.Versions, version) {
+			return config.Usagef("--etcd-version %s: use one of %s", version, strings.Join(etcdfile.Versions, ", "))
+		}
 		switch {
 		case between.dryRun:
 			return access.dryRun(ctx, cmd, from, to, between.force, existing)
 		case to.kind == placeServer:
 			return access.toServer(ctx, cmd, from, to, existing)
 		}
-		return access.toFile(ctx, cmd, from, to.at, between.force)
+		return access.toFile(ctx, cmd, from, to.at, version, between.force)
 	}
 	return cmd
 }
@@ -92,7 +100,7 @@ func (a *accessFlags) dryRun(ctx context.Context, cmd *cobra.Command, from, to p
 }
 
 // toFile writes a snapshot.
-func (a *accessFlags) toFile(ctx context.Context, cmd *cobra.Command, from place, path string, force bool) error {
+func (a *accessFlags) toFile(ctx context.Context, cmd *cobra.Command, from place, path, version string, force bool) error {
 	file := saving{force: force}
 	var count *tally
 	_, err := file.write(path, func(part *os.File) error {
@@ -100,7 +108,7 @@ func (a *accessFlags) toFile(ctx context.Context, cmd *cobra.Command, from place
 		if err != nil {
 			return err
 		}
-		count, err = move(ctx, cmd, src, etcdfile.NewWriter(part, etcdfile.Options{}), "exporting")
+		count, err = move(ctx, cmd, src, etcdfile.NewWriter(part, etcdfile.Options{Version: version}), "exporting")
 		return errors.Join(err, src.Close())
 	})
 	if err != nil {

@@ -139,6 +139,7 @@ func TestMoveUsage(t *testing.T) {
 	says(t, exitUsage, "--to is missing", "import", "--from", k3s)
 	says(t, exitUsage, "is not a place for keelson's data", "import", "--from", k3s, "--to", "http://127.0.0.1:1")
 	says(t, exitUsage, "--to: x/ is not for export", "export", "--from", k3s, "--to", "x/")
+	says(t, exitUsage, "--etcd-version 3.4: use one of 3.7, 3.6, 3.5", "export", "--from", k3s, "--to", "x.db", "--etcd-version=3.4")
 	says(t, exitUsage, "unexpected argument", "import", k3s)
 	says(t, exitUsage, "name two places", "verify", k3s)
 	says(t, exitUsage, "oracle://… is not a place", "import", "--dry-run", "--from", "oracle://x")

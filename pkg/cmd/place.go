@@ -80,8 +80,12 @@ func parsePlace(text string) (place, error) {
 // kinePrefix is before what would be understood as keelson's otherwise.
 const kinePrefix = "kine:"
 
-// etcdFile is where etcd has its data in its data directory.
-var etcdFile = filepath.Join("member", "snap", "db")
+// Where etcd has its data in its data directory, and the log of what is to come
+// there.
+var (
+	etcdFile     = filepath.Join("member", "snap", "db")
+	walDirectory = filepath.Join("member", "wal")
+)
 
 func placeOnDisk(path string) (place, error) {
 	if path == "" {

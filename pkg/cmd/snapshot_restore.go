@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -173,7 +174,28 @@ func openFile(ctx context.Context, cmd *cobra.Command, file string, withoutAuth,
 		return nil, errors.Join(err, src.Close())
 	}
 	warnOfAccounts(cmd, file, src, withoutAuth)
+	if err := checkWAL(cmd, file, src); err != nil {
+		return nil, errors.Join(err, src.Close())
+	}
 	return src, nil
+}
+
+// checkWAL refuses the db file in a data directory of etcd's that lacks what etcd
+// has acknowledged.
+func checkWAL(cmd *cobra.Command, file string, src *etcdfile.Reader) error {
+	dir, ok := strings.CutSuffix(file, etcdFile)
+	if !ok {
+		return nil
+	}
+	err := src.CheckWAL(filepath.Join(dir, walDirectory))
+	switch {
+	case errors.Is(err, etcdfile.ErrNoWAL):
+		warn(cmd, "%s: etcd's write-ahead log is not in its data directory: if etcd was killed, its last writes are missing", file)
+		return nil
+	case err != nil:
+		return fmt.Errorf("%s: nothing was changed: %w: was etcd killed? start it once more and stop it, or save a snapshot; a copy of the file is taken as it is", file, err)
+	}
+	return nil
 }
 
 // warnOfAccounts says what is left out of src, unless that is what was said.

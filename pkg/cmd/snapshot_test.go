@@ -96,7 +96,7 @@ func TestSnapshotThereAndBack(t *testing.T) {
 		}
 	}
 	status(file, &first)
-	if first.TotalKey != int64(keys) || first.Compacted != 60 || first.Leases != 1 || !first.Checksum || first.Version != "3.7.0" {
+	if first.TotalKey != int64(keys) || first.Compacted != 60 || first.Leases != 1 || !first.Checksum || first.Version != "3.6.0" {
 		t.Errorf("status: %+v; want %d keys", first, keys)
 	}
 	to := filepath.Join(work, "data")

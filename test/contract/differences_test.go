@@ -36,6 +36,7 @@ var differences = []difference{
 		etcd: textNoSpace, keelson: "",
 	},
 	{name: "hash_is_of_the_content", run: hashOfContent, etcd: "false", keelson: "true"},
+	{name: "snapshot_for_an_older_etcd", run: storageVersion, etcd: "3.7.0", keelson: "3.6.0"},
 	{name: "hashkv_at_a_compaction", run: hashAtCompaction, etcd: "compact revision -1", keelson: "compact revision 3"},
 	{name: "overtaken_in_a_compacted_revision", run: overtaken, etcd: "DELETE", keelson: "PUT DELETE"},
 	{name: "stream_by_another_target", run: streamByTarget, etcd: "mixed up", keelson: "as Range"},

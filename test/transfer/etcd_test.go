@@ -113,8 +113,37 @@ func TestEtcd(t *testing.T) {
 		t.Errorf("the last etcd has\n%swant\n%s", got, want)
 	}
 	keelson(t, "verify", first.Endpoint, third.Endpoint)
+	for _, version := range []string{"3.5", "3.7"} { // of an etcd that is older, and of one as new
+		keelson(t, "export", "--from", s.Endpoint, "--to", file, "--force", "--etcd-version", version)
+		keelson(t, "verify", file, restoreEtcd(t, file).Endpoint)
+	}
 	check(t, third.Stop())
 	keelson(t, "verify", file, filepath.Join(third.Dir, "data"))
+}
+
+// TestKilled: the data directory of an etcd that was killed is refused while its
+// log has more than its database, and taken when etcd has been stopped.
+func TestKilled(t *testing.T) {
+	s := harness.StartServer(t, harness.Etcd)
+	c := connect(t, s.Endpoint)
+	fillEtcd(t, c, 6)
+	_, err := c.Put(t.Context(), "acknowledged", "")
+	check(t, err)
+	s.Kill()
+	dir := filepath.Join(s.Dir, "data")
+	for _, args := range [][]string{
+		{"import", "--from", dir, "--dry-run"}, {"snapshot", "restore", dir, "--skip-hash-check", "--dry-run"},
+		{"export", "--from", filepath.Join(dir, "member", "snap", "db"), "--dry-run"},
+	} {
+		fails(t, "start it once more and stop it", args...)
+	}
+	s.Restart()
+	check(t, s.Stop())
+	to := filepath.Join(t.TempDir(), "data")
+	keelson(t, "import", "--from", dir, "--to", to)
+	keelson(t, "verify", dir, to)
+	s.Restart()
+	keelson(t, "verify", s.Endpoint, to)
 }
 
 // restoreEtcd starts an etcd on what etcdutl makes of a snapshot.

@@ -26,12 +26,14 @@ func entriesOf(state snapshot.State, opt Options) (map[string][]entry, error) {
 			{[]byte(metaIndex), bigEndian(opt.Index)},
 			{[]byte(metaTerm), bigEndian(opt.Term)},
 			{[]byte(metaConf), conf},
-			{[]byte(metaVersion), []byte(storageVersion)},
 		},
-		bucketCluster: {{[]byte(clusterVersion), []byte(storageVersion)}},
+		bucketCluster: {{[]byte(clusterVersion), []byte(opt.Version + ".0")}},
 		bucketAuth:    {{[]byte(authRevision), bigEndian(1)}},
 	}
 	add := func(bucket string, key, value []byte) { all[bucket] = append(all[bucket], entry{key, value}) }
+	if opt.Version >= firstStored {
+		add(bucketMeta, []byte(metaVersion), []byte(opt.Version+".0"))
+	}
 	if state.Compacted > 0 {
 		name := snapshot.AppendRevision(nil, eventlog.Revision{Main: state.Compacted}, false)
 		add(bucketMeta, []byte(metaScheduled), name)

@@ -393,6 +393,23 @@ func change(t testing.TB, path string, fn func(*bbolt.Tx) error) string {
 	return changed
 }
 
+// TestVersions: what a file says of the etcd that it is for.
+func TestVersions(t *testing.T) {
+	for version, want := range map[string][2]string{
+		"3.5": {"", "3.5.0"}, "": {"3.6.0", "3.6.0"}, "3.6": {"3.6.0", "3.6.0"}, "3.7": {"3.7.0", "3.7.0"},
+	} {
+		path := write(t, example(), etcdfile.Options{Version: version})
+		equal(t, "what was read", dump(t, open(t, path)), dump(t, example()))
+		change(t, path, func(tx *bbolt.Tx) error {
+			got := [2]string{string(tx.Bucket([]byte("meta")).Get([]byte("storageVersion"))), string(tx.Bucket([]byte("cluster")).Get([]byte("clusterVersion")))}
+			if got != want {
+				t.Errorf("version %q: %q, want %q", version, got, want)
+			}
+			return nil
+		})
+	}
+}
+
 func meta(name, value string) func(*bbolt.Tx) error {
 	return func(tx *bbolt.Tx) error { return tx.Bucket([]byte("meta")).Put([]byte(name), []byte(value)) }
 }

@@ -5,12 +5,12 @@
 //	key              revision (17 bytes, 18 'ed)  mvccpb.KeyValue
 //	meta             consistent_index, term       8 bytes, big-endian
 //	                 confState                    JSON
-//	                 storageVersion               3.7.0
+//	                 storageVersion               3.6.0; none before 3.6
 //	                 scheduledCompactRev,         revision
 //	                 finishedCompactRev
 //	lease            id (8 bytes, big-endian)     leasepb.Lease
 //	alarm            etcdserverpb.AlarmMember     nothing
-//	cluster          clusterVersion               3.7.0
+//	cluster          clusterVersion               3.6.0
 //	members          id in hexadecimal            JSON
 //	members_removed  id in hexadecimal            removed
 //	auth             authRevision, authEnabled    8 bytes; 0 or 1
@@ -59,10 +59,19 @@ const (
 	authRevision   = "authRevision"
 	authEnabled    = "authEnabled"
 
-	// storageVersion is that of the files written, and the newest one read, but
-	// for its last number.
-	storageVersion = "3.7.0"
+	newestVersion = "3.7.0" // of the files read, but for its last number
 )
+
+// Versions are those of etcd that files can be written for, the newest first. An
+// etcd takes the files of its own and those for etcds before it.
+var Versions = []string{"3.7", "3.6", "3.5"}
+
+// DefaultVersion is the oldest one whose files every etcd that is supported
+// takes, and the one of etcds that know of storage versions.
+const DefaultVersion = "3.6"
+
+// firstStored is the version from which on the file says of which version it is.
+const firstStored = "3.6"
 
 // buckets are all that etcd makes.
 var buckets = []string{

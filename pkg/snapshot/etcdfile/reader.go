@@ -30,6 +30,7 @@ type Reader struct {
 	bolt     *boltFile
 	version  string
 	accounts int
+	index    uint64 // of the last entry of etcd's log that it has
 	state    snapshot.State
 	stamp    stamp // of what was verified
 
@@ -143,6 +144,9 @@ func (r *Reader) loadMeta(withoutAuth bool) error {
 	if r.version, err = checkVersion(meta[metaVersion]); err != nil {
 		return err
 	}
+	if index := meta[metaIndex]; len(index) == 8 {
+		r.index = binary.BigEndian.Uint64(index)
+	}
 	auth, err := r.bolt.all(bucketAuth)
 	if err != nil {
 		return err
@@ -174,7 +178,7 @@ func checkVersion(stored []byte) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%w: %q is not a storage version", snapshot.ErrInvalid, stored)
 	}
-	newest := semver.New(storageVersion)
+	newest := semver.New(newestVersion)
 	if version.Major != newest.Major || version.Minor > newest.Minor {
 		return "", fmt.Errorf("%w: it has etcd's storage version %s; this keelson knows up to %s", snapshot.ErrInvalid, version, newest)
 	}

@@ -25,6 +25,10 @@ type Options struct {
 
 	// Index and Term are those of Raft; 1 unless set.
 	Index, Term uint64
+
+	// Version is that of the etcd that is to read the file, one of Versions;
+	// DefaultVersion unless set.
+	Version string
 }
 
 func (o *Options) setDefaults() {
@@ -32,6 +36,7 @@ func (o *Options) setDefaults() {
 		o.Members = []Member{defaultMember}
 	}
 	o.Index, o.Term = max(o.Index, 1), max(o.Term, 1)
+	o.Version = cmp.Or(o.Version, DefaultVersion)
 }
 
 // writeBytes are written to a file at once.
