@@ -483,3 +483,76 @@ func TestReadsWithoutOne(t *testing.T) {
 		}
 	}
 }
+
+// TestReadsOfDeposedLeader: a leader that has not heard of the next one, as it
+// may be when its process was stopped for a while, answers no fence, although
+// the others hear its question.
+func TestReadsOfDeposedLeader(t *testing.T) {
+	net, dir := newNetwork(), t.TempDir()
+	var nodes []*raftlog.Log
+	for id := uint64(1); id <= 3; id++ {
+		election := time.Minute // node 1 does not step down by itself, and node 2 elects nobody by itself
+		if id == 3 {
+			election = 300 * time.Millisecond
+		}
+		n := openNode(t, net, dir, id, 3, election)
+		nodes = append(nodes, n)
+		net.set(id, n)
+		t.Cleanup(func() { _ = n.Close() })
+	}
+	for _, n := range nodes {
+		if _, err := n.Load(t.Context(), func(*eventlog.Record) error { return nil }); err != nil {
+			t.Fatalf("Load: %v", err)
+		}
+	}
+	old := nodes[0]
+	for tries := 0; leaderOf(t, nodes...) != old; tries++ {
+		if err := leaderOf(t, nodes...).MoveLeader(t.Context(), 1); err != nil && tries == 10 {
+			t.Fatalf("MoveLeader: %v", err)
+		}
+	}
+	head := appendTo(t, old, eventlog.Head{}, "before")
+	if at, err := old.Head(t.Context()); err != nil || at != head.Position {
+		t.Fatalf("Head of the leader: %d, %v, want %d", at, err, head.Position)
+	}
+
+	net.mu.Lock()
+	known := old.Status().Committed
+	net.watch = func(m *raftpb.Message) { // nor does the one that it will ask know what is new
+		if m.GetTo() == 2 && m.GetCommit() > known {
+			m.Commit = &known
+		}
+	}
+	asked := uint64(0) // by net.mu
+	net.drop = func(m *raftpb.Message) bool {
+		switch m.GetType() {
+		case raftpb.MsgReadIndex, raftpb.MsgReadIndexResp:
+			if m.GetFrom() == 1 {
+				asked = m.GetTo()
+			}
+			return false
+		}
+		return m.GetFrom() == 1 || m.GetTo() == 1
+	}
+	net.mu.Unlock()
+	nodes[1].ForgetLeader()
+	leader := leaderOf(t, nodes[1:]...)
+	if _, err := leader.Head(t.Context()); err != nil {
+		t.Fatalf("Head of the new leader: %v", err)
+	}
+	head = appendTo(t, leader, head, "after")
+	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if at, err := old.Head(short); err == nil {
+		t.Errorf("Head of the leader that was deposed: %d", at)
+	}
+	net.mu.Lock()
+	net.drop, net.watch = nil, nil
+	if asked != 2 || !old.Status().Leads {
+		t.Errorf("the old leader has asked node %d: %+v", asked, old.Status())
+	}
+	net.mu.Unlock()
+	if at, err := old.Head(t.Context()); err != nil || at != head.Position {
+		t.Errorf("Head of a node that leads no more: %d, %v, want %d", at, err, head.Position)
+	}
+}

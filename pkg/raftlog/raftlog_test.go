@@ -40,6 +40,9 @@ type network struct {
 
 	// watch sees what is sent, and may change it; nil if nobody looks.
 	watch func(*raftpb.Message) // mu
+
+	// drop says what is lost; nil loses nothing.
+	drop func(*raftpb.Message) bool // mu
 }
 
 func newNetwork() *network {
@@ -56,6 +59,9 @@ func (n *network) Send(messages []*raftpb.Message) {
 		if n.watch != nil {
 			m, _ = proto.Clone(m).(*raftpb.Message) // it is one
 			n.watch(m)
+		}
+		if n.drop != nil && n.drop(m) {
+			to = nil
 		}
 		n.mu.Unlock()
 		if to == nil {
