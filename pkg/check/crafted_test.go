@@ -73,6 +73,7 @@ func TestWhatDoesNotFollow(t *testing.T) {
 		"revision goes back":  {[]eventlog.Record{put("a", 3, 0, 3, 1, 0), put("b", 2, 0, 2, 1, 0)}, KindOrder, "follows revision 3.0"},
 		"revision again":      {[]eventlog.Record{put("a", 2, 0, 2, 1, 0), put("b", 2, 0, 2, 1, 0)}, KindOrder, ""},
 		"no revision":         {[]eventlog.Record{put("a", 0, 0, 0, 1, 0)}, KindOrder, ""},
+		"no revision left":    {[]eventlog.Record{put("a", 1<<62+1, 0, 1<<62+1, 1, 0)}, KindOrder, "there are none left"},
 		"sub left out":        {[]eventlog.Record{put("a", 2, 0, 2, 1, 0), put("b", 2, 2, 2, 1, 0)}, KindOrder, "a part of a transaction"},
 		"sub does not begin":  {[]eventlog.Record{put("a", 2, 0, 2, 1, 0), put("b", 3, 1, 3, 1, 0)}, KindOrder, "a part of a transaction"},
 		"lease is not there":  {[]eventlog.Record{put("a", 2, 0, 2, 1, 5)}, KindLease, `key "a" is attached to lease 5`},

@@ -43,7 +43,6 @@ var postgresDamages = []damage{
 	{"head seq", "UPDATE head SET seq = seq + 1", KindCounters},
 	{"head seq lower", "UPDATE head SET seq = seq - 1", KindCounters},
 	{"head revision", "UPDATE head SET revision = revision - 1", KindCounters},
-	{"head revision ahead", "UPDATE head SET revision = revision + 1000", KindCounters},
 	{"head batch", "UPDATE head SET batch = FLIP(batch)", KindCounters},
 	{"head batch cut", "UPDATE head SET batch = substr(batch, 1, 5)", KindCounters},
 	{"head bytes", "UPDATE head SET bytes = bytes + 1", KindCounters},

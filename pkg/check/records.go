@@ -16,6 +16,9 @@ type row struct {
 	header, key, batch, value []byte // nil is NULL
 }
 
+// maxRevision is the largest one that an import makes. No server comes so far.
+const maxRevision = 1 << 62
+
 // counters are what a driver counts apart from its rows.
 type counters struct {
 	floor, deleted int64
@@ -219,8 +222,10 @@ func (rs *records) finish(newest int64) {
 		}
 	}
 	if rs.revision > max(rs.last.Main, 1) && rs.revision > rs.compacted {
-		rs.found(KindCounters, "kept", "the newest revision is said to be %d, the newest record's is %d, and compaction has come to %d only",
-			rs.revision, rs.last.Main, rs.compacted)
+		rs.note("the newest revision is %d, and the newest record's is %d: an import from kine leaves such a gap", rs.revision, rs.last.Main)
+	}
+	if rs.Revision > maxRevision {
+		rs.found(KindOrder, "the newest revision", "it is %d: there are none left for writes", rs.Revision)
 	}
 	if rs.compacted > rs.Revision {
 		rs.found(KindCompact, where(rs.mark), "compacted up to revision %d, and the newest is %d", rs.compacted, rs.Revision)

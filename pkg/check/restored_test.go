@@ -3,6 +3,7 @@ package check
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/keelson-io/keelson/pkg/drivers/postgres"
@@ -71,6 +72,27 @@ func TestRestoredPostgresNeverCompacted(t *testing.T) {
 		if r := checkPostgres(t, url); !r.Clean() || len(r.Notes) != 0 {
 			t.Errorf("%+v", r)
 		}
+	}
+}
+
+// ahead is data whose newest revisions have left nothing, as in a table of kine's.
+type ahead struct{ snapshot.Source }
+
+func (ahead) State() snapshot.State { return snapshot.State{Revision: 9} }
+
+func (ahead) Records(_ context.Context, fn func(*eventlog.Record) error) error {
+	r := put("a", 4, 0, 4, 1, 0)
+	return fn(&r)
+}
+
+// TestRestoredAhead: that is no damage.
+func TestRestoredAhead(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := snapshot.Copy(t.Context(), datalog.SQLite(dir, datalog.Options{Logger: quiet()}), ahead{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if r := checkSQLite(t, dir); !r.Clean() || r.Revision != 9 || len(r.Notes) != 1 || !strings.Contains(r.Notes[0], "the newest revision is 9, and the newest record's is 4") {
+		t.Errorf("%+v", r)
 	}
 }
 
