@@ -27,7 +27,7 @@ import (
 const (
 	exitOK     = 0
 	exitFailed = 1 // the server could not start or had to stop
-	exitUsage  = 2 // the configuration is wrong; nothing was started
+	exitUsage  = 2 // the configuration is wrong; nothing was started; or see troubleError
 )
 
 // Execute runs the command and returns its exit code.
@@ -52,7 +52,8 @@ func report(err error, stderr io.Writer) int {
 	if !errors.As(err, &logged) {
 		fmt.Fprintln(stderr, "keelson:", err)
 	}
-	if errors.Is(err, embed.ErrConfig) {
+	var trouble *troubleError
+	if errors.Is(err, embed.ErrConfig) || errors.As(err, &trouble) {
 		return exitUsage // found only when it was used, such as a missing certificate
 	}
 	return exitFailed

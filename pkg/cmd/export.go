@@ -53,11 +53,14 @@ func newExport(environ []string) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		ctx, stop := interruptible(cmd)
 		defer stop()
-		access.complete(cmd.Flags(), environ)
+		if err := access.complete(cmd.Flags(), environ); err != nil {
+			return err
+		}
 		from, to, err := between.places(cmd, environ)
 		if err != nil {
 			return err
 		}
+		access.both = from.kind == placeServer && to.kind == placeServer
 		if to.at != "" && to.kind != placeFile && to.kind != placeServer {
 			return config.Usagef("--to: %s is not for export: name a file or a server; keelson import makes keelson's data", to)
 		}

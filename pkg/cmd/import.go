@@ -56,7 +56,9 @@ func newImport(environ []string) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		ctx, stop := interruptible(cmd)
 		defer stop()
-		access.complete(cmd.Flags(), environ)
+		if err := access.complete(cmd.Flags(), environ); err != nil {
+			return err
+		}
 		from, to, err := between.places(cmd, environ)
 		if err != nil {
 			return err

@@ -21,41 +21,35 @@ import (
 
 // accessFlags say how places are read, and servers reached.
 type accessFlags struct {
-	remote.Config          // of servers
-	to            tlsFlags // of the second place, where it has others
+	serverFlags
+	to            secondFlags
+	both          bool // are servers
 	noSnapshot    bool
 	whileRunning  bool
 	withoutAuth   bool
 	skipHashCheck bool
 }
 
-type tlsFlags struct{ cacert, cert, key string }
+// secondFlags are those of the second place, where it has others.
+type secondFlags struct{ cacert, cert, key, user, password string }
 
 // etcdctlPrefix is that of etcdctl's variables; those are read too.
 const etcdctlPrefix = "ETCDCTL_"
 
-// complete reads etcdctl's variables for what was not typed.
-func (a *accessFlags) complete(f *pflag.FlagSet, environ []string) {
-	for name, to := range map[string]*string{"CACERT": &a.CACert, "CERT": &a.Cert, "KEY": &a.Key, "USER": &a.User} {
-		if value := lookupEnviron(environ, etcdctlPrefix+name); value != "" && !f.Changed(strings.ToLower(name)) {
-			*to = value
-		}
+// complete reads the variables for what was not typed.
+func (a *accessFlags) complete(f *pflag.FlagSet, environ []string) error {
+	a.to.password = lookupEnviron(environ, config.EnvPrefix+"TO_PASSWORD")
+	if name, password, ok := strings.Cut(a.to.user, ":"); ok {
+		a.to.user, a.to.password = name, password
 	}
-	a.Password = lookupEnviron(environ, etcdctlPrefix+"PASSWORD")
-	if name, password, ok := strings.Cut(a.User, ":"); ok {
-		a.User, a.Password = name, password
-	}
+	return a.serverFlags.complete(f, environ)
 }
 
 // addAccessFlags adds them to cmd; second are those of a second server.
 func addAccessFlags(cmd *cobra.Command, second bool) *accessFlags {
 	a := &accessFlags{}
 	f := cmd.Flags()
-	f.StringVar(&a.CACert, "cacert", "", "the `file` of the authority that signs the server's certificate")
-	f.StringVar(&a.Cert, "cert", "", "the `file` of the client's certificate")
-	f.StringVar(&a.Key, "key", "", "the `file` of its key")
-	f.BoolVar(&a.InsecureSkipTLSVerify, "insecure-skip-tls-verify", false, "take any certificate of the server")
-	f.StringVar(&a.User, "user", "", "the user `name` for the server, with its password in ETCDCTL_PASSWORD; ETCDCTL_CACERT and so on are read, too")
+	a.add(f)
 	f.BoolVar(&a.noSnapshot, "no-snapshot", false, "read a server's keys page by page, as of one revision and without history: for kine, proxies and users that may not ask for a snapshot")
 	f.BoolVar(&a.whileRunning, "while-running", false, "read kine's PostgreSQL or MySQL even if others seem to use it: what they write from now on is missing")
 	f.BoolVar(&a.withoutAuth, "without-auth", false, "take the data of an etcd with users and roles, and leave these out")
@@ -64,18 +58,28 @@ func addAccessFlags(cmd *cobra.Command, second bool) *accessFlags {
 		f.StringVar(&a.to.cacert, "to-cacert", "", "as --cacert, for the second place")
 		f.StringVar(&a.to.cert, "to-cert", "", "as --cert, for the second place")
 		f.StringVar(&a.to.key, "to-key", "", "as --key, for the second place")
+		f.StringVar(&a.to.user, "to-user", "", "as --user, for the second of two servers, which is not told that one; its password is in KEELSON_TO_PASSWORD")
 	}
 	return a
 }
 
 // dial returns a client of the server at p, which has answered.
 func (a *accessFlags) dial(ctx context.Context, p place, second bool) (*clientv3.Client, error) {
-	c := a.Config
+	c := a.reach(second)
 	c.Endpoints = strings.Split(p.at, ",")
-	if second && a.to != (tlsFlags{}) {
-		c.CACert, c.Cert, c.Key = a.to.cacert, a.to.cert, a.to.key
-	}
 	return remote.Dial(ctx, c)
+}
+
+// reach returns how a server is reached.
+func (a *accessFlags) reach(second bool) remote.Config {
+	c := a.Config
+	if to := a.to; second && (to.cacert != "" || to.cert != "" || to.key != "") {
+		c.CACert, c.Cert, c.Key = to.cacert, to.cert, to.key
+	}
+	if second && (a.both || a.to.user != "") {
+		c.User, c.Password = a.to.user, a.to.password
+	}
+	return c
 }
 
 // open opens the place that data comes from.
@@ -222,7 +226,7 @@ func warnOfPassword(cmd *cobra.Command, text, instead string) {
 	_, rest, _ := strings.Cut(strings.TrimPrefix(text, kinePrefix), "://")
 	userinfo, _, ok := strings.Cut(rest, "@")
 	u, err := url.Parse(text)
-	if ok && strings.Contains(userinfo, ":") || err == nil && u.Query().Has("password") {
+	if ok && strings.Contains(userinfo, ":") || err == nil && (u.Query().Has("password") || u.Query().Has("sslpassword")) {
 		warn(cmd, "every user of this machine can see the password among the processes (ps): leave it out, and use %s, PGPASSFILE or MYSQL_PWD", instead)
 	}
 }

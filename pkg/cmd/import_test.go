@@ -8,6 +8,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
 )
 
 // newKine makes a database as k3s leaves it, and returns k3s's directory.
@@ -146,7 +149,8 @@ func TestMoveUsage(t *testing.T) {
 	says(t, exitUsage, "URL of kine's datastore", "import", "--dry-run", "--from", "kine:oracle://x")
 	says(t, exitFailed, nowhere, "import", "--dry-run", "--from", nowhere)
 	says(t, exitFailed, "no server/db/state.db", "import", "--dry-run", "--from", "kine:"+t.TempDir())
-	says(t, exitFailed, "127.0.0.1:1", "verify", k3s, "http://127.0.0.1:1")
+	says(t, exitUsage, "127.0.0.1:1", "verify", k3s, "http://127.0.0.1:1")
+	says(t, exitUsage, "not a duration", "verify", k3s, "http://127.0.0.1:1", "--dial-timeout=x")
 }
 
 // TestMovePasswords: a password is taken from a variable, warned of on the
@@ -165,6 +169,37 @@ func TestMovePasswords(t *testing.T) {
 		out, err := cmd.CombinedOutput()
 		if text := string(out); err == nil || strings.Contains(text, "secret") || strings.Contains(text, "every user") || !strings.Contains(text, "127.0.0.1") {
 			t.Errorf("KEELSON_FROM=%s: %v: %s", endpoint, err, text)
+		}
+	}
+}
+
+// TestSecondServer: of two servers the second is told its own user, never that of
+// the first; where there is one server, it is told the only user there is.
+func TestSecondServer(t *testing.T) {
+	t.Parallel()
+	environ := []string{"ETCDCTL_USER=first:secret", "ETCDCTL_DIAL_TIMEOUT=70ms", "ETCDCTL_INSECURE_SKIP_TLS_VERIFY=true", "KEELSON_TO_PASSWORD=other"}
+	for _, c := range []struct {
+		both         bool
+		args         []string
+		second, word string
+	}{
+		{true, nil, "", "other"},
+		{true, []string{"--to-user=second"}, "second", "other"},
+		{true, []string{"--to-user=second:third"}, "second", "third"},
+		{false, nil, "first", "secret"},
+		{false, []string{"--to-user=second"}, "second", "other"},
+	} {
+		cmd := &cobra.Command{}
+		access := addAccessFlags(cmd, true)
+		must(t, cmd.ParseFlags(c.args))
+		must(t, access.complete(cmd.Flags(), environ))
+		access.both = c.both
+		first, second := access.reach(false), access.reach(true)
+		if first.User != "first" || first.Password != "secret" || first.DialTimeout != 70*time.Millisecond || !first.InsecureSkipTLSVerify {
+			t.Errorf("%+v: the first is reached by %+v", c, first)
+		}
+		if second.User != c.second || second.User != "" && second.Password != c.word {
+			t.Errorf("%+v: the second is reached by %+v", c, second)
 		}
 	}
 }

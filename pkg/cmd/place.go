@@ -128,6 +128,7 @@ func (p place) String() string {
 	}
 	q := u.Query()
 	q.Del("password")
+	q.Del("sslpassword")
 	u.RawQuery = q.Encode()
 	if u.User != nil {
 		u.User = url.User(u.User.Username())

@@ -53,6 +53,7 @@ func newSave(environ []string) *cobra.Command {
 		},
 	}
 	cmd.Flags().SortFlags = false
+	cmd.Flags().StringSliceVar(&s.server.Endpoints, "endpoints", []string{"127.0.0.1:2379"}, "the `server`: http://host:port, https://…, unix:///path")
 	s.server.add(cmd.Flags())
 	s.data = addDataFlags(cmd)
 	cmd.Flags().BoolVar(&s.offline, "offline", false, "read the data without a server, where the server's variables say that it is")
@@ -65,9 +66,9 @@ type serverFlags struct {
 	remote.Config
 }
 
+// add adds all of them but --endpoints.
 func (s *serverFlags) add(f *pflag.FlagSet) {
-	f.StringSliceVar(&s.Endpoints, "endpoints", []string{"127.0.0.1:2379"}, "the `server`: http://host:port, https://…, unix:///path; ETCDCTL_ENDPOINTS and so on are read, too")
-	f.StringVar(&s.CACert, "cacert", "", "`file` of the CA that the server's certificate is of")
+	f.StringVar(&s.CACert, "cacert", "", "`file` of the CA that the server's certificate is of; ETCDCTL_CACERT and so on are read, too")
 	f.StringVar(&s.Cert, "cert", "", "`file` of this client's certificate")
 	f.StringVar(&s.Key, "key", "", "`file` of that certificate's key")
 	f.BoolVar(&s.InsecureSkipTLSVerify, "insecure-skip-tls-verify", false, "do not check the server's certificate: for tests only")
@@ -90,20 +91,18 @@ func (s *serverFlags) typed(cmd *cobra.Command) bool {
 
 // complete reads etcdctl's variables for what was not typed.
 func (s *serverFlags) complete(f *pflag.FlagSet, environ []string) error {
-	for _, pair := range environ {
-		name, value, _ := strings.Cut(pair, "=")
-		if name, ok := strings.CutPrefix(name, "ETCDCTL_"); ok && value != "" {
-			name = strings.ToLower(strings.ReplaceAll(name, "_", "-"))
-			for _, known := range serverFlagNames {
-				if name == known && !f.Changed(name) {
-					if err := f.Set(name, value); err != nil {
-						return config.Usagef("ETCDCTL_%s: %s", strings.ToUpper(name), err)
-					}
-				}
-			}
+	typed := f.Changed("password")
+	for _, name := range serverFlagNames {
+		variable := etcdctlPrefix + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+		value := lookupEnviron(environ, variable)
+		if value == "" || f.Lookup(name) == nil || f.Changed(name) {
+			continue
+		}
+		if err := f.Set(name, value); err != nil {
+			return config.Usagef("%s: %s", variable, err)
 		}
 	}
-	if name, password, ok := strings.Cut(s.User, ":"); ok && s.Password == "" {
+	if name, password, ok := strings.Cut(s.User, ":"); ok && !typed {
 		s.User, s.Password = name, password
 	}
 	return nil

@@ -316,15 +316,16 @@ func TestPlaces(t *testing.T) {
 		t.Fatal(err)
 	}
 	for text, want := range map[string]place{
-		"postgres://me:secret@h/d?password=x": {placePostgres, "postgres://me:secret@h/d?password=x"},
-		"sqlite:///var/lib":                   {placeSQLite, "/var/lib"},
-		"http://h:1":                          {placeServer, "http://h:1"},
-		"unixs:///k.sock":                     {placeServer, "unixs:///k.sock"},
-		"file://" + db:                        {placeFile, db},
-		etcds:                                 {placeFile, db},
-		ours:                                  {placeSQLite, ours},
-		work + "/new/":                        {placeSQLite, work + "/new/"},
-		work + "/new":                         {placeFile, work + "/new"},
+		"postgres://me:secret@h/d?password=x":    {placePostgres, "postgres://me:secret@h/d?password=x"},
+		"postgres://me:secret@h/d?sslpassword=x": {placePostgres, "postgres://me:secret@h/d?sslpassword=x"},
+		"sqlite:///var/lib":                      {placeSQLite, "/var/lib"},
+		"http://h:1":                             {placeServer, "http://h:1"},
+		"unixs:///k.sock":                        {placeServer, "unixs:///k.sock"},
+		"file://" + db:                           {placeFile, db},
+		etcds:                                    {placeFile, db},
+		ours:                                     {placeSQLite, ours},
+		work + "/new/":                           {placeSQLite, work + "/new/"},
+		work + "/new":                            {placeFile, work + "/new"},
 	} {
 		got, err := parsePlace(text)
 		if err != nil || got != want {
