@@ -170,11 +170,12 @@ func (b *Backups) Run(ctx context.Context) error {
 		}
 		b.due(ctx, next, b.opt.Schedule.Next(begin))
 		if ctx.Err() != nil {
-			return nil
+			break
 		}
 		next = b.after(begin)
 		b.opt.Metrics.next.Set(seconds(next))
 	}
+	return nil
 }
 
 // prepare notices at the start what would make the first backup fail.
