@@ -60,8 +60,8 @@ func (c codec) Marshal(v any) (data mem.BufferSlice, err error) {
 	return data, err
 }
 
-// bufferTaker is a message that decodes itself, without a copy of what it has: a
-// piece of a node's data.
+// bufferTaker is a message that decodes itself: a piece of a node's data, or
+// forwarded requests.
 type bufferTaker interface {
 	TakeBuffers(data mem.BufferSlice) error
 }
@@ -71,10 +71,6 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	c.traffic.received.Add(int64(data.Len()))
 	if m, ok := v.(bufferTaker); ok {
 		return m.TakeBuffers(data)
-	}
-	if f, ok := v.(*frames); ok {
-		*f = data.Materialize()
-		return nil
 	}
 	if skipTxn(data, v, c.maxTxnOps) {
 		return nil

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
@@ -56,6 +57,12 @@ func appendFrame(buf []byte, number uint64, kind frameKind, millis uint64, lengt
 
 // sizeFrame is the size of a frame at most.
 func sizeFrame(length int) int { return 4*10 + length }
+
+// TakeBuffers implements bufferTaker.
+func (m *frames) TakeBuffers(data mem.BufferSlice) error {
+	*m = data.Materialize()
+	return nil
+}
 
 // next takes the first frame off m.
 func (m *frames) next() (f frame, err error) {
