@@ -144,7 +144,7 @@ func TestDamagedSnapshot(t *testing.T) {
 		t.Fatalf("WriteSnapshot: %v", err)
 	}
 	joining := startNode(t, net, dir, 2, nil)
-	for i := 0; i < whole.Len(); i += 37 {
+	for i := 0; i < whole.Len(); i += 61 {
 		if err := joining.ReadSnapshot(t.Context(), bytes.NewReader(whole.Bytes()[:i])); err == nil {
 			t.Fatalf("a snapshot of %d of %d bytes was taken", i, whole.Len())
 		}
