@@ -237,7 +237,7 @@ func (st *state) applyEvent(r *eventlog.Record) error {
 	}
 	if e.last.tombstone() {
 		st.garbage.bury(r.Revision.Main, r.Seq, e.key)
-	} else if r.Lease != 0 {
+	} else if _, granted := st.leases.Get(r.Lease); granted { // an import may have keys of leases that there are not
 		st.attached.Set(attachment{r.Lease, e.key})
 	}
 	st.keys.Set(e)

@@ -24,6 +24,7 @@ import (
 	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/snapshot"
 	"github.com/keelson-io/keelson/pkg/snapshot/etcdfile"
+	"github.com/keelson-io/keelson/pkg/snapshot/snapshottest"
 )
 
 // memory is a source.
@@ -142,8 +143,8 @@ func TestWriteAndRead(t *testing.T) {
 	}
 	equal(t, "what was read", dump(t, r), dump(t, src))
 	equal(t, "what was read again", dump(t, r), dump(t, src))
-	got, gotErr := snapshot.Hash(t.Context(), r)
-	want, wantErr := snapshot.Hash(t.Context(), src)
+	got, gotErr := snapshottest.Hash(t.Context(), r)
+	want, wantErr := snapshottest.Hash(t.Context(), src)
 	if got != want || gotErr != nil || wantErr != nil {
 		t.Errorf("hash is %d, %v, want %d, %v", got, gotErr, want, wantErr)
 	}
@@ -187,7 +188,7 @@ put 8.0 "/registry/a" create 7 version 2 lease 0 value true 0
 	again := open(t, write(t, r, etcdfile.Options{}))
 	equal(t, "what was written of it", dump(t, again), dump(t, r))
 	for _, src := range []snapshot.Source{r, again} {
-		if hash, err := snapshot.Hash(t.Context(), src); hash != 2893802962 || err != nil {
+		if hash, err := snapshottest.Hash(t.Context(), src); hash != 2893802962 || err != nil {
 			t.Errorf("the hash is %d, %v", hash, err)
 		}
 	}
