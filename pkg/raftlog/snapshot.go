@@ -206,6 +206,9 @@ func (l *Log) sendsSnapshots() bool {
 // capture makes c one of the database after the newest entry applied, and says
 // what it is.
 func (l *Log) capture(ctx context.Context, c *sqlite.Copy) (snapshotMeta, error) {
+	if err := l.flush(ctx); err != nil { // so that little is left for which entries wait
+		return snapshotMeta{}, err
+	}
 	l.applying.Lock()
 	defer l.applying.Unlock()
 	if err := l.flush(ctx); err != nil {
