@@ -45,7 +45,7 @@ var sections = map[string]func(*world){
 		}
 		inside := w.etcd("/var/lib/rancher/k3s/server/db/etcd")
 		w.fill("unix://" + etcdSocket)
-		inside.Kill()
+		check(w.t, inside.Stop())
 	},
 	"From kine on PostgreSQL or MySQL": func(w *world) {
 		postgres, mysql := startPostgres(w.t), startMariaDB(w.t)

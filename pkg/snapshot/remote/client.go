@@ -55,7 +55,11 @@ func Dial(ctx context.Context, c Config) (*clientv3.Client, error) {
 	}
 	try, cancel := context.WithTimeout(ctx, config.DialTimeout)
 	defer cancel()
-	if _, err := client.Get(try, "\x00", clientv3.WithSerializable()); err != nil {
+	_, err = client.Get(try, "\x00", clientv3.WithSerializable())
+	if status.Code(err) == codes.Unimplemented { // kine
+		_, err = client.Get(try, "\x00")
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%v: %w", c.Endpoints, err), client.Close())
 	}
 	return client, nil

@@ -383,6 +383,18 @@ func (alone) Range(_ context.Context, r *pb.RangeRequest) (*pb.RangeResponse, er
 // it has can be saved.
 func TestDialAlone(t *testing.T) { serve(t, alone{}) }
 
+// asKine knows no serializable reads.
+type asKine struct{ pb.UnimplementedKVServer }
+
+func (asKine) Range(_ context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	if r.Serializable {
+		return nil, status.Error(codes.Unimplemented, "serializable is not implemented by kine")
+	}
+	return &pb.RangeResponse{Header: &pb.ResponseHeader{}}, nil
+}
+
+func TestDialKine(t *testing.T) { serve(t, asKine{}) }
+
 // serve returns a client of kv, which it has dialed.
 func serve(t *testing.T, kv pb.KVServer) *clientv3.Client {
 	t.Helper()
