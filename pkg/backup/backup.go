@@ -169,13 +169,9 @@ func (b *Backups) Run(ctx context.Context) error {
 			begin = now
 		}
 		b.due(ctx, next, b.opt.Schedule.Next(begin))
-		if ctx.Err() != nil {
-			break
-		}
-		next = b.after(begin)
+		next = b.after(ctx, begin)
 		b.opt.Metrics.next.Set(seconds(next))
 	}
-	return nil
 }
 
 // prepare notices at the start what would make the first backup fail.
@@ -273,10 +269,10 @@ func (b *Backups) sleep(ctx context.Context, d time.Duration) bool {
 }
 
 // after returns the time after t that is still to come, or has just passed.
-func (b *Backups) after(t time.Time) time.Time {
+func (b *Backups) after(ctx context.Context, t time.Time) time.Time {
 	now := wallClock()
 	next := b.opt.Schedule.Next(t)
-	if now.Sub(next) <= lateAfter {
+	if now.Sub(next) <= lateAfter || ctx.Err() != nil {
 		return next
 	}
 	b.log.WithField("due", next.Format(time.RFC3339)).Warn("a backup was missed: it was due while the one before was under way")
