@@ -85,9 +85,9 @@ func absent(path string) bool {
 // changes nothing.
 func CheckImport(opt ImportOptions) error {
 	im := &Importer{opt: opt, path: filepath.Join(opt.Dir, FileName)}
-	_, err := im.mayBegin()
+	err := checkLock(im.path + ".lock")
 	if err == nil {
-		err = checkLock(im.path + ".lock")
+		_, err = im.mayBegin()
 	}
 	if err != nil {
 		return fmt.Errorf("import into %s: %w", opt.Dir, err)

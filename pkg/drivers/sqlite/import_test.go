@@ -242,11 +242,12 @@ func TestCheckImport(t *testing.T) {
 		t.Errorf("something was made: %v", err)
 	}
 	l := mustOpen(t, dir)
-	check(false, ErrExists)
+	check(false, ErrLocked)
 	check(true, ErrLocked)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
+	check(false, ErrExists)
 	check(true, nil)
 	if dir = filepath.Join(dir, FileName, "c"); CheckImport(ImportOptions{Dir: dir}) == nil {
 		t.Error("a place below a file is taken")
