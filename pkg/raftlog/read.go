@@ -218,7 +218,9 @@ func (l *Log) askAgain() {
 		q.err = errNoAnswer
 		m, q = l.finish(q)
 	case r.seen == q.id:
-		r.avoid = q.to
+		if q.to != 0 {
+			r.avoid = q.to
+		}
 	default: // it is not old yet
 		r.seen, q = q.id, nil
 	}
