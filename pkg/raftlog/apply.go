@@ -33,8 +33,23 @@ const maxKept = 32
 
 // markBytes is how much of the Raft log a restart reads at most, together with
 // what the database has not made durable, and half of what memory holds of it
-// for followers that are behind.
+// for a follower that is far behind.
 const markBytes = 16 << 20
+
+// What memory holds of the Raft log while every follower has it: what has to be
+// there if another node becomes the leader, and one is a little behind it.
+const (
+	keptBytes = 8 << 20
+	keptStep  = 2 << 20
+	entrySize = 256 // of an entry beside its data, about
+)
+
+// kept are the places in the Raft log up to which memory holds entries on. It
+// belongs to the apply goroutine.
+type kept struct {
+	bytes uint64   // since the newest of steps
+	steps []uint64 // indexes, keptStep apart
+}
 
 // applyEntries applies committed entries, in order.
 func (l *Log) applyEntries(ctx context.Context, entries []*raftpb.Entry) error {
@@ -68,7 +83,24 @@ func (l *Log) applyEntry(ctx context.Context, e *raftpb.Entry) (err error) {
 	l.proposals.lost(e.GetTerm())
 	l.changes.dropped(e, first)
 	l.applied.advance(e.GetIndex())
+	l.noteKept(e)
 	return l.noteMark(e)
+}
+
+// noteKept gives back the memory of entries when enough newer ones are there.
+func (l *Log) noteKept(e *raftpb.Entry) {
+	k := &l.kept
+	if k.bytes += uint64(len(e.Data)) + entrySize; k.bytes < keptStep {
+		return
+	}
+	k.bytes = 0
+	k.steps = append(k.steps, e.GetIndex())
+	if len(k.steps) > keptBytes/keptStep {
+		if !l.sendsSnapshots() {
+			l.node.forgetKnown(k.steps[0])
+		}
+		k.steps = k.steps[1:]
+	}
 }
 
 // applyBatch applies one batch, whose fate is final with that.

@@ -234,7 +234,7 @@ func (d *disk) mark(m mark) (bool, error) {
 	if err := removeMarks(d.dir, m.index); err != nil {
 		return false, err
 	}
-	if _, err := d.mem.CreateSnapshot(m.index, m.conf, nil); err != nil {
+	if _, err := d.mem.CreateSnapshot(m.index, m.conf, nil); err != nil && !errors.Is(err, raft.ErrSnapOutOfDate) { // forgetKnown was further
 		return false, err
 	}
 	d.marked = m.index

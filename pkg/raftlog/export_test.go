@@ -79,6 +79,27 @@ func (l *Log) Newest() (all, pending int) {
 	return len(l.behind.batches), len(l.behind.batches) - l.behind.written
 }
 
+// Held is how much memory holds of the entries.
+func (l *Log) Held() (bytes int) {
+	mem := l.node.disk.mem
+	first, err := mem.FirstIndex()
+	if err != nil {
+		return 0
+	}
+	last, err := mem.LastIndex()
+	if err != nil || first > last {
+		return 0
+	}
+	entries, err := mem.Entries(first, last+1, 1<<40)
+	for _, e := range entries {
+		bytes += len(e.Data)
+	}
+	if err != nil { // some were forgotten meanwhile
+		return 0
+	}
+	return bytes
+}
+
 // Marked is the index of the newest mark, of a log that is closed.
 func (l *Log) Marked() uint64 { return l.node.disk.marked }
 

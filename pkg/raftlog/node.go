@@ -11,6 +11,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
@@ -270,6 +271,23 @@ func (n *node) forget(index uint64) {
 		index = min(index, raw.BasicStatus().Applied)
 		if first, err := n.disk.mem.FirstIndex(); err == nil && first <= index {
 			_ = n.disk.mem.Compact(index) // it is there
+		}
+	})
+}
+
+// forgetKnown is forget for entries that no other node lacks, as far as this one
+// knows: the leader does. A node that turns out to lack them gets a snapshot,
+// which has at least what is forgotten.
+func (n *node) forgetKnown(index uint64) {
+	n.inputs.put(func(raw *raft.RawNode) {
+		s := raw.BasicStatus()
+		index = min(index, s.Applied)
+		if s.RaftState == raft.StateLeader {
+			raw.WithProgress(func(_ uint64, _ raft.ProgressType, p tracker.Progress) { index = min(index, p.Match) })
+		}
+		if first, err := n.disk.mem.FirstIndex(); err == nil && first <= index {
+			_, _ = n.disk.mem.CreateSnapshot(index, nil, nil) // else a mark says the same of more
+			_ = n.disk.mem.Compact(index)                     // it is there
 		}
 	})
 }

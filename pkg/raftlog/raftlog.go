@@ -101,6 +101,7 @@ type Log struct {
 	proposals proposals
 	applied   *progress
 	marks     marks
+	kept      kept
 	reads     reads
 
 	snapshotCount          uint64

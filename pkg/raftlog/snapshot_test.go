@@ -39,7 +39,9 @@ func forgotten(t *testing.T, leader *raftlog.Log, head eventlog.Head) eventlog.H
 	if err := leader.Checkpoint(t.Context()); err != nil { // marks are made
 		t.Fatalf("Checkpoint: %v", err)
 	}
-	return appendTo(t, leader, head, "after marks")
+	head = appendTo(t, leader, head, "after marks")
+	await(t, "what is before the marks is forgotten", func() bool { return leader.Held() < 150*200<<10 })
+	return head
 }
 
 // dump returns all of a node's batches.
