@@ -183,6 +183,9 @@ func (b *backend) makesBackups() (bool, error) {
 		}
 		return s.Leads, nil
 	case g.shared != nil:
+		if _, ok := g.shared.Answers(); !ok {
+			return false, errors.New("the database does not answer")
+		}
 		return g.shared.Stats().Lessor, nil
 	}
 	return true, nil
@@ -214,7 +217,7 @@ func (b *backend) backupID(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if id := strings.TrimSpace(string(data)); err == nil && b.dataID == "" && g.store.Position() == 0 {
-		b.log.WithField("id", id).Warn("the data directory is empty, but for the name of the backups that there were: new ones get another name")
+		b.log.WithField("id", id).Info("the data directory is empty, but for the name of the backups that there were: new ones get another name")
 	} else if err == nil {
 		if raw, err := hex.DecodeString(id); err != nil || len(raw) != 8 {
 			return "", fmt.Errorf("%s does not have 16 hexadecimal digits: remove it; backups get another name then", path)
