@@ -52,7 +52,7 @@ func newNetwork() *network {
 func (n *network) Send(messages []*raftpb.Message) {
 	for _, m := range messages {
 		n.mu.Lock()
-		to, fate := n.nodes[m.GetTo()], n.fate
+		from, to, fate := n.nodes[m.GetFrom()], n.nodes[m.GetTo()], n.fate
 		if n.cut[[2]uint64{m.GetFrom(), m.GetTo()}] {
 			to = nil
 		}
@@ -65,6 +65,9 @@ func (n *network) Send(messages []*raftpb.Message) {
 		}
 		n.mu.Unlock()
 		if to == nil {
+			if from != nil && m.GetType() == raftpb.MsgSnap { // as Peers: raft waits to hear of it
+				from.ReportSnapshot(m.GetTo(), false)
+			}
 			continue
 		}
 		if m.GetType() == raftpb.MsgSnap {
