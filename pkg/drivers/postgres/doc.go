@@ -9,6 +9,7 @@
 //	lessor   one row: which instance expires leases
 //	renewal  what it must see of leases, and what it has decided
 //	deadline what that instance tells the others of leases, to show it
+//	name     what tells the data from any other, for its backups
 //	reader   one row for each instance: how far it has read
 //	version  one row: that of the schema
 //	live     a view: the keys, for people
