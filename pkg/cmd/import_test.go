@@ -130,6 +130,7 @@ func TestMovesRefusedEarly(t *testing.T) {
 	socket := shortDir(t) + "/k.sock"
 	p := startProcess(t, dir, nil, "--data-dir="+dir, "--listen-client-urls=unix://"+socket)
 	p.says(ready)
+	says(t, exitFailed, "a server uses it", "import", "--from", nobody, "--to", dir)
 	says(t, exitFailed, "a server uses it", "import", "--force", "--from", nobody, "--to", dir)
 	says(t, exitFailed, "nothing was written; --existing", "export", "--from", nobody, "--to", "unix://"+socket)
 }
