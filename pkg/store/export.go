@@ -33,16 +33,9 @@ var _ snapshot.Source = (*Export)(nil)
 // Export returns the data as it is now. Writes go on, but until the source is
 // closed what compactions free stays in the log.
 func (s *Store) Export(ctx context.Context) (*Export, error) {
-	var st *state
-	scan, err := s.log.Scan(ctx, func(head eventlog.Position) (int64, error) {
-		if err := s.reachPosition(ctx, head); err != nil {
-			return 0, err
-		}
-		st = s.now()
-		return st.seq, nil
-	})
+	scan, st, err := s.scan(ctx)
 	if err != nil {
-		return nil, logError(err)
+		return nil, err
 	}
 	e := &Export{scan: scan, state: snapshot.State{Revision: st.revision, Compacted: max(st.compacted, 0)}}
 	st.leases.Ascend(math.MinInt64, func(g grant) bool {
@@ -54,6 +47,21 @@ func (s *Store) Export(ctx context.Context) (*Export, error) {
 	}
 	e.list(st)
 	return e, nil
+}
+
+// scan returns what shows the records of the state that it returns.
+func (s *Store) scan(ctx context.Context) (scan eventlog.Scan, st *state, err error) {
+	scan, err = s.log.Scan(ctx, func(head eventlog.Position) (int64, error) {
+		if err := s.reachPosition(ctx, head); err != nil {
+			return 0, err
+		}
+		st = s.now()
+		return st.seq, nil
+	})
+	if err != nil {
+		return nil, nil, logError(err)
+	}
+	return scan, st, nil
 }
 
 // list notes the versions that st has: without what is compacted and was not

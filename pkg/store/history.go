@@ -229,25 +229,15 @@ type HashKV struct {
 	Revision        int64 // the current one
 }
 
-// hashPage is how many values are in memory at a time while hashing; fewer
-// where they reach hashBytes.
-const (
-	hashPage  = 1000
-	hashBytes = 8 << 20
-)
-
 // HashKV hashes the revisions up to revision, or the current one for 0; up to
-// a negative one there are none, which etcd hashes, too.
+// a negative one there are none, which etcd hashes, too. The values are those of
+// the log, not of memory.
 func (s *Store) HashKV(ctx context.Context, revision int64) (HashKV, error) {
-	var h HashKV
-	err := s.read(ctx, true, func(st *state) (err error) {
-		h, err = s.hashState(ctx, st, revision)
-		return err
-	})
-	return h, err
-}
-
-func (s *Store) hashState(ctx context.Context, st *state, revision int64) (HashKV, error) {
+	scan, st, err := s.scan(ctx)
+	if err != nil {
+		return HashKV{}, err
+	}
+	defer scan.Close()
 	switch {
 	case revision > st.revision:
 		return HashKV{}, ErrFutureRev
@@ -256,29 +246,40 @@ func (s *Store) hashState(ctx context.Context, st *state, revision int64) (HashK
 	case revision > 0 && revision < st.compacted:
 		return HashKV{}, ErrCompacted
 	}
-	refs := st.revisions(span{unbounded: true}, 0, revision)
-	alive := st.count(span{unbounded: true}, revision) > 0
-	refs = slices.DeleteFunc(refs, func(r revisionRef) bool { return !st.hashed(r, revision, alive) })
+	wanted := st.hashedAt(revision)
 	hasher := snapshot.NewHasher()
-	for len(refs) > 0 {
-		n, bytes := 0, 0
-		for n < min(len(refs), hashPage) && bytes < hashBytes {
-			bytes += refs[n].bytes(false)
-			n++
+	err = scan.Records(ctx, func(records []eventlog.Record) error {
+		for i := range records {
+			switch r := &records[i]; {
+			case len(wanted) == 0 || r.Seq < wanted[0]:
+			case r.Seq > wanted[0]:
+				return missing(wanted[0])
+			default:
+				hasher.Add(r)
+				wanted = wanted[1:]
+			}
 		}
-		page := refs[:n]
-		refs = refs[n:]
-		events, fills := pastEvents(page, false, st.compacted)
-		if err := s.values.fill(ctx, fills); err != nil {
-			return HashKV{}, err
-		}
-		for i, ref := range page {
-			r := ref.record()
-			r.Value = events[i].Kv.Value
-			hasher.Add(&r)
-		}
+		return nil
+	})
+	if err == nil && len(wanted) > 0 {
+		err = missing(wanted[0])
+	}
+	if err != nil {
+		return HashKV{}, logError(err)
 	}
 	return HashKV{Hash: hasher.Sum(), HashRevision: revision, CompactRevision: st.compacted, Revision: st.revision}, nil
+}
+
+// hashedAt returns the records that the hash at revision covers, in order.
+func (st *state) hashedAt(revision int64) []int64 {
+	alive := st.count(span{unbounded: true}, revision) > 0
+	var seqs []int64
+	for _, r := range st.revisions(span{unbounded: true}, 0, revision) {
+		if st.hashed(r, revision, alive) {
+			seqs = append(seqs, r.version().seq)
+		}
+	}
+	return seqs
 }
 
 // hashed reports whether the hash at revision covers r: all after the compact
