@@ -16,6 +16,8 @@ import (
 
 // Disk holds what is durable. The zero Disk is an empty log.
 type Disk struct {
+	deleting sync.RWMutex // held, before mu, by who deletes, and read-held by who begins a Scan
+
 	mu      sync.Mutex
 	records []eventlog.Record // in order of seq, less what Compact deleted
 	commits []commit          // of position i+1
@@ -223,6 +225,8 @@ func (l *Log) Compact(ctx context.Context, seqs []int64) error {
 		return err
 	}
 	d := l.disk
+	d.deleting.Lock()
+	defer d.deleting.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	dead := make(map[int64]bool, len(seqs))
@@ -243,21 +247,20 @@ func (l *Log) Scan(ctx context.Context, begin func(eventlog.Position) (int64, er
 	if err := l.check(ctx); err != nil {
 		return nil, err
 	}
-	l.disk.mu.Lock()
-	s := &scan{log: l, records: slices.Clone(l.disk.records)}
-	head := l.disk.head
-	l.disk.mu.Unlock()
-	through, err := begin(head.Position)
+	d := l.disk
+	d.deleting.RLock() // until there is the copy
+	defer d.deleting.RUnlock()
+	d.mu.Lock()
+	head := d.head.Position
+	d.mu.Unlock()
+	through, err := begin(head)
 	if err != nil {
 		return nil, err
 	}
-	l.disk.mu.Lock()
-	defer l.disk.mu.Unlock()
-	since, _ := slices.BinarySearchFunc(l.disk.records, head.Seq+1, bySeq)
-	s.records = append(s.records, l.disk.records[since:]...) // what begin has waited for
-	end, _ := slices.BinarySearchFunc(s.records, through+1, bySeq)
-	s.records = s.records[:end]
-	return s, nil
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	end, _ := slices.BinarySearchFunc(d.records, through+1, bySeq)
+	return &scan{log: l, records: slices.Clone(d.records[:end])}, nil
 }
 
 type scan struct {
