@@ -316,6 +316,7 @@ func (l *link) reap() {
 			l.settle(c, errLeaderFailed)
 		}
 	}
+	l.answered = slices.DeleteFunc(l.answered, func(c *call) bool { return l.open[c.number] != c }) // nobody waits to be shown it
 	if l.reaping = len(l.open) > 0; l.reaping {
 		time.AfterFunc(timeout/8, l.reap)
 	}

@@ -443,6 +443,19 @@ func TestForwardUnshown(t *testing.T) {
 	default:
 		t.Error("nothing was waited for")
 	}
+	// Behind it others may be answered for as long as this node shows nothing.
+	put = f.put(short(t), "b")
+	s.respond(s.message()[0].number, answerOf(8))
+	wantError(t, (<-put).err, rpctypes.ErrGRPCTimeout)
+	f.server.links.mu.Lock()
+	defer f.server.links.mu.Unlock()
+	for _, l := range f.server.links.open {
+		l.mu.Lock()
+		if n := len(l.answered); n > 0 {
+			t.Errorf("%d requests are kept for which nobody waits", n)
+		}
+		l.mu.Unlock()
+	}
 }
 
 // TestForwardNextLeader: when another one leads, what was not sent goes to it,

@@ -104,6 +104,7 @@ type forwardStream struct {
 // forwarded is a request of another node.
 type forwarded struct {
 	frame
+	held   int64           // of the room, until it is answered
 	ctx    context.Context // of its handler
 	cancel context.CancelFunc
 }
@@ -163,19 +164,17 @@ func (fs *forwardStream) receive(ctx context.Context) error {
 				fs.cancel(f.number)
 				continue
 			}
-			if err := fs.room.Acquire(ctx, f.held()); err != nil {
+			held := min(frameOverhead+int64(len(f.body)), maxForwardedBytes)
+			if err := fs.room.Acquire(ctx, held); err != nil {
 				return err
 			}
-			fs.begin(ctx, f)
+			fs.begin(ctx, f, held)
 		}
 	}
 }
 
-// held is what a request holds of the room.
-func (f *frame) held() int64 { return min(frameOverhead+int64(len(f.body)), maxForwardedBytes) }
-
 // begin lets a worker answer a request.
-func (fs *forwardStream) begin(ctx context.Context, f frame) {
+func (fs *forwardStream) begin(ctx context.Context, f frame, held int64) {
 	var cancel context.CancelFunc
 	if f.millis > 0 {
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(f.millis)*time.Millisecond)
@@ -185,7 +184,7 @@ func (fs *forwardStream) begin(ctx context.Context, f frame) {
 	fs.mu.Lock()
 	fs.cancels[f.number] = cancel
 	fs.mu.Unlock()
-	request := &forwarded{f, ctx, cancel}
+	request := &forwarded{f, held, ctx, cancel}
 	select {
 	case fs.work <- request:
 	default:
@@ -228,7 +227,7 @@ func (fs *forwardStream) answer(f *forwarded) {
 		fs.answers = append(fs.answers, &answers{buf: make([]byte, 0, answersBytes)})
 	}
 	to := fs.answers[len(fs.answers)-1]
-	to.held += f.held()
+	to.held += f.held
 	if err != nil {
 		to.status(f.number, err)
 	} else {
@@ -245,6 +244,7 @@ func (fs *forwardStream) handle(f *forwarded) (any, error) {
 	if err := proto.Unmarshal(f.body, req); err != nil {
 		return nil, status.Error(codes.Internal, fmt.Sprintf("keelson: a forwarded request cannot be read: %v", err))
 	}
+	f.body = nil // it would keep the whole message that it came with
 	return fs.server.interceptUnary(f.ctx, req, m.info, m.handler)
 }
 
