@@ -222,7 +222,7 @@ func (rs *records) finish(newest int64) {
 		}
 	}
 	if rs.revision > max(rs.last.Main, 1) && rs.revision > rs.compacted {
-		rs.note("the newest revision is %d, and the newest record's is %d: an import from kine leaves such a gap", rs.revision, rs.last.Main)
+		rs.note("the newest revision is %d, and the newest record's is %d: an import from kine leaves such a gap; without one the newest records are lost: compare with a backup", rs.revision, rs.last.Main)
 	}
 	if rs.Revision > maxRevision {
 		rs.found(KindOrder, "the newest revision", "it is %d: there are none left for writes", rs.Revision)

@@ -32,7 +32,7 @@ func newSnapshot(environ []string) *cobra.Command {
 
 // oneFile is the Args of commands that take the name of a file.
 func oneFile(cmd *cobra.Command, args []string) error {
-	if len(args) != 1 {
+	if len(args) != 1 || args[0] == "" {
 		return config.Usagef("name one file: %s", cmd.UseLine())
 	}
 	return nil

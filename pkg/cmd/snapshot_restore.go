@@ -183,11 +183,18 @@ func openFile(ctx context.Context, cmd *cobra.Command, file string, withoutAuth,
 // checkWAL refuses the db file in a data directory of etcd's that lacks what etcd
 // has acknowledged.
 func checkWAL(cmd *cobra.Command, file string, src *etcdfile.Reader) error {
-	dir, ok := strings.CutSuffix(file, etcdFile)
+	whole, err := filepath.EvalSymlinks(file)
+	if err == nil {
+		whole, err = filepath.Abs(whole)
+	}
+	if err != nil {
+		return err
+	}
+	dir, ok := strings.CutSuffix(whole, etcdFile)
 	if !ok {
 		return nil
 	}
-	err := src.CheckWAL(filepath.Join(dir, walDirectory))
+	err = src.CheckWAL(filepath.Join(dir, walDirectory))
 	switch {
 	case errors.Is(err, etcdfile.ErrNoWAL):
 		warn(cmd, "%s: etcd's write-ahead log is not in its data directory: if etcd was killed, its last writes are missing", file)

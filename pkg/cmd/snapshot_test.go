@@ -143,6 +143,7 @@ func TestSnapshotRefused(t *testing.T) {
 		{[]string{}, "say what to do: keelson snapshot save, status or restore", exitUsage},
 		{[]string{"sav", "x"}, `unknown command "sav"`, exitUsage},
 		{[]string{"save"}, "name one file", exitUsage},
+		{[]string{"save", ""}, "name one file", exitUsage},
 		{[]string{"save", "x", "y"}, "name one file", exitUsage},
 		{[]string{"restore"}, "name one file", exitUsage},
 		{[]string{"status"}, "name one file", exitUsage},

@@ -305,7 +305,7 @@ func TestInterrupted(t *testing.T) {
 			t.Errorf("interrupted: %v, %s", err, out.String())
 		}
 		if err := srv.TryRestart(); err != nil {
-			if !strings.Contains(string(srv.Log()), "a restore into this directory was cut off: run it again") {
+			if !strings.Contains(string(srv.Log()), "an import or restore into this directory was cut off: run it again") {
 				t.Fatal(err)
 			}
 			outcomes["refused"]++

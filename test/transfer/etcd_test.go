@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -131,7 +132,10 @@ func TestKilled(t *testing.T) {
 	check(t, err)
 	s.Kill()
 	dir := filepath.Join(s.Dir, "data")
+	link := filepath.Join(t.TempDir(), "db")
+	check(t, os.Symlink(filepath.Join(dir, "member", "snap", "db"), link))
 	for _, args := range [][]string{
+		{"snapshot", "restore", link, "--skip-hash-check", "--dry-run"},
 		{"import", "--from", dir, "--dry-run"}, {"snapshot", "restore", dir, "--skip-hash-check", "--dry-run"},
 		{"export", "--from", filepath.Join(dir, "member", "snap", "db"), "--dry-run"},
 	} {

@@ -162,7 +162,7 @@ func TestImportCutOff(t *testing.T) {
 		head, value, err := loaded(dir)
 		outcome := "after"
 		switch {
-		case errors.Is(err, eventlog.ErrCorrupt) && strings.Contains(err.Error(), "a restore into this directory was cut off"):
+		case errors.Is(err, eventlog.ErrCorrupt) && strings.Contains(err.Error(), "an import or restore into this directory was cut off"):
 			outcome = "refused"
 		case err != nil:
 			t.Fatalf("before step %d: %v", step, err)

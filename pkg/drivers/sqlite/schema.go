@@ -92,11 +92,11 @@ const partSuffix = ".new"
 
 // cutOff is in the place of a database while another one takes it: see
 // Importer.Finish.
-const cutOff = "The restore into this directory was cut off. Run it again.\n"
+const cutOff = "The import or restore into this directory was cut off. Run it again.\n"
 
 // begun is in the place of a database that is imported where there was none: a
 // directory without one is taken for new.
-const begun = "The restore into this directory has not ended. Run it again.\n"
+const begun = "The import or restore into this directory has not ended. Run it again.\n"
 
 // create makes the database in a file of another name and renames it when it
 // is complete and durable, so that a file at path is always a whole database.
@@ -174,7 +174,7 @@ func checkFile(path string) error {
 	case err != nil && !errors.Is(err, io.ErrUnexpectedEOF):
 		return err
 	case string(header[:n]) == cutOff, string(header[:n]) == begun:
-		return fmt.Errorf("%w: a restore into this directory was cut off: run it again", eventlog.ErrCorrupt)
+		return fmt.Errorf("%w: an import or restore into this directory was cut off: run it again", eventlog.ErrCorrupt)
 	case n < len(magic) || string(header[:len(magic)]) != magic:
 		return fmt.Errorf("%w: it is not an SQLite file", ErrForeign)
 	case n < len(header):
