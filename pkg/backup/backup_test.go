@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,7 +35,7 @@ type fixture struct {
 	mine     atomic.Bool
 	nobody   atomic.Bool // can make backups
 	doubt    string
-	id       string
+	id       atomic.Value // string
 	written  int
 }
 
@@ -42,7 +43,8 @@ func newFixture(t *testing.T, schedule, retention string) *fixture {
 	t.Helper()
 	logger, hook := test.NewNullLogger()
 	logger.SetLevel(logrus.DebugLevel)
-	f := &fixture{dir: t.TempDir(), hook: hook, registry: prometheus.NewRegistry(), revision: 10, id: ourID}
+	f := &fixture{dir: t.TempDir(), hook: hook, registry: prometheus.NewRegistry(), revision: 10}
+	f.id.Store(ourID)
 	f.mine.Store(true)
 	s, err := ParseSchedule(schedule)
 	if err != nil {
@@ -54,7 +56,7 @@ func newFixture(t *testing.T, schedule, retention string) *fixture {
 	}
 	f.opt = Options{
 		Schedule: s, Retention: r, Place: Directory(f.dir), Dir: f.dir,
-		ID: func(context.Context) (string, error) { return f.id, nil },
+		ID: func(context.Context) (string, error) { return f.id.Load().(string), nil },
 		Write: func(ctx context.Context, path string) (Contents, error) {
 			f.written++
 			if f.takes > 0 {
@@ -316,7 +318,7 @@ func TestRestoredMeanwhile(t *testing.T) {
 		f := newFixture(t, "@every 1h", "1")
 		go func() {
 			time.Sleep(90 * time.Minute)
-			f.id = otherID
+			f.id.Store(otherID)
 		}()
 		f.run(t, 3*time.Hour+time.Minute)
 		got := f.files(t)
@@ -617,6 +619,103 @@ func TestDirectoryGone(t *testing.T) {
 			t.Error("nothing is said")
 		}
 	})
+}
+
+// unsure is a Place that does not know whether it has kept a backup, and does
+// not remove any, until some time.
+type unsure struct {
+	Directory
+	until time.Time
+}
+
+func (u unsure) Keep(ctx context.Context, path, name string) error {
+	err := u.Directory.Keep(ctx, path, name)
+	if time.Now().Before(u.until) {
+		err = errors.Join(err, errors.New("not sure"))
+	}
+	return err
+}
+
+func (u unsure) Remove(ctx context.Context, name string) error {
+	if time.Now().Before(u.until) {
+		return errors.New("not allowed")
+	}
+	return u.Directory.Remove(ctx, name)
+}
+
+// TestFailedIsNone: what a failed try has left is neither taken for a backup nor
+// counts as one, and is removed once that is possible.
+func TestFailedIsNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, "@every 1h", "2")
+		start := time.Now()
+		good := name(ourID, 1, start.Add(-time.Hour))
+		f.put(t, good)
+		f.opt.Place = unsure{Directory(f.dir), start.Add(62 * time.Second)} // tries: after 60, 70 and 90 s
+		go func() {
+			time.Sleep(65 * time.Second)
+			if age := f.metric(t, "age_seconds"); age != 3665 || len(f.files(t)) != 2 {
+				t.Errorf("age %v, %q", age, f.files(t))
+			}
+		}()
+		f.run(t, 2*time.Minute)
+		if got := f.files(t); len(got) != 2 || got[0] != good || got[1] != name(ourID, 11, start.Add(70*time.Second)) {
+			t.Errorf("%q", got)
+		}
+		if f.metric(t, "failures_total") != 1 || f.metric(t, "successes_total") != 1 {
+			t.Errorf("%v failures", f.metric(t, "failures_total"))
+		}
+	})
+}
+
+// TestFailedStays: as long as it cannot be removed it is in nobody's way.
+func TestFailedStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, "@every 1h", "2")
+		start := time.Now()
+		f.put(t, name(ourID, 1, start.Add(-time.Hour)))
+		f.opt.Place = unsure{Directory(f.dir), start.Add(day)}
+		f.run(t, 20*time.Minute) // tries: after 1 minute, and 10, 30, 70, 150, 310, 630 s later
+		if n := f.metric(t, "failures_total"); n != 7 || f.metric(t, "removal_failures_total") != 6 || f.metric(t, "age_seconds") != 80*60 {
+			t.Errorf("%v failures, age %v", n, f.metric(t, "age_seconds"))
+		}
+		if got := f.files(t); len(got) != 8 {
+			t.Errorf("%q", got)
+		}
+	})
+}
+
+// TestDirectoryKeep: what is not durable under its name is not left there.
+func TestDirectoryKeep(t *testing.T) {
+	path := file(t, 8)
+	t.Chdir(t.TempDir())
+	// Names in "" are those in the working directory, but "" itself cannot be
+	// synced.
+	if err := Directory("").Keep(t.Context(), path, "backup"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Keep: %v", err)
+	}
+	if _, err := os.Stat("backup"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it is there: %v", err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it was not renamed, so that nothing was tested: %v", err)
+	}
+}
+
+// TestDirectoryTry leaves nothing, also of a process that was killed in it.
+func TestDirectoryTry(t *testing.T) {
+	dir := Directory(t.TempDir())
+	for range 2 {
+		if err := dir.Try(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if entries, err := os.ReadDir(string(dir)); err != nil || len(entries) != 0 {
+			t.Errorf("%q is there, %v", entries, err)
+		}
+		if err := os.WriteFile(filepath.Join(string(dir), tryFile), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func FuzzParse(f *testing.F) {
