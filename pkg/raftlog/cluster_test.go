@@ -371,6 +371,37 @@ func TestForceNewCluster(t *testing.T) {
 	}
 }
 
+// TestForceNewClusterKeepsTail: what a node has in its Raft log is kept, though
+// its disk does not say that it was committed: it may have been acknowledged.
+func TestForceNewClusterKeepsTail(t *testing.T) {
+	net, dir := newNetwork(), t.TempDir()
+	nodes := nodesOf(t, net, dir, 3)
+	leader := leaderOf(t, nodes...)
+	id := leader.Status().ID
+	head := appendTo(t, leader, eventlog.Head{}, "committed")
+	net.isolate(id, true)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := leader.Append(ctx, batchOn(head, "tail")); !errors.Is(err, eventlog.ErrUnknown) {
+		t.Fatalf("Append of a leader that is cut off: %v", err)
+	}
+	for _, n := range nodes {
+		if err := n.Close(); err != nil {
+			t.Fatalf("Close: %v", err)
+		}
+	}
+	opt := raftlog.Options{Dir: filepath.Join(dir, fmt.Sprint("node", id)), Cluster: 7, ID: id, Transport: net}
+	if err := raftlog.ForceNewCluster(t.Context(), opt, raftlog.Member{}); err != nil {
+		t.Fatalf("ForceNewCluster: %v", err)
+	}
+	net.isolate(id, false)
+	n := leaderOf(t, startNode(t, net, dir, id, nil))
+	if got := dump(t, n); len(got) != 2 || string(got[1].Records[0].Key) != "tail" {
+		t.Errorf("it has %v", got)
+	}
+	appendTo(t, n, after(batchOn(head, "tail")), "alone")
+}
+
 // TestReadsOfFollowers: the leader answers a node at once whose question proves
 // that no other one leads, and asks the others where it does not.
 func TestReadsOfFollowers(t *testing.T) {

@@ -15,11 +15,15 @@ import (
 )
 
 // ForceNewCluster makes self, the node of opt, which nobody has open, the only
-// member of its cluster, with everything that it knows to be committed: the way
-// out if a majority is lost for good, as etcd's --force-new-cluster. What the
-// others had committed without this node's knowledge is lost. They must not be
-// started again with their data. What self says counts if the cluster had
-// removed the node.
+// member of its cluster, with everything that its Raft log has: the way out if a
+// majority is lost for good, as etcd's --force-new-cluster. What the others had
+// committed without this node's knowledge is lost. They must not be started
+// again with their data. What self says counts if the cluster had removed the
+// node.
+//
+// etcd keeps what is known to be committed only. But a write may have been
+// acknowledged without this node's disk knowing that it was committed, which is
+// not synced; what was not acknowledged has no known outcome, and may stay.
 func ForceNewCluster(ctx context.Context, opt Options, self Member) error {
 	if err := opt.complete(); err != nil {
 		return err
@@ -42,8 +46,8 @@ func ForceNewCluster(ctx context.Context, opt Options, self Member) error {
 	if err != nil {
 		return err
 	}
-	state, entries, err := d.committedEntries()
-	if err == nil && state.GetCommit() == 0 {
+	state, entries, last, err := d.everything()
+	if err == nil && last == 0 {
 		err = errors.New("this node has joined and has no data yet")
 	}
 	if err = errors.Join(err, d.close()); err != nil {
@@ -63,31 +67,33 @@ func ForceNewCluster(ctx context.Context, opt Options, self Member) error {
 			alone.Removed = append(alone.Removed, m.ID)
 		}
 	}
-	term, err := d.mem.Term(state.GetCommit())
+	term, err := d.mem.Term(last)
 	if err != nil {
 		return err
 	}
-	opt.Logger.WithFields(logrus.Fields{"entry": state.GetCommit(), "removed": len(alone.Removed)}).
+	opt.Logger.WithFields(logrus.Fields{"entry": last, "removed": len(alone.Removed)}).
 		Warn("this node is the only one of its cluster from now on; do not start the others again with their data")
 	return renewWAL(dir, id, state, snapshotMeta{
-		Index: state.GetCommit(), Term: term, Members: alone,
+		Index: last, Term: term, Members: alone,
 		Conf: raftpb.EnsureConfState(&raftpb.ConfState{Voters: []uint64{id.Node}}),
 	})
 }
 
-// committedEntries returns those after the newest mark, and the state they go
-// to.
-func (d *disk) committedEntries() (*raftpb.HardState, []*raftpb.Entry, error) {
-	state, _, err := d.mem.InitialState()
-	if err != nil {
-		return nil, nil, err
+// everything returns the entries after the newest mark, the index of the last
+// one, and the state they go to.
+func (d *disk) everything() (state *raftpb.HardState, entries []*raftpb.Entry, last uint64, err error) {
+	if state, _, err = d.mem.InitialState(); err != nil {
+		return nil, nil, 0, err
+	}
+	if last, err = d.mem.LastIndex(); err != nil {
+		return nil, nil, 0, err
 	}
 	first, err := d.mem.FirstIndex()
-	if err != nil || first > state.GetCommit() {
-		return state, nil, err
+	if err != nil || first > last {
+		return state, nil, last, err
 	}
-	entries, err := d.mem.Entries(first, state.GetCommit()+1, 1<<62)
-	return state, entries, err
+	entries, err = d.mem.Entries(first, last+1, 1<<62)
+	return state, entries, last, err
 }
 
 // applyAlone brings entries to the database, durably, and returns the members

@@ -235,8 +235,8 @@ func (n *node) step(m *raftpb.Message) error {
 		return nil
 	}
 	n.inputs.put(func(raw *raft.RawNode) {
-		if m.GetType() == raftpb.MsgReadIndex && raw.BasicStatus().RaftState != raft.StateLeader {
-			return // who asked will ask the leader
+		if m.GetType() == raftpb.MsgReadIndex && (raw.BasicStatus().RaftState != raft.StateLeader || n.unsettledAlone()) {
+			return // who asked will ask the leader, again
 		}
 		_ = raw.Step(m) // an answer of a node that is no member is dropped
 	})

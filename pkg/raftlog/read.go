@@ -153,18 +153,23 @@ func (l *Log) ask(q *question, m *raftpb.Message) {
 	l.node.inputs.put(func(*raft.RawNode) { l.node.askRaft(requestOf(q.id)) })
 }
 
-// askRaft lets raft ask what is committed. A leader that alone votes it would
-// answer at once, even before it knows again that what it had acknowledged
-// before a restart is committed: it has to commit something first. It belongs to
-// the loop.
+// askRaft lets raft ask what is committed. It belongs to the loop.
 func (n *node) askRaft(request []byte) {
 	n.unasked = nil
-	s := n.raw.BasicStatus()
-	if s.RaftState == raft.StateLeader && n.settled.Load() != s.GetTerm() && len(n.raw.Status().Config.Voters.IDs()) == 1 {
+	if n.unsettledAlone() {
 		n.unasked = request
 		return
 	}
 	n.raw.ReadIndex(request)
+}
+
+// unsettledAlone reports whether this node is a leader that alone votes and has
+// committed nothing in its term: raft would answer at once what is committed,
+// even before it knows again that what it had acknowledged before a restart is.
+// It belongs to the loop.
+func (n *node) unsettledAlone() bool {
+	s := n.raw.BasicStatus()
+	return s.RaftState == raft.StateLeader && n.settled.Load() != s.GetTerm() && len(n.raw.Status().Config.Voters.IDs()) == 1
 }
 
 // confirmRead takes an answer to a question. It does not block.
