@@ -39,7 +39,8 @@ import (
 // entry it is as of is known, and said, at the end.
 //
 // Whoever receives one verifies each record by its own checksums before it takes
-// the database: what is damaged at the sender's goes no further.
+// the database: records that are damaged at the sender's go no further. (Damage of
+// pages that hold none, such as SQLite's lists of free pages, would.)
 //
 // A node that has received one whole puts it where Open looks for it and ends
 // with ErrReplaced: opened again, it has that database and a Raft log that

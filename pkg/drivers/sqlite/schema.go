@@ -24,7 +24,8 @@ const (
 )
 
 // migrations[i] brings a file from schema version i (PRAGMA user_version) to
-// i+1. What has been released is never changed, only followed by another.
+// i+1. What has been released is never changed, only followed by another. Columns
+// of log are known to tree.go, too.
 var migrations = []string{
 	// Of a batch's records the first carries the batch id with a checksum,
 	// the others NULL: a table of batches would be one more page for each
