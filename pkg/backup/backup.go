@@ -6,13 +6,15 @@
 //
 // One is made at a time. Until it was verified nothing is removed for its sake,
 // and nothing in a directory has a backup's name. (In S3 an object has it from
-// the end of the upload on; one that does not match is removed.)
+// the end of the upload on. One that could not be verified is removed, and until
+// that succeeds the process takes it for none.)
 package backup
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -24,6 +26,9 @@ var (
 
 	// ErrMismatch: what was read back is not what was written.
 	ErrMismatch = errors.New("what was read back is not what was written")
+
+	// ErrNotRemoved: the place takes backups, and removes none.
+	ErrNotRemoved = errors.New("what is there cannot be removed")
 
 	// errSlow: the snapshot was not written in the time that its size allows.
 	errSlow = errors.New("it took too long")
@@ -43,18 +48,19 @@ type Place interface {
 	// String names the place, without anything secret.
 	String() string
 
-	// Try finds out whether backups can be kept, and removed again.
+	// Try finds out whether backups can be kept, and removed again: it is
+	// ErrNotRemoved if only that fails.
 	Try(ctx context.Context) error
 
 	// List returns the names of what is there that begins with prefix.
 	List(ctx context.Context, prefix string) ([]string, error)
 
 	// Keep makes the file at path, which may be gone after that, a part of the
-	// place. On return it is there under name, whole and durable; after an
-	// error it is not.
+	// place. On return it is there under name, whole and durable. After an
+	// error what is there under name, if it could not be removed, is no backup.
 	Keep(ctx context.Context, path, name string) error
 
-	// Remove removes a backup.
+	// Remove removes a backup; that it is not there is no error.
 	Remove(ctx context.Context, name string) error
 
 	// Tidy removes what ended processes have left of backups whose names
@@ -132,6 +138,10 @@ type Backups struct {
 	last    time.Time // of the newest backup known
 	recalls bool      // last is known, as far as it can be
 	doubted bool      // that it is not known was logged
+
+	// failed are the names that Keep has failed for: what is there under them
+	// is removed, and until then it is no backup.
+	failed map[string]bool
 }
 
 // New returns Backups that Run makes.
@@ -142,7 +152,7 @@ func New(opt Options) *Backups {
 	if opt.Reserve == 0 {
 		opt.Reserve = defaultReserve
 	}
-	return &Backups{opt: opt, log: opt.Log.WithField("place", opt.Place.String())}
+	return &Backups{opt: opt, log: opt.Log.WithField("place", opt.Place.String()), failed: make(map[string]bool)}
 }
 
 // Run makes backups until ctx ends; the result is nil. One that was due while
@@ -179,7 +189,12 @@ func (b *Backups) prepare(ctx context.Context) {
 	if err := clearWork(b.opt.Dir); err != nil {
 		b.log.WithError(err).Warn(notCleared)
 	}
-	if err := b.opt.Place.Try(ctx); err != nil && ctx.Err() == nil {
+	err := b.opt.Place.Try(ctx)
+	switch {
+	case err == nil || ctx.Err() != nil:
+	case errors.Is(err, ErrNotRemoved):
+		b.log.WithError(err).Warn("backups cannot be removed from the place for them")
+	default:
 		b.opt.Metrics.failures.Inc()
 		b.log.WithError(err).Error("backups will fail: the place for them cannot be used")
 	}
@@ -283,6 +298,7 @@ func (b *Backups) after(ctx context.Context, t time.Time) time.Time {
 // unless another has made it, and tries again until the next one is due.
 func (b *Backups) due(ctx context.Context, at, until time.Time) {
 	for pause, other := b.opt.FirstPause, false; ; {
+		b.removeFailed(ctx)
 		mine, err := b.opt.Mine()
 		b.opt.Metrics.active.Set(truth(mine && err == nil))
 		if err == nil && !mine {
@@ -332,6 +348,7 @@ func (b *Backups) list(ctx context.Context) ([]backupName, error) {
 	if err != nil {
 		return nil, err
 	}
+	names = slices.DeleteFunc(names, func(name string) bool { return b.failed[name] })
 	return parseNames(names, b.id), nil
 }
 

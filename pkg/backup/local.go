@@ -23,16 +23,22 @@ type Directory string
 
 func (d Directory) String() string { return string(d) }
 
+// tryFile is what Try makes in a directory: of one name, so that no more than one
+// is left.
+const tryFile = ".keelson.try"
+
 // Try implements Place: it makes the directory, and a file in it.
-func (d Directory) Try(context.Context) error {
+func (d Directory) Try(ctx context.Context) error {
 	if err := os.MkdirAll(string(d), 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(string(d), ".keelson-*.try")
-	if err != nil {
+	if err := os.WriteFile(filepath.Join(string(d), tryFile), nil, 0o600); err != nil {
 		return err
 	}
-	return errors.Join(f.Close(), os.Remove(f.Name()))
+	if err := d.Remove(ctx, tryFile); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotRemoved, err)
+	}
+	return nil
 }
 
 // List implements Place.
@@ -58,12 +64,19 @@ func (d Directory) Keep(ctx context.Context, path, name string) error {
 	if err := os.Rename(path, filepath.Join(string(d), name)); err != nil {
 		return err
 	}
-	return durable.Sync(string(d))
+	if err := durable.Sync(string(d)); err != nil {
+		return errors.Join(err, d.Remove(ctx, name))
+	}
+	return nil
 }
 
 // Remove implements Place.
 func (d Directory) Remove(_ context.Context, name string) error {
-	return os.Remove(filepath.Join(string(d), name))
+	err := os.Remove(filepath.Join(string(d), name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // Tidy implements Place: Keep leaves nothing.

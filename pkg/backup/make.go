@@ -66,9 +66,12 @@ func (b *Backups) make(ctx context.Context) (made backupName, c Contents, size i
 		return made, c, 0, err
 	}
 	made = backupName{id: b.id, revision: c.Revision, at: wallClock().UTC().Truncate(time.Second)}
-	if err := b.opt.Place.Keep(ctx, path, made.String()); err != nil {
+	name := made.String()
+	if err := b.opt.Place.Keep(ctx, path, name); err != nil {
+		b.failed[name] = true
 		return made, c, 0, fmt.Errorf("keep the backup: %w", err)
 	}
+	delete(b.failed, name)
 	return made, c, info.Size(), nil
 }
 
@@ -114,6 +117,18 @@ func (b *Backups) expire(ctx context.Context, newest backupName) (removed int) {
 		b.removalFailed(ctx, "what ended processes have left of backups cannot be removed", err)
 	}
 	return removed
+}
+
+// removeFailed removes what failed tries may have left, each name until that
+// succeeds once: also a server that gives no answer may have taken the backup.
+func (b *Backups) removeFailed(ctx context.Context) {
+	for name := range b.failed {
+		if err := b.opt.Place.Remove(ctx, name); err != nil {
+			b.removalFailed(ctx, "what a failed try may have left cannot be removed, and does not count as a backup: "+name, err)
+			return
+		}
+		delete(b.failed, name)
+	}
 }
 
 func (b *Backups) removalFailed(ctx context.Context, what string, err error) {

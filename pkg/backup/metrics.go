@@ -38,7 +38,7 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 		future:          gauge("future", "Backups whose names are of a time that has not come."),
 		successes:       counter("successes_total", "Backups made."),
 		failures:        counter("failures_total", "Tries to make a backup that failed."),
-		removalFailures: counter("removal_failures_total", "How often old backups could not be removed."),
+		removalFailures: counter("removal_failures_total", "How often old backups, or what failed ones have left, could not be removed."),
 	}
 	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Namespace: "keelson", Subsystem: "backup", Name: "age_seconds",

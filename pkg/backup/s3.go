@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -45,7 +44,15 @@ const (
 	defaultPatience = time.Minute
 	defaultRegion   = "us-east-1" // what servers that have no regions go by
 	s3Tries         = 3           // of one request; whole backups are tried again as well
-	abortTimeout    = 2 * time.Second
+
+	// What failed is undone in undoTimeout, and in abortTimeout once the server
+	// stops.
+	undoTimeout  = time.Minute
+	abortTimeout = 2 * time.Second
+
+	// tryObject is what Try puts there: of one name, so that no more than one is
+	// left.
+	tryObject = "keelson.try"
 
 	// abandonedAfter is how old an unfinished upload is that nobody works on.
 	abandonedAfter = day
@@ -191,12 +198,18 @@ func (e *ending) RoundTrip(r *http.Request) (*http.Response, error) {
 	return e.Transport.RoundTrip(r.WithContext(ctx))
 }
 
+// outlast returns a context that ends when end is called, or abortTimeout after
+// ctx has ended.
+func outlast(ctx context.Context) (longer context.Context, end context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(abortTimeout, cancel) })
+	return longer, func() { stop(); cancel() }
+}
+
 // client connects with the credentials that there are now. What it does ends
 // when end is called, or soon after ctx has ended.
 func (s *S3) client(ctx context.Context) (c *minio.Client, end context.CancelFunc, err error) {
-	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, func() { time.AfterFunc(abortTimeout, cancel) })
-	end = func() { stop(); cancel() }
+	requests, end := outlast(ctx)
 	transport := &ending{s.transport, requests}
 	providers := []credentials.Provider{&credentials.EnvAWS{}, &credentials.FileAWSCredentials{}}
 	if s.aws || os.Getenv("AWS_WEB_IDENTITY_TOKEN_FILE")+os.Getenv("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")+os.Getenv("AWS_CONTAINER_CREDENTIALS_FULL_URI") != "" {
@@ -237,11 +250,22 @@ func (s *S3) Try(ctx context.Context) error {
 		return err
 	}
 	defer end()
-	object := s.object("keelson-" + rand.Text() + ".try")
-	if _, err := c.PutObject(ctx, s.bucket, object, strings.NewReader("keelson\n"), 8, minio.PutObjectOptions{SendContentMd5: true}); err != nil {
+	object := s.object(tryObject)
+	_, err = c.PutObject(ctx, s.bucket, object, strings.NewReader("keelson\n"), 8, minio.PutObjectOptions{SendContentMd5: true})
+	if minio.ToErrorResponse(err).StatusCode == http.StatusForbidden {
+		// Who may remove nothing may not be allowed to replace anything either:
+		// then one that is left says nothing about new objects.
+		if _, statErr := c.StatObject(ctx, s.bucket, object, minio.StatObjectOptions{}); statErr == nil {
+			return fmt.Errorf("%w: %w", ErrNotRemoved, s.explain("replace "+tryObject, err))
+		}
+	}
+	if err != nil {
 		return s.explain("upload", err)
 	}
-	return s.explain("remove", c.RemoveObject(ctx, s.bucket, object, minio.RemoveObjectOptions{}))
+	if err := c.RemoveObject(ctx, s.bucket, object, minio.RemoveObjectOptions{}); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotRemoved, s.explain("remove", err))
+	}
+	return nil
 }
 
 // List implements Place.
@@ -280,6 +304,8 @@ func (s *S3) Keep(ctx context.Context, file, name string) error {
 		return err
 	}
 	defer end()
+	longer, stop := outlast(ctx)
+	defer stop()
 	sent, err := s.upload(ctx, c, file, name)
 	if err == nil {
 		if err = s.compare(ctx, c, name, sent); err == nil {
@@ -288,10 +314,10 @@ func (s *S3) Keep(ctx context.Context, file, name string) error {
 	}
 	// Whatever is there must not be taken for a backup; also when the server
 	// stops, though not for long.
-	aborting, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
+	undoing, cancel := context.WithTimeout(longer, undoTimeout)
 	defer cancel()
-	_ = c.RemoveIncompleteUpload(aborting, s.bucket, s.object(name))
-	removeErr := c.RemoveObject(aborting, s.bucket, s.object(name), minio.RemoveObjectOptions{})
+	_ = c.RemoveIncompleteUpload(undoing, s.bucket, s.object(name))
+	removeErr := c.RemoveObject(undoing, s.bucket, s.object(name), minio.RemoveObjectOptions{})
 	if removeErr != nil && sent != nil { // else nothing, or all of it, is there
 		err = errors.Join(err, s.explain("remove "+name+", which is not a backup", removeErr))
 	}

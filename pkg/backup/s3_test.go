@@ -332,10 +332,52 @@ func TestS3DeletesRefused(t *testing.T) {
 	f := newFixture(t, "@every 1h", "1")
 	f.opt.Place = s.place(t, S3Options{})
 	b := New(f.opt)
+	b.prepare(t.Context())
+	if f.metric(t, "failures_total") != 0 || f.logged("backups cannot be removed from the place for them") != 1 {
+		t.Error("it is taken for more at the start")
+	}
 	b.due(t.Context(), time.Now(), time.Now().Add(time.Hour))
 	b.due(t.Context(), time.Now(), time.Now().Add(time.Hour))
-	if len(s.objects(t)) != 2 || f.metric(t, "successes_total") != 2 || f.metric(t, "removal_failures_total") != 1 || f.logged("what they allow") != 1 {
+	if len(s.objects(t)) != 3 || f.metric(t, "successes_total") != 2 || f.metric(t, "removal_failures_total") != 1 || f.logged("what they allow") != 2 {
 		t.Errorf("%q", s.objects(t))
+	}
+}
+
+// TestS3Unverified: an object that can neither be read back nor removed is no
+// backup: another is made, none is removed for its sake, and it is once it can be.
+func TestS3Unverified(t *testing.T) {
+	s := newStorage(t, false)
+	f := newFixture(t, "@every 1h", "2")
+	f.opt.FirstPause = time.Millisecond
+	place := s.place(t, S3Options{})
+	f.opt.Place = place
+	good := name(ourID, 1, time.Now().Add(-time.Hour))
+	if err := place.Keep(t.Context(), file(t, 8), good); err != nil {
+		t.Fatal(err)
+	}
+	var puts atomic.Int64
+	s.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodPut {
+			puts.Add(1)
+			return false
+		}
+		bad := puts.Load() <= 2 && strings.Contains(r.URL.Path, namePrefix) // it may be listed
+		if bad {
+			refuse(w, "AccessDenied")
+		}
+		return bad
+	})
+	b := New(f.opt)
+	b.due(t.Context(), time.Now(), time.Now().Add(time.Hour))
+	if f.metric(t, "failures_total") != 2 || f.metric(t, "successes_total") != 1 || f.metric(t, "removal_failures_total") != 2 {
+		t.Errorf("%v failures, %v backups", f.metric(t, "failures_total"), f.metric(t, "successes_total"))
+	}
+	if objects := s.objects(t); len(objects) != 4 || !slices.Contains(objects, "some/prefix/"+good) {
+		t.Errorf("%q", objects)
+	}
+	b.due(t.Context(), time.Now(), time.Now().Add(time.Hour))
+	if objects := s.objects(t); len(objects) != 2 || !strings.Contains(objects[0], "-12-") || !strings.Contains(objects[1], "-13-") {
+		t.Errorf("then %q", objects)
 	}
 }
 
@@ -377,14 +419,33 @@ func TestS3Try(t *testing.T) {
 	if err := s.place(t, S3Options{URL: "s3://nowhere"}).Try(t.Context()); err == nil || !strings.Contains(err.Error(), "make the bucket first") {
 		t.Errorf("bucket: %v", err)
 	}
-	s.setFault(func(w http.ResponseWriter, r *http.Request) bool {
-		if r.Method == http.MethodDelete {
-			refuse(w, "AccessDenied")
+	refuses := func(methods ...string) {
+		s.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+			refused := slices.Contains(methods, r.Method)
+			if refused {
+				refuse(w, "AccessDenied")
+			}
+			return refused
+		})
+	}
+	refuses(http.MethodPut)
+	if err := s.place(t, S3Options{}).Try(t.Context()); err == nil || errors.Is(err, ErrNotRemoved) {
+		t.Errorf("put: %v", err)
+	}
+	refuses(http.MethodDelete)
+	for range 2 {
+		err := s.place(t, S3Options{}).Try(t.Context())
+		if !errors.Is(err, ErrNotRemoved) || !strings.Contains(err.Error(), "remove: ") || len(s.objects(t)) != 1 {
+			t.Errorf("delete: %v, %q", err, s.objects(t))
 		}
-		return r.Method == http.MethodDelete
-	})
-	if err := s.place(t, S3Options{}).Try(t.Context()); err == nil || !strings.Contains(err.Error(), "remove: ") {
-		t.Errorf("delete: %v", err)
+	}
+	refuses(http.MethodDelete, http.MethodPut) // as where nothing is replaced
+	if err := s.place(t, S3Options{}).Try(t.Context()); !errors.Is(err, ErrNotRemoved) {
+		t.Errorf("replace: %v", err)
+	}
+	refuses(http.MethodDelete, http.MethodPut, http.MethodHead)
+	if err := s.place(t, S3Options{}).Try(t.Context()); err == nil || errors.Is(err, ErrNotRemoved) {
+		t.Errorf("all: %v", err)
 	}
 }
 
