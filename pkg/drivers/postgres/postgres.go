@@ -48,7 +48,8 @@ type Log struct {
 	readers chan struct{}
 
 	// scanning holds the Scans under way. Each has a connection to itself.
-	scanning chan struct{}
+	// beginning holds the one that begins.
+	scanning, beginning chan struct{}
 
 	// onAppend, if set, stands around the statement of Append, for tests.
 	onAppend func(send func() error) error
@@ -119,6 +120,7 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 		done:    make(chan struct{}),
 
 		scanning:  make(chan struct{}, maxScans),
+		beginning: make(chan struct{}, 1),
 		reportNow: make(chan struct{}, 1),
 
 		instance: rand.Text(),

@@ -61,6 +61,16 @@ func (l *Log) Scan(ctx context.Context, begin func(eventlog.Position) (int64, er
 		return nil, ctx.Err()
 	}
 	s := &scan{log: l}
+	// One after another: each has two connections now, one of which the pool
+	// keeps, and who waits for the second one would hold the first.
+	select {
+	case l.beginning <- struct{}{}:
+	case <-l.done:
+		return nil, errors.Join(eventlog.ErrClosed, s.Close())
+	case <-ctx.Done():
+		return nil, errors.Join(ctx.Err(), s.Close())
+	}
+	defer func() { <-l.beginning }()
 	bounded, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 	var refused error
