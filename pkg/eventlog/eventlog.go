@@ -247,7 +247,8 @@ type Log interface {
 	// wanted. All that was deleted before was freed by compactions at or before
 	// position head, so that one who has read up to there knows what is left.
 	// Until the Scan is closed Compact and Defragment may wait; a second Scan
-	// does not. What others delete of a shared log is still shown.
+	// does not, unless Scans have held one of those up for minutes, or there are
+	// several already. What others delete of a shared log is still shown.
 	Scan(ctx context.Context, begin func(head Position) (through int64, err error)) (Scan, error)
 
 	// Size returns the space taken. It is cheap enough to call for every

@@ -87,8 +87,8 @@ func (l *Log) alone(ctx context.Context, fn func() error) error {
 	return fn()
 }
 
-// enter waits until no Compact, Defragment or Scan is under way; leave lets the
-// next one in. Scans come in together: see share.
+// enter waits until no Compact or Defragment is under way; leave lets the next
+// one in.
 func (l *Log) enter(ctx context.Context) error {
 	if err := errors.Join(l.check(), ctx.Err()); err != nil {
 		return err
@@ -111,6 +111,7 @@ func (l *Log) leave() {
 		l.doomed, l.spare = nil, nil
 		l.release()
 	}
+	l.held.Store(0)
 	<-l.compacting
 }
 
@@ -132,32 +133,47 @@ func (l *Log) doom(ctx context.Context, seqs []int64) error {
 }
 
 // workOff runs work in transactions of its own as long as there is some left,
-// or waits while batches take it along.
+// or waits while batches take it along, or Scans hold it up.
 func (l *Log) workOff(ctx context.Context, left func() bool, work func(more func() bool) error) error {
 	for left() {
 		along := l.along.Load()
 		if err := l.step(ctx, work); err != nil {
 			return err
 		}
-		for left() && along != l.along.Load() {
+		for held := l.scans.Load() > 0; left() && (held || along != l.along.Load()); held = l.scans.Load() > 0 {
 			along = l.along.Load()
-			select {
-			case <-time.After(quietTime):
-			case <-l.ended:
-				return l.Err()
-			case <-l.done:
-				return eventlog.ErrClosed
-			case <-ctx.Done():
-				return ctx.Err()
+			start := time.Now()
+			if err := l.pause(ctx); err != nil {
+				return err
+			}
+			if held {
+				l.held.Add(int64(time.Since(start)))
 			}
 		}
 	}
 	return nil
 }
 
+// pause waits for quietTime.
+func (l *Log) pause(ctx context.Context) error {
+	select {
+	case <-time.After(quietTime):
+		return nil
+	case <-l.ended:
+		return l.Err()
+	case <-l.done:
+		return eventlog.ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // takeAlong does some of Compact's work in the transaction of a batch, and
 // reports whether there was any.
 func (l *Log) takeAlong() (some bool, err error) {
+	if l.scans.Load() > 0 {
+		return false, nil
+	}
 	work := l.deleteDoomed
 	if len(l.doomed) == 0 {
 		if l.spare == nil {
@@ -226,13 +242,16 @@ func run(seqs []int64) int {
 	return n
 }
 
-// step runs fn in a write transaction of its own. fn is to stop soon once
-// more returns false.
+// step runs fn in a write transaction of its own, unless there is a Scan. fn is
+// to stop soon once more returns false.
 func (l *Log) step(ctx context.Context, fn func(more func() bool) error) error {
 	if err := l.acquire(ctx); err != nil {
 		return err
 	}
 	defer l.release()
+	if l.scans.Load() > 0 {
+		return nil
+	}
 	start, limit := time.Now(), l.pace
 	if start.Sub(l.lastBatch) > idleTime {
 		limit = maxPace

@@ -11,7 +11,7 @@ import (
 
 const selectScan = "SELECT seq, header, key, value FROM log WHERE seq >= ? AND seq <= ? ORDER BY seq"
 
-// scan is an eventlog.Scan. It keeps Compact out, and shares that with others.
+// scan is an eventlog.Scan. Compact pauses as long as there is one.
 type scan struct {
 	log     *Log
 	through int64 // seq
@@ -31,37 +31,32 @@ func (l *Log) Scan(ctx context.Context, begin func(eventlog.Position) (int64, er
 	return &scan{log: l, through: through}, nil
 }
 
-// share waits until no Compact or Defragment is under way, and keeps them out
-// until unshare. One Scan does not wait for another, nor behind a Compact that
-// does.
+// maxHeld is how long Scans may hold up one Compact or Defragment altogether: then
+// new ones wait for its end.
+const maxHeld = 10 * time.Minute
+
+// share keeps anything from being deleted until unshare: a Compact under way
+// pauses. Only after maxHeld it waits for that.
 func (l *Log) share(ctx context.Context) error {
-	if err := l.check(); err != nil {
-		return err
-	}
-	select {
-	case l.sharing <- struct{}{}:
-	case <-l.done:
-		return eventlog.ErrClosed
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	defer func() { <-l.sharing }()
-	if l.scans == 0 {
-		if err := l.enter(ctx); err != nil {
+	for {
+		if err := l.acquire(ctx); err != nil {
+			return err
+		}
+		turn := l.held.Load() < int64(maxHeld)
+		if turn {
+			l.scans.Add(1)
+		}
+		l.release()
+		if turn {
+			return nil
+		}
+		if err := l.pause(ctx); err != nil {
 			return err
 		}
 	}
-	l.scans++
-	return nil
 }
 
-func (l *Log) unshare() {
-	l.sharing <- struct{}{} // who waits in share has no Scan to wait for
-	defer func() { <-l.sharing }()
-	if l.scans--; l.scans == 0 {
-		l.leave()
-	}
-}
+func (l *Log) unshare() { l.scans.Add(-1) }
 
 // Records implements eventlog.Scan.
 func (s *scan) Records(ctx context.Context, fn func([]eventlog.Record) error) error {

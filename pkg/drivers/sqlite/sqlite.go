@@ -93,16 +93,20 @@ type Log struct {
 	onCommit     func(commit func() error) error
 	copies       []*Copy // under way
 
-	// compacting holds the one Compact or Defragment under way, or the Scans,
-	// whose number belongs to the holder of sharing. left is the
+	// compacting holds the one Compact or Defragment under way. left is the
 	// length of doomed after the last commit; along counts the batches that
 	// took some of the work along.
 	compacting  chan struct{}
 	left, along atomic.Int64
 	waiting     atomic.Int32 // that many wait for compacting
-	sharing     chan struct{}
-	scans       int
-	freed       chan struct{} // tells vacuumLoop to look, buffered
+
+	// scans is how many Scans there are, which hold that work up. Only the
+	// holder of the token raises it, so that none begins inside a transaction
+	// that deletes. held is for how long (time.Duration) they have held up what
+	// is in compacting.
+	scans atomic.Int32
+	held  atomic.Int64
+	freed chan struct{} // tells vacuumLoop to look, buffered
 
 	// readers is the pool; whoever takes a connection puts it back. Holding
 	// all of them means that nobody reads.
@@ -153,7 +157,6 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 		writing:    make(chan struct{}, 1),
 		readers:    make(chan *conn, readerCount),
 		compacting: make(chan struct{}, 1),
-		sharing:    make(chan struct{}, 1),
 		freed:      make(chan struct{}, 1),
 		chunk:      1,
 		pace:       time.Millisecond,
