@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
@@ -242,4 +243,40 @@ func only(r eventlog.Record, keep bool) []eventlog.Record {
 func stray(r eventlog.Record, seq, main int64) []eventlog.Record {
 	r.Revision.Main = main
 	return only(r, r.Seq == seq)
+}
+
+// TestHashInTurn: a second HashKV waits for the first one, or until its context
+// ends.
+func TestHashInTurn(t *testing.T) {
+	disk := new(memlog.Disk)
+	l := &doctoredLog{Log: disk.Open(nil)}
+	f := openOn(t, disk, l, Options{})
+	f.put("k", "v")
+	reads, goOn := make(chan struct{}, 2), make(chan struct{})
+	l.change = func(records []eventlog.Record) []eventlog.Record {
+		reads <- struct{}{}
+		select {
+		case <-goOn:
+		case <-time.After(5 * time.Second):
+		}
+		return records
+	}
+	hashed := make(chan error, 1)
+	go func() {
+		_, err := f.HashKV(context.Background(), 0)
+		hashed <- err
+	}()
+	<-reads
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := f.HashKV(ctx, 0); !errors.Is(err, context.DeadlineExceeded) || len(reads) > 0 {
+		t.Errorf("a second HashKV: %v, want that it waits", err)
+	}
+	close(goOn)
+	if err := <-hashed; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.HashKV(t.Context(), 0); err != nil {
+		t.Errorf("HashKV after another one: %v", err)
+	}
 }

@@ -231,8 +231,14 @@ type HashKV struct {
 
 // HashKV hashes the revisions up to revision, or the current one for 0; up to
 // a negative one there are none, which etcd hashes, too. The values are those of
-// the log, not of memory.
+// the log, not of memory. One at a time reads it.
 func (s *Store) HashKV(ctx context.Context, revision int64) (HashKV, error) {
+	select {
+	case s.hashing <- struct{}{}:
+	case <-ctx.Done():
+		return HashKV{}, ctx.Err()
+	}
+	defer func() { <-s.hashing }()
 	scan, st, err := s.scan(ctx)
 	if err != nil {
 		return HashKV{}, err

@@ -92,7 +92,8 @@ type Store struct {
 	patience  patience
 	compactor *compactor
 	plans     plans
-	aheadOf   chan string // a key whose value was not cached; buffered
+	aheadOf   chan string   // a key whose value was not cached; buffered
+	hashing   chan struct{} // holds the one HashKV under way
 }
 
 // published is a state that readers may see.
@@ -145,6 +146,7 @@ func Open(ctx context.Context, log eventlog.Log, opt Options) (*Store, error) {
 		queue:    newQueue(),
 		patience: patience{limit: opt.RequestTimeout},
 		aheadOf:  make(chan string, 1),
+		hashing:  make(chan struct{}, 1),
 	}
 	s.compactor = newCompactor(log, opt.Logger)
 	s.published.Store(&published{state: st, told: make(chan struct{}), next: make(chan struct{})})
