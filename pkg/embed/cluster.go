@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -52,6 +53,8 @@ type cluster struct {
 	peers  *raftlog.Peers
 	trips  roundTrips
 	forced bool // ForceNewCluster is done
+
+	uncompared atomic.Int64 // how often a node's data could not be compared
 
 	certs     *listen.Certs // nil without TLS
 	listeners []net.Listener

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sirupsen/logrus/hooks/test"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
@@ -333,6 +334,30 @@ func TestClusterFindsDifference(t *testing.T) {
 	awaitCorrupt(ctx, t, leader, nodes[1])
 	if _, err := leader.client.Put(ctx, "k", "3"); !errors.Is(err, rpctypes.ErrCorrupt) {
 		t.Errorf("Put with data that differs: %v", err)
+	}
+}
+
+// TestClusterUncompared: that a node is not there to be compared is logged and
+// counted.
+func TestClusterUncompared(t *testing.T) {
+	dir := shortDir(t)
+	var nodes []clusterNode
+	var hooks []*test.Hook
+	for i := 1; i <= 3; i++ {
+		cfg := nodeConfig(dir, i, ClusterStateNew, 1, 2, 3)
+		cfg.Cluster.CorruptCheckTime = 50 * time.Millisecond
+		s, hook := start(t, cfg)
+		nodes, hooks = append(nodes, clusterNode{s, clientOf(t, s)}), append(hooks, hook)
+	}
+	leader, follower := leaderAmong(t, nodes)
+	if err := follower.Close(); err != nil {
+		t.Fatal(err)
+	}
+	hook := hooks[slices.Index(nodes, leader)]
+	hook.Reset()
+	awaitLog(t, hook, "its data is not compared", 1)
+	if n := nodeMetrics(t, leader)["keelson_uncompared_nodes_total"]; n == 0 {
+		t.Error("it is not counted")
 	}
 }
 

@@ -13,6 +13,10 @@ import (
 	"github.com/keelson-io/keelson/pkg/store"
 )
 
+// hashTimeout bounds how long another node is waited for, which reads all of its
+// log for the hash.
+const hashTimeout = 5 * time.Minute
+
 // compareOften compares the data of all nodes while this one leads.
 func (c *cluster) compareOften(ctx context.Context) {
 	ticker := time.NewTicker(c.set.CorruptCheckTime)
@@ -52,7 +56,8 @@ func (c *cluster) compare(ctx context.Context) error {
 		}
 		hash, err := c.hashOf(ctx, m.ID, own)
 		if err != nil {
-			c.log.WithError(err).WithField("node", fmt.Sprintf("%x", m.ID)).Debug("its data is not compared")
+			c.uncompared.Add(1)
+			c.log.WithError(err).WithField("node", fmt.Sprintf("%x", m.ID)).Warn("its data is not compared; it will be tried again")
 			continue
 		}
 		having[hash] = append(having[hash], m.ID)
@@ -126,7 +131,7 @@ func (c *cluster) hashOf(ctx context.Context, id uint64, own store.HashKV) (uint
 	if conn == nil {
 		return 0, errors.New("there is no connection")
 	}
-	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	ctx, cancel := context.WithTimeout(ctx, hashTimeout)
 	defer cancel()
 	hash := new(pb.HashKVResponse)
 	if err := conn.Invoke(ctx, hashMethod, &pb.HashKVRequest{Revision: own.HashRevision}, hash); err != nil {

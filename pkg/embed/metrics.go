@@ -22,7 +22,10 @@ func newRegistry(b *backend) *prometheus.Registry {
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	if b.cluster != nil {
-		registry.MustRegister(b.cluster.trips.seconds, peerTraffic{b.cluster.peers})
+		registry.MustRegister(b.cluster.trips.seconds, peerTraffic{b.cluster.peers}, prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Namespace: "keelson", Name: "uncompared_nodes_total",
+			Help: "How often --corrupt-check-time could not compare a node's data with the leader's.",
+		}, func() float64 { return float64(b.cluster.uncompared.Load()) }))
 	}
 	switch data := b.newest().data.(type) {
 	case *sqlite.Log:
