@@ -26,6 +26,9 @@ const (
 	lastPages  = 1024
 	copyRounds = 4
 
+	// asideSuffix is what the name of the file ends with that they are put in.
+	asideSuffix = ".copy-*"
+
 	selectPage = "SELECT data FROM sqlite_dbpage WHERE pgno = ?"
 )
 
@@ -254,7 +257,7 @@ func (c *Copy) thaw() error {
 // been handed out, they are to be left out.
 func (c *Copy) Rest(ctx context.Context, fn func(first int64, content []byte) error) (int64, error) {
 	// Put aside first: nobody who writes waits for whoever takes the pages.
-	aside, err := os.CreateTemp(filepath.Dir(c.log.path), FileName+".copy-*")
+	aside, err := os.CreateTemp(filepath.Dir(c.log.path), FileName+asideSuffix)
 	if err != nil {
 		return 0, err
 	}
@@ -295,6 +298,15 @@ func (c *Copy) Rest(ctx context.Context, fn func(first int64, content []byte) er
 		}
 	}
 	return c.size, nil
+}
+
+// removeAsides removes what a process that was killed within Rest has left.
+func removeAsides(path string) error {
+	found, err := filepath.Glob(path + asideSuffix)
+	for _, file := range found {
+		err = errors.Join(err, os.Remove(file))
+	}
+	return err
 }
 
 // readPages appends the content of pages, which are in order, to dst, up to the

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	mathrand "math/rand/v2"
 	"os"
 	"path/filepath"
@@ -286,5 +287,19 @@ func TestIntegrityInterrupted(t *testing.T) {
 	}
 	if err := in.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestCopyLeftovers: what a copy had put aside when its process was killed is
+// removed.
+func TestCopyLeftovers(t *testing.T) {
+	dir := t.TempDir()
+	left := filepath.Join(dir, FileName+".copy-1")
+	if err := os.WriteFile(left, []byte("pages"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	defer mustOpen(t, dir).Close()
+	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is there: %v", left, err)
 	}
 }

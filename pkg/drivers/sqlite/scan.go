@@ -76,9 +76,9 @@ func (s *scan) ahead() bool {
 // page fills p with the records from seq from on, in a transaction of its own.
 func (s *scan) page(ctx context.Context, p *eventlog.Page, from int64) error {
 	l := s.log
+	l.cursorMu.Lock() // before a connection, which others could use meanwhile
+	defer l.cursorMu.Unlock()
 	return l.read(ctx, func(*conn) (err error) { // the connection is only the right to read
-		l.cursorMu.Lock()
-		defer l.cursorMu.Unlock()
 		if l.cursor == nil {
 			l.cursor, err = cursor.Open(uriOf("ro", l.path), selectScan, "PRAGMA wal_autocheckpoint=0", "PRAGMA cache_size=-512", "PRAGMA cell_size_check=1")
 			if err != nil {

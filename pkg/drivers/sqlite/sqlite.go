@@ -170,7 +170,10 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 	if l.lock, err = lockFile(path + ".lock"); err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	if err = l.open(); err == nil {
+	if err = removeAsides(path); err == nil {
+		err = l.open()
+	}
+	if err == nil {
 		err = l.notePlace()
 	}
 	if err != nil {
