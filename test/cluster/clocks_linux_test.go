@@ -47,6 +47,7 @@ var wallClock = map[string]string{
 	"drivers/sqlite/lock.go:UTC":            "for people",
 	"drivers/sqlite/checkpoint.go:UnixNano": "an idle database is checkpointed a little earlier or later",
 	"drivers/sqlite/checkpoint.go:Unix":     "the same",
+	"drivers/sqlite/scan.go:Unix":           "a page of a scan is read ahead, or is not",
 }
 
 // TestNoWallClock makes sure that these are all.
