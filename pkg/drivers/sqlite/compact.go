@@ -230,7 +230,11 @@ func (l *Log) deleteDoomed(more func() bool) error {
 	if deleted == 0 {
 		return nil
 	}
-	return l.writer.exec("UPDATE kept SET floor = max(floor, ?), deleted = deleted + ?, revision = ?", floor, deleted, l.headRevision)
+	k, err := readKept(l.writer)
+	if err != nil {
+		return err
+	}
+	return writeKept(l.writer, kept{max(k.floor, floor), k.deleted + deleted, l.headRevision})
 }
 
 // run returns how many of seqs, which ascend, follow the first without a gap.

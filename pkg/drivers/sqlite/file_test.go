@@ -152,27 +152,39 @@ func TestDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	seen := make(map[string]int)
-	for i := range 300 {
+	flip := func(at int, bit byte) {
 		damaged := bytes.Clone(whole)
-		at := rand.IntN(len(damaged))
-		switch {
-		case i < 100:
-			at = i // the header of the file and of its first page
-		case i < 150:
-			at = 12288 - 150 + i // the keys of the inner page, which only searches use
-		}
-		damaged[at] ^= 1 << rand.IntN(8)
+		damaged[at] ^= bit
 		if err := os.WriteFile(path, damaged, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		step, err := readAll(dir, rows, size)
 		if err != nil && step != "Open" && !errors.Is(err, eventlog.ErrCorrupt) {
-			t.Errorf("bit flipped at %d: %s: %v, want ErrCorrupt", at, step, err)
+			t.Errorf("bit %#x of byte %d is flipped: %s: %v, want ErrCorrupt", bit, at, step, err)
 		}
 		seen[step]++
 		for _, suffix := range []string{"-wal", "-shm"} {
 			_ = os.Remove(path + suffix)
 		}
+	}
+	for at := range 100 { // the header of the file and of its first page
+		flip(at, 1<<rand.IntN(8))
+	}
+	for at := range 50 { // the keys of the inner page, which only searches use
+		flip(12288-50+at, 1<<rand.IntN(8))
+	}
+	for at := range 24 { // the row of kept
+		for bit := range 8 {
+			flip(16384-24+at, 1<<bit)
+		}
+	}
+	for _, table := range []string{"kept", "log"} { // where it begins
+		for bit := range 8 {
+			flip(bytes.Index(whole, []byte("table"+table+table))+len("table"+table+table), 1<<bit)
+		}
+	}
+	for range 150 {
+		flip(rand.IntN(len(whole)), 1<<rand.IntN(8))
 	}
 	t.Logf("found by %v", seen)
 	if seen["Load"] == 0 || seen["Values"] == 0 {

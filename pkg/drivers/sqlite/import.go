@@ -204,7 +204,7 @@ func (im *Importer) Finish(head eventlog.Head) error {
 func (im *Importer) complete(head eventlog.Head) error {
 	for _, step := range []func() error{
 		func() error {
-			return im.conn.exec("UPDATE kept SET floor = ?, deleted = ?, revision = ?", im.floor, head.Seq-im.rows, head.Revision)
+			return writeKept(im.conn, kept{im.floor, head.Seq - im.rows, head.Revision})
 		},
 		func() error { return im.conn.exec("COMMIT") },
 		func() error { return im.conn.exec("PRAGMA journal_mode=WAL") },

@@ -111,13 +111,10 @@ func (in *Inspector) Newest() (int64, error) {
 }
 
 // Kept returns the row of kept: the highest seq deleted, how many were, and the
-// newest main revision when that was.
+// newest main revision when that was; with an eventlog.ErrCorrupt as they are.
 func (in *Inspector) Kept() (floor, deleted, revision int64, err error) {
-	out, err := in.conn.ints("SELECT floor, deleted, revision FROM kept WHERE id = 1")
-	if err != nil {
-		return 0, 0, 0, classify(err)
-	}
-	return out[0], out[1], out[2], nil
+	k, err := readKept(in.conn)
+	return k.floor, k.deleted, k.revision, classify(err)
 }
 
 // Rows calls fn with up to limit rows, in order, from seq on. An ErrCorrupt or

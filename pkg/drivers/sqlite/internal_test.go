@@ -487,14 +487,14 @@ func TestMigrate(t *testing.T) {
 	}
 	defer c.close()
 
-	failing := append(migrations[:len(migrations):len(migrations)], "CREATE TABLE more (a); CREATE TABLE log (a)")
-	if err := migrate(c, failing); err == nil || !strings.Contains(err.Error(), "schema version 1") {
+	failing := append(migrations[:len(migrations):len(migrations)], statements("CREATE TABLE more (a); CREATE TABLE log (a)"))
+	if err := migrate(c, failing); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("schema version %d", len(migrations))) {
 		t.Fatalf("migrate with a step that fails: %v", err)
 	}
 	if n, err := c.int("SELECT count(*) FROM sqlite_schema WHERE name = 'more'"); err != nil || n != 0 {
 		t.Fatalf("a failed step left %d tables, %v", n, err)
 	}
-	next := append(migrations[:len(migrations):len(migrations)], "CREATE TABLE more (a)", "INSERT INTO more VALUES (7)")
+	next := append(migrations[:len(migrations):len(migrations)], statements("CREATE TABLE more (a)"), statements("INSERT INTO more VALUES (7)"))
 	for range 2 { // the second time there is nothing to do
 		if err := migrate(c, next); err != nil {
 			t.Fatalf("migrate: %v", err)
@@ -508,6 +508,42 @@ func TestMigrate(t *testing.T) {
 	}
 	if _, err := Open(context.Background(), Options{Dir: dir}); !errors.Is(err, ErrNewer) {
 		t.Fatalf("Open of a newer file: %v, want ErrNewer", err)
+	}
+}
+
+// TestMigrateKept: the checksum of kept comes with schema version 2.
+func TestMigrateKept(t *testing.T) {
+	path := filepath.Join(t.TempDir(), FileName)
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := openConn(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	if err := migrate(c, migrations[:1]); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.exec("UPDATE kept SET floor = 20, deleted = 7, revision = 30"); err != nil {
+		t.Fatal(err)
+	}
+	if err := migrate(c, migrations); err != nil {
+		t.Fatal(err)
+	}
+	if k, err := readKept(c); err != nil || k != (kept{20, 7, 30}) {
+		t.Fatalf("kept is %+v, %v", k, err)
+	}
+	for _, column := range []string{"floor", "deleted", "revision", "crc"} {
+		if err := c.exec("UPDATE kept SET " + column + " = " + column + " + 1"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := readKept(c); !errors.Is(err, eventlog.ErrCorrupt) {
+			t.Errorf("%s is damaged: %v, want ErrCorrupt", column, err)
+		}
+		if err := c.exec("UPDATE kept SET " + column + " = " + column + " - 1"); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

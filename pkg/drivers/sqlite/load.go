@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	selectLoad  = "SELECT seq, header, key FROM log WHERE seq >= ? AND seq < ? ORDER BY seq"
-	selectState = "SELECT floor, deleted, revision, (SELECT min(seq) FROM log), (SELECT max(seq) FROM log) FROM kept"
+	selectLoad = "SELECT seq, header, key FROM log WHERE seq >= ? AND seq < ? ORDER BY seq"
+	selectEnds = "SELECT (SELECT min(seq) FROM log), (SELECT max(seq) FROM log)"
 
 	// loadWorkers scan and decode, side by side, ranges of at least rangeWidth
 	// seqs; holes make for more ranges than records, so that there are at
@@ -23,12 +23,12 @@ const (
 
 // loader checks that records are complete and in order.
 type loader struct {
-	floor, deleted int64 // the row of kept
-	newest         int64 // seq of the newest row
-	prev           *eventlog.Record
-	count          int64
-	head           eventlog.Head
-	mark           int64 // seq of the newest KindCompact record
+	kept
+	newest int64 // seq of the newest row
+	prev   *eventlog.Record
+	count  int64
+	head   eventlog.Head
+	mark   int64 // seq of the newest KindCompact record
 }
 
 // Load implements eventlog.Log. The values are not read.
@@ -70,15 +70,18 @@ func (l *Log) loadAll(ctx context.Context, read rangeReader, fn func(*eventlog.R
 	ld := &loader{}
 	var oldest int64
 	err := l.read(ctx, func(c *conn) error {
-		state, err := c.ints(selectState)
-		if err == nil {
-			ld.floor, ld.deleted, ld.head.Revision, oldest, ld.newest = state[0], state[1], state[2], state[3], state[4]
+		ends, err := c.ints(selectEnds)
+		if err != nil {
+			return err
 		}
+		oldest, ld.newest = ends[0], ends[1]
+		ld.kept, err = readKept(c)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
+	ld.head.Revision = ld.revision
 	if ld.newest > 0 {
 		if err := scanRanges(ctx, oldest, ld.newest, read, func(records []*eventlog.Record) error {
 			for _, r := range records {

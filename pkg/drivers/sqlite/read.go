@@ -16,7 +16,6 @@ const (
 	selectFrom  = "SELECT seq, header, key, value, batch FROM log WHERE seq >= ? ORDER BY seq"
 	selectFirst = "SELECT seq, header, key FROM log WHERE seq >= ? ORDER BY seq LIMIT 1"
 	selectValue = "SELECT seq, header, key, value FROM log WHERE seq = ?"
-	selectFloor = "SELECT floor FROM kept"
 
 	// readBytes bounds what is read in one transaction, so that no read
 	// holds the checkpoints up for long.
@@ -67,7 +66,7 @@ func (l *Log) Tail(ctx context.Context, after eventlog.Position, limit int) ([]e
 	}
 	var batches []eventlog.Batch
 	err := l.read(ctx, func(c *conn) error {
-		floor, err := c.int(selectFloor)
+		kept, err := readKept(c)
 		if err != nil {
 			return err
 		}
@@ -75,7 +74,7 @@ func (l *Log) Tail(ctx context.Context, after eventlog.Position, limit int) ([]e
 		if err != nil {
 			return err
 		}
-		t := tail{next: first, position: after, floor: floor, limit: limit}
+		t := tail{next: first, position: after, floor: kept.floor, limit: limit}
 		if err := c.query(t.row, selectFrom, first); err != nil && !errors.Is(err, errEnough) {
 			return err
 		}
@@ -265,7 +264,7 @@ func (f *fetch) next(c *conn) error {
 // missing says why record seq was not found: above the floor nothing is ever
 // deleted, so that only damage, such as to an inner page, can hide it.
 func missing(c *conn, seq int64) error {
-	floor, err := c.int(selectFloor)
+	kept, err := readKept(c)
 	if err != nil {
 		return err
 	}
@@ -273,7 +272,7 @@ func missing(c *conn, seq int64) error {
 	if err != nil {
 		return err
 	}
-	if seq > floor && seq <= newest {
+	if seq > kept.floor && seq <= newest {
 		return fmt.Errorf("%w: record %d is not found, and was not deleted", eventlog.ErrCorrupt, seq)
 	}
 	return fmt.Errorf("%w: record %d is not there", eventlog.ErrCompacted, seq)

@@ -26,7 +26,7 @@ const (
 // migrations[i] brings a file from schema version i (PRAGMA user_version) to
 // i+1. What has been released is never changed, only followed by another. Columns
 // of log are known to tree.go, too.
-var migrations = []string{
+var migrations = []func(*conn) error{
 	// Of a batch's records the first carries the batch id with a checksum,
 	// the others NULL: a table of batches would be one more page for each
 	// commit to write.
@@ -37,7 +37,7 @@ var migrations = []string{
 	// deleted the number of records deleted, and revision the newest main
 	// revision when that was. Above floor seqs are dense, and in all there
 	// are (newest seq - deleted) rows: a lost row cannot go unnoticed.
-	`CREATE TABLE log (
+	statements(`CREATE TABLE log (
 		seq      INTEGER PRIMARY KEY,
 		revision INTEGER NOT NULL,
 		batch    BLOB,
@@ -57,11 +57,27 @@ var migrations = []string{
 		FROM log
 		WHERE seq IN (SELECT max(seq) FROM log WHERE key IS NOT NULL GROUP BY key)
 			AND value IS NOT NULL
-		ORDER BY log.key;`,
+		ORDER BY log.key;`),
+	// Damage to kept would pass for a compaction, or for revisions.
+	func(c *conn) error {
+		if err := c.exec("ALTER TABLE kept ADD COLUMN crc INTEGER NOT NULL DEFAULT 0"); err != nil {
+			return err
+		}
+		v, err := c.ints("SELECT floor, deleted, revision FROM kept")
+		if err != nil {
+			return err
+		}
+		return writeKept(c, kept{v[0], v[1], v[2]})
+	},
+}
+
+// statements are a migration that needs nothing but SQL.
+func statements(sql string) func(*conn) error {
+	return func(c *conn) error { return c.exec(sql) }
 }
 
 // migrate runs the steps that the file lacks, in one transaction.
-func migrate(c *conn, steps []string) error {
+func migrate(c *conn, steps []func(*conn) error) error {
 	version, err := c.int("PRAGMA user_version")
 	if err != nil {
 		return err
@@ -76,7 +92,7 @@ func migrate(c *conn, steps []string) error {
 		return err
 	}
 	for i, step := range steps[version:] {
-		if err := c.exec(step); err != nil {
+		if err := step(c); err != nil {
 			return errors.Join(fmt.Errorf("migrate from schema version %d: %w", version+int64(i), err), c.exec("ROLLBACK"))
 		}
 	}
