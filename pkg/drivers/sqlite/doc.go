@@ -39,10 +39,10 @@
 // # Integrity
 //
 // Each record's header and key, its value, and the id of each batch have a
-// checksum that covers the seq too, and the row of kept has one. Load verifies headers, Tail and Values all
-// they read. Load also verifies that seqs are dense above the highest deleted
-// one and that the number of rows is that of records less deletions; a lost or
-// foreign row anywhere is ErrCorrupt.
+// checksum that covers the seq too, and the row of kept has one. Load verifies
+// headers, Tail and Values all they read. Load also verifies that seqs are
+// dense above the highest deleted one and that the number of rows is that of
+// records less deletions; a lost or foreign row anywhere is ErrCorrupt.
 //
 // Open verifies the WAL before SQLite does: a log that a power cut has torn
 // ends there, one that is damaged is ErrCorrupt; wal.go says how the two are
