@@ -285,16 +285,28 @@ func (r *leafReader) whole(page int64, cell []byte, size int) ([]byte, error) {
 }
 
 // overflow returns a payload of so many bytes, of which the rest begins on page
-// next.
+// next. Memory is taken for what was read only, and a chain that leads back to a
+// page of itself is noticed before it has been read three times (Brent): nothing
+// damaged takes more than the file has.
 func (r *leafReader) overflow(page int64, local []byte, next int64, size int) ([]byte, error) {
 	r.payload = append(r.payload[:0], local...)
-	for len(r.payload) < size {
+	passed, again := int64(-1), 1 // a page of the chain, and where another takes its place
+	for n := 1; len(r.payload) < size; n++ {
+		if next == passed {
+			return nil, damaged(page, "has a long row whose pages lead back to each other")
+		}
+		if n == again {
+			passed, again = next, 2*again
+		}
 		content, err := readPage(r.file, next)
 		if err != nil {
 			return nil, fmt.Errorf("a long row of page %d: %w", page, err)
 		}
 		next = int64(binary.BigEndian.Uint32(content))
 		r.payload = append(r.payload, content[4:4+min(size-len(r.payload), overflowSize)]...)
+	}
+	if next != 0 {
+		return nil, damaged(page, "has a long row with more pages than it needs")
 	}
 	return r.payload, nil
 }

@@ -1,11 +1,16 @@
 package sqlite
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
+	"io"
 	mathrand "math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
@@ -60,6 +65,85 @@ func TestTree(t *testing.T) {
 			t.Errorf("%d rows in ranges of %d; SQLite has others, %d", len(got), width, len(want))
 		}
 	}
+}
+
+// pagesRead is a file that counts what is read of it.
+type pagesRead struct {
+	io.ReaderAt
+	n int
+}
+
+func (p *pagesRead) ReadAt(b []byte, at int64) (int, error) {
+	p.n++
+	return p.ReaderAt.ReadAt(b, at)
+}
+
+// TestLongRowDamage: a row that claims to be long is refused when the pages that
+// it has come to an end, or lead back to each other; none of what it claims to
+// need beyond them is read, or taken of memory.
+func TestLongRowDamage(t *testing.T) {
+	const pages = 1000
+	for name, c := range map[string]struct {
+		next func(page int) int // on an overflow page; the first one is 3
+		size int
+		want string
+	}{
+		"itself":     {func(page int) int { return page }, maxPayload, "lead back"},
+		"a circle":   {func(page int) int { return 3 + (page-2)%(pages-2) }, maxPayload, "lead back"},
+		"in the end": {func(page int) int { return min(page+1, pages) }, maxPayload, "lead back"},
+		"ends":       {func(page int) int { return (page + 1) % (pages + 1) }, maxPayload, "page 0 of the database"},
+		"too many":   {func(page int) int { return page + 1 }, pageSize, "more pages"},
+		"too long":   {func(page int) int { return page + 1 }, maxPayload + 1, "beyond its end"},
+		"negative":   {func(page int) int { return page + 1 }, -1, "beyond its end"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			content := make([]byte, pages*pageSize)
+			leaf := content[pageSize : 2*pageSize]
+			leaf[0], leaf[4] = leafKind, 1 // one cell
+			const at = 1000
+			binary.BigEndian.PutUint16(leaf[leafHeader:], at)
+			cell := append(sqliteVarint(int64(c.size)), 1)
+			copy(leaf[at:], cell)
+			if size := c.size; size > localMax {
+				local := localMin + (size-localMin)%overflowSize
+				if local > localMax {
+					local = localMin
+				}
+				binary.BigEndian.PutUint32(leaf[at+len(cell)+local:], 3)
+			}
+			for page := 3; page <= pages; page++ {
+				binary.BigEndian.PutUint32(content[(page-1)*pageSize:], uint32(c.next(page)))
+			}
+			file := &pagesRead{ReaderAt: bytes.NewReader(content)}
+			tree, err := openTree(file, 2)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			err = tree.rows(0, 10, func(*Stored) error { return errors.New("it was taken for a row") })
+			runtime.ReadMemStats(&after)
+			if !errors.Is(err, eventlog.ErrCorrupt) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+			if took := after.TotalAlloc - before.TotalAlloc; file.n > 3*pages || took > 20*pages*pageSize {
+				t.Errorf("%d reads and %d bytes of memory for %d pages", file.n, took, pages)
+			}
+		})
+	}
+}
+
+// sqliteVarint is what varint decodes, in nine bytes.
+func sqliteVarint(v int64) []byte {
+	u := uint64(v)
+	b := make([]byte, 9)
+	b[8] = byte(u)
+	u >>= 8
+	for i := 7; i >= 0; i-- {
+		b[i] = byte(u&0x7f) | 0x80
+		u >>= 7
+	}
+	return b
 }
 
 // TestOtherPages: a file whose pages somebody has made anew is read by SQLite.
