@@ -25,34 +25,35 @@ func (s *Store) ahead(e *entry) {
 	}
 }
 
-// readAhead reads until ctx ends.
+// readAhead reads until ctx ends. Records that are damaged are found once, and
+// left alone from then on, lest those beside them be read in vain each time.
 func (s *Store) readAhead(ctx context.Context) {
+	damaged := make(map[int64]bool)
+	skip := func(seq int64) bool { return damaged[seq] || s.values.cache.has(seq) }
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case key := <-s.aheadOf:
-			seqs := s.now().uncached(key, s.values.cache)
-			if len(seqs) == 0 {
-				continue
+			seqs := s.now().valuesFrom(key, skip)
+			if _, err := s.values.read(ctx, seqs); !isDamage(err) {
+				continue // who asks for them hears what else is wrong
 			}
-			values, err := s.log.Values(ctx, seqs)
-			if err != nil {
-				continue // who asks for them hears what is wrong
-			}
-			for i, seq := range seqs {
-				s.values.cache.put(seq, values[i])
+			for _, seq := range seqs {
+				if _, err := s.values.read(ctx, []int64{seq}); isDamage(err) {
+					damaged[seq] = true
+				}
 			}
 		}
 	}
 }
 
-// uncached returns the records with the values of the keys from key on that
-// cache does not have.
-func (st *state) uncached(key string, cache *valueCache) (seqs []int64) {
+// valuesFrom returns the records with the values of the keys from key on, but
+// those to skip.
+func (st *state) valuesFrom(key string, skip func(seq int64) bool) (seqs []int64) {
 	seen, room := 0, aheadBytes
 	st.ascend(span{from: key, unbounded: true}, 0, func(e *entry) bool {
-		if v := &e.last; !v.tombstone() && !cache.has(v.seq) {
+		if v := &e.last; !v.tombstone() && !skip(v.seq) {
 			seqs = append(seqs, v.seq)
 			room -= int(v.size)
 		}

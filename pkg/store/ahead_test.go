@@ -80,6 +80,42 @@ func TestReadAhead(t *testing.T) {
 	}
 }
 
+// TestReadAheadDamage: beside a record that is damaged the others are read ahead,
+// and it is tried no more than once for that.
+func TestReadAheadDamage(t *testing.T) {
+	const keys = 2 * aheadKeys
+	disk := &memlog.Disk{}
+	l := &damagedLog{Log: disk.Open(nil), seqs: []int64{aheadKeys / 2}}
+	f := openOn(t, disk, l, Options{CacheBytes: 1})
+	key := func(i int) string { return fmt.Sprintf("key%04d", i) }
+	for i := range keys {
+		f.put(key(i), fmt.Sprint("value ", i)) // of record i+1
+	}
+	f.opt.CacheBytes = DefaultCacheBytes
+	f.values.cache = newValueCache(DefaultCacheBytes)
+	all := func(n int64) func() bool {
+		return func() bool {
+			for seq := int64(1); seq <= n; seq++ {
+				if f.values.cache.has(seq) == (seq == aheadKeys/2) {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	f.get(key(0), 0)
+	await(t, "the values beside a record that is damaged", all(aheadKeys+1))
+	if n := l.failed.Load(); n != 2 {
+		t.Errorf("%d reads have failed, want the one of many and that of the record", n)
+	}
+	f.values.cache.drop(1)
+	f.get(key(0), 0)
+	await(t, "more values", all(keys))
+	if n := l.failed.Load(); n != 2 {
+		t.Errorf("%d reads have failed, want no more than two", n)
+	}
+}
+
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(time.Millisecond) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -16,12 +17,14 @@ import (
 // damagedLog is a log in which the values of some records are damaged.
 type damagedLog struct {
 	*memlog.Log
-	seqs []int64
+	seqs   []int64
+	failed atomic.Int64 // reads
 }
 
 func (l *damagedLog) Values(ctx context.Context, seqs []int64) ([][]byte, error) {
 	for _, seq := range seqs {
 		if slices.Contains(l.seqs, seq) {
+			l.failed.Add(1)
 			return nil, fmt.Errorf("%w: record %d", eventlog.ErrCorrupt, seq)
 		}
 	}
@@ -32,7 +35,7 @@ func (l *damagedLog) Values(ctx context.Context, seqs []int64) ([][]byte, error)
 // need that value, and no others; overwriting or deleting its key is the cure.
 func TestDamagedValue(t *testing.T) {
 	disk := new(memlog.Disk)
-	l := &damagedLog{disk.Open(nil), []int64{1, 3}}
+	l := &damagedLog{Log: disk.Open(nil), seqs: []int64{1, 3}}
 	f := openOn(t, disk, l, Options{CacheBytes: 1})
 	for _, key := range []string{"bad", "good", "worse"} {
 		f.put(key, "old")
