@@ -44,7 +44,7 @@ type Importer struct {
 	made    []string // the directories that were not there, the innermost first
 	marked  bool     // begun is in the place of the database, and was not before
 	lock    *fileLock
-	conn    *conn // to the file beside; nil after the end
+	tree    *treeWriter // of the file beside; nil after the end
 	rows    int64
 	floor   int64
 	newest  eventlog.Record
@@ -119,12 +119,9 @@ func (im *Importer) begin() error {
 	if err := createPart(part); err != nil {
 		return errors.Join(err, removeDatabase(part))
 	}
-	// A file that is not whole is never used: no journal, and Finish syncs.
-	c, err := openConn(part, "PRAGMA journal_mode=OFF", "PRAGMA synchronous=OFF", "PRAGMA locking_mode=EXCLUSIVE", "BEGIN")
-	if err != nil {
+	if im.tree, err = openTreeWriter(part); err != nil {
 		return errors.Join(err, removeDatabase(part))
 	}
-	im.conn = c
 	return nil
 }
 
@@ -176,7 +173,7 @@ func (im *Importer) insert(record *eventlog.Record, r *Row) error {
 	}
 	im.newest.Seq, im.newest.Position = r.Seq, record.Position
 	im.rows++
-	return im.conn.exec(insertRecord, r.Seq, record.Revision.Main, r.Batch, r.Header, r.Key, r.Value)
+	return im.tree.add(r, record.Revision.Main)
 }
 
 // Finish makes what was added the database if it is whole, which head tells:
@@ -202,20 +199,22 @@ func (im *Importer) Finish(head eventlog.Head) error {
 
 // complete makes the file beside a whole database, durably.
 func (im *Importer) complete(head eventlog.Head) error {
-	for _, step := range []func() error{
-		func() error {
-			return writeKept(im.conn, kept{im.floor, head.Seq - im.rows, head.Revision})
-		},
-		func() error { return im.conn.exec("COMMIT") },
-		func() error { return im.conn.exec("PRAGMA journal_mode=WAL") },
-		im.closeConn,
-		func() error { return durable.Sync(im.path + partSuffix) },
-	} {
-		if err := step(); err != nil {
-			return err
-		}
+	if err := im.tree.finish(); err != nil {
+		return err
 	}
-	return nil
+	if err := im.closeTree(); err != nil {
+		return err
+	}
+	part := im.path + partSuffix
+	c, err := openConn(part, "PRAGMA synchronous=OFF")
+	if err != nil {
+		return err
+	}
+	err = writeKept(c, kept{im.floor, head.Seq - im.rows, head.Revision})
+	if err = errors.Join(err, c.close()); err != nil { // close brings it from the WAL to the file
+		return err
+	}
+	return durable.Sync(part)
 }
 
 // install gives the file beside the database's name. A database that there was
@@ -258,15 +257,15 @@ func (im *Importer) install() error {
 
 // Abort ends an import that is not to be finished, and removes what was added.
 func (im *Importer) Abort() error {
-	return errors.Join(im.closeConn(), removeDatabase(im.path+partSuffix), im.leave())
+	return errors.Join(im.closeTree(), removeDatabase(im.path+partSuffix), im.leave())
 }
 
-func (im *Importer) closeConn() error {
-	if im.conn == nil {
+func (im *Importer) closeTree() error {
+	if im.tree == nil {
 		return nil
 	}
-	err := im.conn.close()
-	im.conn = nil
+	err := im.tree.close()
+	im.tree = nil
 	return err
 }
 

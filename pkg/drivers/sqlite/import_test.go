@@ -199,7 +199,7 @@ func TestImportCutOff(t *testing.T) {
 func TestImportKilled(t *testing.T) {
 	dir := t.TempDir()
 	if err := importPuts(ImportOptions{Dir: dir}, 3, "v", func(im *Importer, _ eventlog.Head) error {
-		return errors.Join(im.closeConn(), im.lock.release())
+		return errors.Join(im.closeTree(), im.lock.release())
 	}); err != nil {
 		t.Fatal(err)
 	}
