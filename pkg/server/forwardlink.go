@@ -99,6 +99,7 @@ type link struct {
 	wake   chan struct{} // 1 buffered: there is something to send
 	shown  chan struct{} // 1 buffered: there is something to show
 	ended  chan struct{} // closed when the leader is not waited for any more
+	warned bool          // belongs to run: see warn
 
 	mu       sync.Mutex
 	last     uint64           // mu; number of the newest call
@@ -170,9 +171,7 @@ func (l *link) run(ctx context.Context) {
 	for carrying.Err() == nil {
 		err := l.carry(carrying)
 		l.settleSent()
-		if code := codeOf(err); code != codes.Unavailable && code != codes.Canceled {
-			l.server.log.WithError(err).Warn("requests are not passed on to the leader; trying again")
-		}
+		l.warn(err)
 		select { // gRPC has the pause between two connections; this one is for a leader that refuses the stream
 		case <-time.After(leaderPause):
 		case <-carrying.Done():
@@ -180,6 +179,16 @@ func (l *link) run(ctx context.Context) {
 	}
 	l.leave()
 	close(l.ended)
+}
+
+// warn says why a stream has ended, once until an answer comes. A connection that
+// is lost is noticed, and said, where messages of raft travel on it.
+func (l *link) warn(err error) {
+	if code := codeOf(err); l.warned || code == codes.Unavailable || code == codes.Canceled {
+		return
+	}
+	l.server.log.WithError(err).Warn("requests are not passed on to the leader; trying again")
+	l.warned = true
 }
 
 // watch returns when another node has led for leaderGrace.
@@ -429,6 +438,10 @@ func (l *link) receive(stream grpc.ClientStream) error {
 		var message frames
 		if err := stream.RecvMsg(&message); err != nil {
 			return err
+		}
+		if l.warned {
+			l.server.log.Info("requests are passed on to the leader again")
+			l.warned = false
 		}
 		for len(message) > 0 {
 			f, err := message.next()

@@ -5,10 +5,14 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/sirupsen/logrus"
+	logrustest "github.com/sirupsen/logrus/hooks/test"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -56,10 +60,15 @@ func (f *follower) follow(l *scriptedLeader) {
 
 func startFollower(t *testing.T, l *scriptedLeader, timeout time.Duration) *follower {
 	t.Helper()
+	return startFollowerThatLogs(t, l, timeout, quietLogger())
+}
+
+func startFollowerThatLogs(t *testing.T, l *scriptedLeader, timeout time.Duration, logger *logrus.Entry) *follower {
+	t.Helper()
 	f := &follower{changed: make(chan struct{}), reach: func(context.Context, int64) error { return nil }}
 	f.follow(l)
 	f.member = startMember(t, memberOptions{config: func(c *Config) {
-		c.Cluster, c.RequestTimeout = f, timeout
+		c.Cluster, c.RequestTimeout, c.Logger = f, timeout, logger
 	}})
 	return f
 }
@@ -71,6 +80,9 @@ type scriptedLeader struct {
 	conn    *grpc.ClientConn
 	streams chan *scriptedStream
 	others  chan struct{} // hears of calls of their own, which are not answered
+
+	refuses  atomic.Bool // streams
+	refusals atomic.Int32
 }
 
 // scriptedStream is one stream that the leader has let in.
@@ -90,6 +102,10 @@ func startLeader(t *testing.T, id uint64) *scriptedLeader {
 	}))
 	desc := forwardStreamDesc
 	desc.Handler = func(_ any, stream grpc.ServerStream) error {
+		if l.refuses.Load() {
+			l.refusals.Add(1)
+			return status.Error(codes.PermissionDenied, "the test refuses it")
+		}
 		if err := stream.SendHeader(nil); err != nil {
 			return err
 		}
@@ -342,6 +358,47 @@ func TestForwardRefused(t *testing.T) {
 	wantError(t, (<-f.put(short(t), "a")).err, rpctypes.ErrGRPCNoLeader)
 	if at := other.store.Position(); at != eventlog.Position(0) {
 		t.Errorf("something was written: %d", at)
+	}
+}
+
+// TestForwardRefusedLog: a leader that refuses the stream again and again is
+// warned of once, and so is each time that it does so after an answer.
+func TestForwardRefusedLog(t *testing.T) {
+	leader := startLeader(t, 9)
+	leader.refuses.Store(true)
+	logger, hook := logrustest.NewNullLogger()
+	f := startFollowerThatLogs(t, leader, time.Minute, logrus.NewEntry(logger))
+	logged := func() (warnings, again int) {
+		for _, e := range hook.AllEntries() {
+			switch {
+			case strings.Contains(e.Message, "not passed on to the leader"):
+				warnings++
+			case strings.Contains(e.Message, "passed on to the leader again"):
+				again++
+			}
+		}
+		return warnings, again
+	}
+	for outage := 1; outage <= 2; outage++ {
+		put := f.put(short(t), "a")
+		before := leader.refusals.Load()
+		waitFor(t, func() bool { return leader.refusals.Load() >= before+4 })
+		if warnings, _ := logged(); warnings != outage {
+			t.Errorf("%d warnings in outage %d", warnings, outage)
+		}
+		leader.refuses.Store(false)
+		s := leader.next(t)
+		s.respond(s.message()[0].number, answerOf(7))
+		if r := <-put; r.err != nil {
+			t.Error(r.err)
+		}
+		if _, again := logged(); again != outage {
+			t.Errorf("%d outages are over, want %d", again, outage)
+		}
+		leader.refuses.Store(true)
+		refusals := leader.refusals.Load()
+		s.end <- nil
+		waitFor(t, func() bool { return leader.refusals.Load() > refusals }) // nothing is sent on this one
 	}
 }
 
