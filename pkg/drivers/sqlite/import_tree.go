@@ -40,12 +40,13 @@ const (
 	// bytes with their header.
 	maxRow = 1_000_000_000 - 32
 
-	writeBytes = 1 << 20 // are written at once
+	writeBytes    = 1 << 20         // are written at once
+	importedBytes = 64 * writeBytes // are not on their way to the disk yet, at most
 )
 
 // treeWriter writes the rows of table log to a database that has none.
 type treeWriter struct {
-	file     *os.File
+	file     *pacedFile
 	out      *bufio.Writer // to the end of file
 	root     int64         // is in the file already
 	fanout   int           // how many children an inner page has
@@ -78,7 +79,8 @@ func openTreeWriter(path string) (*treeWriter, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &treeWriter{file: file, root: root, fanout: maxChildren, out: bufio.NewWriterSize(file, writeBytes)}
+	paced := &pacedFile{File: file, every: importedBytes}
+	w := &treeWriter{file: paced, root: root, fanout: maxChildren, out: bufio.NewWriterSize(paced, writeBytes)}
 	if err := w.begin(); err != nil {
 		return nil, errors.Join(err, file.Close())
 	}

@@ -14,17 +14,15 @@ import (
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
-// syncEvery is how much of a file that is received is not on its way to the disk
-// yet: all of it at the end would hold up the fsyncs of others for long.
-const syncEvery = 8 << 20
+// receivedBytes are not on their way to the disk yet at most, while the logs of
+// others are written to it.
+const receivedBytes = 8 << 20
 
 // Receiver makes a database of the pages that a Copy hands out. It is used by one
 // goroutine.
 type Receiver struct {
-	dir      string
-	file     *os.File
-	unsynced int
-	syncing  chan error // the outcome of the sync under way; nil if there is none
+	dir  string
+	file *pacedFile
 }
 
 // NewReceiver begins a database in dir, which is there and is the caller's: it is
@@ -34,7 +32,7 @@ func NewReceiver(dir string) (*Receiver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Receiver{dir: dir, file: f}, nil
+	return &Receiver{dir: dir, file: &pacedFile{File: f, every: receivedBytes}}, nil
 }
 
 // Write takes pages in the place of those there were; first is the number of the
@@ -43,33 +41,7 @@ func (r *Receiver) Write(first int64, content []byte) error {
 	if first < 1 || first > math.MaxUint32 || len(content)%pageSize != 0 {
 		return fmt.Errorf("%w: %d bytes cannot be pages from %d on", eventlog.ErrCorrupt, len(content), first)
 	}
-	if _, err := r.file.WriteAt(content, (first-1)*pageSize); err != nil {
-		return err
-	}
-	if r.unsynced += len(content); r.unsynced < syncEvery {
-		return nil
-	}
-	if err := r.synced(); err != nil {
-		return err
-	}
-	r.sync()
-	return nil
-}
-
-// sync begins to bring to the disk what was written.
-func (r *Receiver) sync() {
-	r.unsynced = 0
-	r.syncing = make(chan error, 1)
-	go func() { r.syncing <- r.file.Sync() }()
-}
-
-// synced waits for the sync under way, if there is one.
-func (r *Receiver) synced() error {
-	if r.syncing == nil {
-		return nil
-	}
-	err := <-r.syncing
-	r.syncing = nil
+	_, err := r.file.WriteAt(content, (first-1)*pageSize)
 	return err
 }
 
@@ -77,11 +49,11 @@ func (r *Receiver) synced() error {
 // head is head and all checksums match: what is damaged where the pages come from
 // is refused, and does not spread.
 func (r *Receiver) Finish(ctx context.Context, pages int64, head eventlog.Head, logger *logrus.Entry) error {
-	err := errors.Join(r.synced(), r.file.Truncate(pages*pageSize))
+	err := errors.Join(r.file.synced(), r.file.Truncate(pages*pageSize))
 	if err != nil {
 		return errors.Join(err, r.file.Close())
 	}
-	r.sync() // beside that
+	r.file.sync() // beside that
 	err = r.verify(ctx, head, logger)
 	return errors.Join(err, r.Close(), durable.Sync(filepath.Join(r.dir, FileName)), durable.Sync(r.dir))
 }
@@ -99,4 +71,4 @@ func (r *Receiver) verify(ctx context.Context, head eventlog.Head, logger *logru
 }
 
 // Close ends what Finish has not.
-func (r *Receiver) Close() error { return errors.Join(r.synced(), r.file.Close()) }
+func (r *Receiver) Close() error { return r.file.Close() }
