@@ -88,9 +88,19 @@ const (
 	removedCode = codes.FailedPrecondition
 
 	headerCluster, headerFrom, headerTo = "keelson-cluster", "keelson-from", "keelson-to"
+
+	// headerLeave asks a node to say how much it takes in: see messageStream.
+	headerLeave = "keelson-leave"
+
+	// leaveBytes is how much that is, beyond what it has taken in: half of what
+	// gRPC lets wait on a stream before it has the sender wait.
+	leaveBytes = 32 << 10
 )
 
-var stream = &grpc.StreamDesc{ClientStreams: true}
+var (
+	stream = &grpc.StreamDesc{ClientStreams: true}
+	twoWay = &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
+)
 
 // NewPeers returns a Transport that knows no other nodes yet.
 func NewPeers(opt PeersOptions) *Peers {
@@ -198,9 +208,33 @@ type peer struct {
 // queue is for the messages that one stream after the other sends.
 type queue struct {
 	waiting chan *raftpb.Message
-	sending sync.Mutex        // held while a message is handed to the stream
-	stream  grpc.ClientStream // sending; nil while there is none
+	sending sync.Mutex     // held while a message is handed to the stream
+	stream  *messageStream // sending; nil while there is none
 }
+
+// messageStream carries messages. Up to which of its bytes they may be sent
+// without having to wait for leave from gRPC, the node at the other end says,
+// if it is asked to, in the Index of empty messages: the first when it has let
+// the stream in, and others as it takes messages in.
+type messageStream struct {
+	grpc.ClientStream
+	sent  int           // sending of its queue; bytes
+	leave atomic.Uint64 // up to which of them
+}
+
+// hear takes what the node says until the stream ends.
+func (s *messageStream) hear() error {
+	for {
+		m := new(raftpb.Message)
+		if err := s.RecvMsg(m); err != nil {
+			return err
+		}
+		s.leave.Store(m.GetIndex())
+	}
+}
+
+// streamBytes is what gRPC makes of m.
+func streamBytes(m *raftpb.Message) int { return 5 + proto.Size(m) }
 
 // dial makes the way to node id. The caller holds ps.mu.
 func (ps *Peers) dial(id uint64, addresses []string) (*peer, error) {
@@ -248,15 +282,15 @@ func (p *peer) put(m *raftpb.Message) bool {
 }
 
 // sendNow sends m without a goroutine in between, if there is a stream that has
-// nothing else to do. It is for messages of which there are never so many that
-// gRPC would have the sender wait for a node that takes nothing in.
+// nothing else to do and would not have the sender wait: it is called with ps.mu
+// held, and by raft's loop.
 func (p *peer) sendNow(m *raftpb.Message) bool {
 	q := &p.others
 	if !q.sending.TryLock() {
 		return false
 	}
 	defer q.sending.Unlock()
-	if q.stream == nil || q.stream.SendMsg(m) != nil {
+	if q.stream == nil || uint64(q.stream.sent+streamBytes(m)) > q.stream.leave.Load() || q.hand(m) != nil {
 		return false
 	}
 	p.traffic.sent.Add(int64(proto.Size(m)))
@@ -267,11 +301,17 @@ func (p *peer) sendNow(m *raftpb.Message) bool {
 func (q *queue) send(m *raftpb.Message) error {
 	q.sending.Lock()
 	defer q.sending.Unlock()
+	return q.hand(m)
+}
+
+// hand is send for a caller that holds sending.
+func (q *queue) hand(m *raftpb.Message) error {
+	q.stream.sent += streamBytes(m)
 	return q.stream.SendMsg(m)
 }
 
 // use makes s the stream that sends; nil: there is none.
-func (q *queue) use(s grpc.ClientStream) {
+func (q *queue) use(s *messageStream) {
 	q.sending.Lock()
 	defer q.sending.Unlock()
 	q.stream = s
@@ -329,14 +369,18 @@ func (ps *Peers) pump(p *peer, q *queue) {
 func (p *peer) stream(q *queue, sent func(*raftpb.Message)) error {
 	ctx, cancel := context.WithCancel(p.ctx)
 	defer cancel()
-	s, err := p.conn.NewStream(ctx, stream, messagesMethod)
+	if q == &p.others {
+		ctx = metadata.AppendToOutgoingContext(ctx, headerLeave, "")
+	}
+	opened, err := p.conn.NewStream(ctx, twoWay, messagesMethod)
 	if err != nil {
 		return err
 	}
+	s := &messageStream{ClientStream: opened}
 	// That the stream has ended, and why, only a read tells: nothing may have to
 	// be sent for a long time.
 	ended := make(chan error, 1)
-	p.done.Go(func() { ended <- s.RecvMsg(new(raftpb.Message)) })
+	p.done.Go(func() { ended <- s.hear() })
 	q.use(s)
 	defer q.use(nil)
 	for {
@@ -384,7 +428,7 @@ func (ps *Peers) Serve(s grpc.ServiceRegistrar, log *Log) {
 			{MethodName: "Ping", Handler: unary(ps.answerPing)},
 		},
 		Streams: []grpc.StreamDesc{
-			{StreamName: "Messages", ClientStreams: true, Handler: func(_ any, s grpc.ServerStream) error { return ps.receive(s) }},
+			{StreamName: "Messages", ClientStreams: true, ServerStreams: true, Handler: func(_ any, s grpc.ServerStream) error { return ps.receive(s) }},
 			{StreamName: "Snapshot", ClientStreams: true, Handler: func(_ any, s grpc.ServerStream) error { return ps.receiveSnapshot(s) }},
 		},
 	}, ps)
@@ -430,13 +474,22 @@ func (ps *Peers) receive(s grpc.ServerStream) error {
 		}
 	}()
 	traffic := ps.trafficOf(from)
-	for {
+	md, _ := metadata.FromIncomingContext(s.Context())
+	asked := len(md.Get(headerLeave)) > 0
+	for received, leave := uint64(0), uint64(0); ; {
+		if asked && received+leaveBytes/2 >= leave {
+			leave = received + leaveBytes
+			if err := s.SendMsg(&raftpb.Message{Index: &leave}); err != nil {
+				return err
+			}
+		}
 		m := new(raftpb.Message)
 		if err := s.RecvMsg(m); errors.Is(err, io.EOF) {
 			return s.SendMsg(new(raftpb.Message))
 		} else if err != nil {
 			return err
 		}
+		received += uint64(streamBytes(m))
 		traffic.received.Add(int64(proto.Size(m)))
 		if slices.Contains(ps.log.Load().Members().Removed, from) {
 			return status.Error(removedCode, ErrRemoved.Error())

@@ -216,6 +216,78 @@ func TestSnapshotStalls(t *testing.T) {
 	})
 }
 
+// TestSendDoesNotWait: who sends to a node that takes nothing in does not wait
+// for it, whatever is sent, and neither does who asks for something else.
+func TestSendDoesNotWait(t *testing.T) {
+	for name, leave := range map[string]uint64{"that says nothing": 0, "that has let some in": raftlog.LeaveBytes} {
+		t.Run(name, func(t *testing.T) {
+			dir, opened := t.TempDir(), make(chan struct{}, 100)
+			listener, err := net.Listen("unix", filepath.Join(dir, "2"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			hangs := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, s grpc.ServerStream) error {
+				if leave > 0 {
+					_ = s.SendMsg(&raftpb.Message{Index: &leave})
+				}
+				opened <- struct{}{}
+				<-s.Context().Done()
+				return s.Context().Err()
+			}))
+			go func() { _ = hangs.Serve(listener) }() // ends with the server
+			defer hangs.Stop()
+			logger, _ := test.NewNullLogger()
+			peers := raftlog.NewPeers(raftlog.PeersOptions{Cluster: 7, ID: 1, Logger: logrus.NewEntry(logger)})
+			if err := peers.Set(2, "unix:"+filepath.Join(dir, "2")); err != nil {
+				t.Fatal(err)
+			}
+			<-opened
+			<-opened
+			sent := make(chan struct{})
+			go func() {
+				defer close(sent)
+				for i := range 20_000 { // 2 MiB
+					for _, typ := range []raftpb.MessageType{raftpb.MsgReadIndex, raftpb.MsgHeartbeat} {
+						peers.Send([]*raftpb.Message{{Type: &typ, From: new(uint64(1)), To: new(uint64(2)), Context: make([]byte, 30)}})
+					}
+					if i%100 == 0 { // what has waited goes on
+						time.Sleep(time.Millisecond)
+					}
+				}
+				peers.Traffic()
+			}()
+			select {
+			case <-sent:
+			case <-time.After(20 * time.Second):
+				t.Error("who sends waits")
+				hangs.Stop()
+				<-sent
+			}
+			if err := peers.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestSendNow: a node that takes messages in gets them without a goroutine in
+// between, however many there are.
+func TestSendNow(t *testing.T) {
+	dir := t.TempDir()
+	first, second := startRemote(t, dir, 7, 1), startRemote(t, dir, 7, 2)
+	defer first.stop(t)
+	defer second.stop(t)
+	n := 0
+	await(t, "messages are sent at once", func() bool {
+		for range 100 {
+			if first.peers.SendNow(2, &raftpb.Message{Type: raftpb.MsgReadIndexResp.Enum(), From: new(uint64(1)), To: new(uint64(2))}) {
+				n++
+			}
+		}
+		return n > raftlog.LeaveBytes // each has some bytes
+	})
+}
+
 // TestAddresses: a node is reached at any of its addresses, and again at another
 // one when that is gone.
 func TestAddresses(t *testing.T) {
