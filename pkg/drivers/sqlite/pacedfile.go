@@ -44,7 +44,7 @@ func (f *pacedFile) wrote(n int) error {
 func (f *pacedFile) sync() {
 	f.unsynced = 0
 	f.syncing = make(chan error, 1)
-	go func() { f.syncing <- f.File.Sync() }()
+	go func() { f.syncing <- f.Sync() }()
 }
 
 // synced waits for the sync under way, if there is one.

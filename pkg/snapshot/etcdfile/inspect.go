@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
@@ -121,15 +122,20 @@ func verify(ctx context.Context, f *os.File, size int64, work *meter) error {
 	return nil
 }
 
-// meter counts what is done, for those who wait.
+// meter counts what is done, for those who wait. Several goroutines may add to
+// it.
 type meter struct {
 	report func(done, total int64) // may be nil
 	total  int64
-	done   int64
+
+	mu   sync.Mutex // is held while report is called
+	done int64
 }
 
 // add adds n bytes.
 func (m *meter) add(n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.done += int64(n)
 	if m.report != nil {
 		m.report(min(m.done, m.total), m.total)

@@ -76,7 +76,7 @@ func OpenFile(ctx context.Context, f *os.File, opt OpenOptions) (*Reader, error)
 }
 
 // load verifies the file and reads everything but the keys. Nothing is believed
-// of a file whose checksum is wrong.
+// of a file whose checksum is wrong: that is its error, whatever else is found.
 func (r *Reader) load(ctx context.Context, opt OpenOptions) error {
 	// bbolt has the file locked as long as it may write.
 	if err := unix.Flock(int(r.file.Fd()), unix.LOCK_SH|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
@@ -91,16 +91,15 @@ func (r *Reader) load(ctx context.Context, opt OpenOptions) error {
 		return err
 	}
 	work := &meter{total: size, report: opt.Report}
+	verified := make(chan error, 1)
 	if checksum {
 		work.total += size
-		if err := verify(ctx, r.file, size, work); err != nil {
-			return err
-		}
+		go func() { verified <- verify(ctx, r.file, size, work) }() // takes the longer time
+	} else {
+		verified <- nil
 	}
-	if err := r.read(ctx, size, work, opt.WithoutAuth); err != nil {
-		return err
-	}
-	return r.unchanged()
+	err = r.read(ctx, size, work, opt.WithoutAuth)
+	return cmp.Or(<-verified, err, r.unchanged())
 }
 
 // unchanged makes sure that what was read is what was verified. Who replaces the
