@@ -261,14 +261,17 @@ func TestOldDatabase(t *testing.T) {
 	if err := os.WriteFile(database, old, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	n := nodesOf(t, newNetwork(), dir, 1)[0]
-	select {
-	case <-n.Failed():
-	case <-time.After(30 * time.Second):
-		t.Fatal("the log goes on with an old database")
-	}
-	if err := n.Err(); !errors.Is(err, eventlog.ErrCorrupt) || !strings.Contains(err.Error(), "replaced by an older one") {
-		t.Errorf("the log with an old database ended with %v, want ErrCorrupt", err)
+	opt := raftlog.Options{Dir: filepath.Dir(database), Cluster: 7, ID: 1, Members: membersOf(1), Transport: newNetwork()}
+	for name, open := range map[string]func() error{
+		"Open": func() error {
+			_, err := raftlog.Open(t.Context(), opt)
+			return err
+		},
+		"ForceNewCluster": func() error { return raftlog.ForceNewCluster(t.Context(), opt, raftlog.Member{ID: 1}) },
+	} {
+		if err := open(); !errors.Is(err, eventlog.ErrCorrupt) || !strings.Contains(err.Error(), "begins after position") {
+			t.Errorf("%s with an old database: %v, want ErrCorrupt", name, err)
+		}
 	}
 }
 

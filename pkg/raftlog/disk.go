@@ -45,7 +45,8 @@ type disk struct {
 	committed atomic.Uint64      // newest commit index in the WAL
 	marked    uint64             // index of the newest mark; belongs to the caller of mark
 	members   Members            // as of the newest mark when it was opened
-	reached   *eventlog.Position // of a database with all that it had when it was opened; nil if not known
+	begun     *eventlog.Position // of a database with all up to that mark; nil if not known
+	reached   *eventlog.Position // of one with all that the WAL had then; nil if not known
 }
 
 func (d *disk) walDir() string { return filepath.Join(d.dir, "wal") }
@@ -131,7 +132,7 @@ func (d *disk) open(metadata []byte, members Members) (err error) {
 		if err != nil {
 			return err
 		}
-		d.members = file.Members
+		d.members, d.begun = file.Members, file.Position
 		if d.reached, err = reach(file.Position, entries); err != nil {
 			return err
 		}

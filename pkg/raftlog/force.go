@@ -53,7 +53,7 @@ func ForceNewCluster(ctx context.Context, opt Options, self Member) error {
 	if err = errors.Join(err, d.close()); err != nil {
 		return err
 	}
-	members, err := applyAlone(ctx, opt, d.members, entries)
+	members, err := applyAlone(ctx, opt, d, entries)
 	if err != nil {
 		return err
 	}
@@ -96,15 +96,19 @@ func (d *disk) everything() (state *raftpb.HardState, entries []*raftpb.Entry, l
 	return state, entries, last, err
 }
 
-// applyAlone brings entries to the database, durably, and returns the members
-// after them.
-func applyAlone(ctx context.Context, opt Options, members Members, entries []*raftpb.Entry) (Members, error) {
+// applyAlone brings entries, those of d, to the database, durably, and returns the
+// members after them.
+func applyAlone(ctx context.Context, opt Options, d *disk, entries []*raftpb.Entry) (Members, error) {
+	members := d.members
 	local, err := sqlite.Open(ctx, sqlite.Options{Dir: opt.Dir, Synchronous: sqlite.UnsafeLosesAcknowledgedWritesOnPowerCut, Logger: opt.Logger})
 	if err != nil {
 		return members, err
 	}
 	behind := newWriteBehind(local, eventlog.Head{})
-	_, err = behind.load(ctx, func(*eventlog.Record) error { return nil })
+	head, err := behind.load(ctx, func(*eventlog.Record) error { return nil })
+	if err == nil {
+		err = d.goesOn(head.Position)
+	}
 	for _, e := range entries {
 		if err != nil {
 			break

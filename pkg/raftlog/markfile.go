@@ -111,14 +111,38 @@ func reach(from *eventlog.Position, entries []*raftpb.Entry) (*eventlog.Position
 	return &at, nil
 }
 
-// leadsTo makes sure that the WAL has everything that the database has at head:
-// nothing is applied before it is durable there. If it has not, its end was
-// lost, and with it, maybe, what this node has promised to keep. What had been
-// applied last before a crash, and was not in the database yet, cannot tell.
+// leadsTo makes sure that the database, which is at head, and the WAL belong
+// together.
+//
+//	            mark                  reached
+//	WAL          ├──────────────────────┤
+//	database ────────────────┤ head
+//
+// The database has durably what is before the mark. If it has not, it is an older
+// one, and nobody else would notice before the next batch. And the WAL has what
+// the database has: nothing is applied before it is durable there. If it has not,
+// its end was lost, and with it, maybe, what this node has promised to keep. What
+// had been applied last before a crash, and was not in the database yet, cannot
+// tell.
 func (d *disk) leadsTo(head eventlog.Position) error {
+	if err := d.goesOn(head); err != nil {
+		return err
+	}
 	if d.reached == nil || head <= *d.reached {
 		return nil
 	}
-	return fmt.Errorf("%w: the end of the raft log %s is lost: it leads to position %d, and the database is at %d: remove this node from the cluster, and add it again with an empty data directory",
-		eventlog.ErrCorrupt, d.dir, *d.reached, head)
+	return fmt.Errorf("%w: the end of the raft log %s is lost: it leads to position %d, and the database is at %d: %s",
+		eventlog.ErrCorrupt, d.dir, *d.reached, head, joinAgain)
 }
+
+// goesOn makes sure of the first half of it.
+func (d *disk) goesOn(head eventlog.Position) error {
+	if d.begun == nil || head >= *d.begun {
+		return nil
+	}
+	return fmt.Errorf("%w: the database is at position %d, and the raft log %s begins after position %d: the database was replaced by an older one, or has lost what was durable: put the right one back, or %s",
+		eventlog.ErrCorrupt, head, d.dir, *d.begun, joinAgain)
+}
+
+// joinAgain is what can be done about a node whose data is not what it was.
+const joinAgain = "remove this node from the cluster, and add it again with an empty data directory"
