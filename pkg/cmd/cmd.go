@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
@@ -185,7 +186,7 @@ func run(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return fail(log, err, "keelson could not start")
 	}
-	notify(log, daemon.SdNotifyReady+"\nSTATUS=serving "+strings.Join(server.Endpoints(), " "))
+	notifyReady(ctx, log, server)
 	select {
 	case <-ctx.Done():
 		// From here on a second signal ends the process at once.
@@ -204,6 +205,35 @@ func run(ctx context.Context, c *config.Config) error {
 func fail(log *logrus.Entry, err error, what string) error {
 	log.WithError(err).Error(what)
 	return &loggedError{err}
+}
+
+// stillWaiting is how often systemd hears that a node waits for its cluster, and
+// half of how long it is asked to wait for more.
+const stillWaiting = 10 * time.Second
+
+// notifyReady tells systemd when server is ready, unless it or ctx ends before.
+// Without a majority of its nodes a cluster waits for people, and to be started
+// again would not help: systemd is asked for patience.
+func notifyReady(ctx context.Context, log *logrus.Entry, server *embed.Server) {
+	again := time.NewTicker(stillWaiting)
+	defer again.Stop()
+	for {
+		select {
+		case <-server.Ready():
+			notify(log, daemon.SdNotifyReady+"\nSTATUS=serving "+strings.Join(server.Endpoints(), " "))
+			return
+		default:
+		}
+		notify(log, fmt.Sprintf("STATUS=waiting for %s\nEXTEND_TIMEOUT_USEC=%d", server.WaitsFor(), 2*stillWaiting.Microseconds()))
+		select {
+		case <-server.Ready():
+		case <-again.C:
+		case <-ctx.Done():
+			return
+		case <-server.Done():
+			return
+		}
+	}
 }
 
 // notify tells systemd, if it listens.

@@ -383,21 +383,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 func TestTellsSystemd(t *testing.T) {
 	dir := shortDir(t)
 	path := filepath.Join(dir, "notify")
-	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = conn.Close() }()
-	_ = conn.SetReadDeadline(time.Now().Add(30 * time.Second))
-	next := func() string {
-		t.Helper()
-		buf := make([]byte, 4096)
-		n, err := conn.Read(buf)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(buf[:n])
-	}
+	next := startSystemd(t, path)
 	p := startProcess(t, dir, []string{"NOTIFY_SOCKET=" + path}, "--listen-client-urls=unix://k.sock")
 	if got := next(); !strings.HasPrefix(got, "READY=1\nSTATUS=serving unix://") {
 		t.Errorf("got %q", got)

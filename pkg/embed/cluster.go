@@ -56,6 +56,8 @@ type cluster struct {
 
 	uncompared atomic.Int64 // how often a node's data could not be compared
 
+	waitsFor atomic.Pointer[string] // before this node is ready; empty: nothing
+
 	certs     *listen.Certs // nil without TLS
 	listeners []net.Listener
 	mux       *listen.Mux
@@ -73,6 +75,7 @@ type cluster struct {
 // openCluster finds out who this node is, and listens for the others.
 func openCluster(ctx context.Context, b *backend) (_ *cluster, err error) {
 	c := &cluster{set: b.set.cluster, log: b.log, backend: b, self: b.set.cluster.self, lost: make(chan struct{}), trips: newRoundTrips()}
+	c.waitsFor.Store(new(waitsForLeader))
 	if c.set.secure {
 		if c.certs, err = listen.LoadCerts(c.set.tls, b.log); err != nil {
 			return nil, fmt.Errorf("%w: peers: %w", ErrConfig, err)
@@ -270,8 +273,8 @@ func (c *cluster) connect(ms raftlog.Members) {
 }
 
 // serve takes what other nodes send: messages of raft, and requests that are
-// passed on to the leader, which are api's.
-func (c *cluster) serve(api *server.Server, clientURLs []string, fail func(error)) {
+// passed on to the leader, which are api's. It calls ready once clients get answers.
+func (c *cluster) serve(api *server.Server, clientURLs []string, ready func(), fail func(error)) {
 	c.self.ClientURLs = clientURLs
 	c.grpc = grpc.NewServer(append(append(api.GRPCOptions(), raftlog.ServerOptions()...), grpc.WaitForHandlers(true),
 		grpc.ConnectionTimeout(grpcHandshakeTimeout), grpc.MaxHeaderListSize(maxHeaderBytes))...)
@@ -293,6 +296,7 @@ func (c *cluster) serve(api *server.Server, clientURLs []string, fail func(error
 	c.cancel = cancel
 	c.running.Go(func() { c.watchLeader(ctx) })
 	c.running.Go(func() { c.publish(ctx) })
+	c.running.Go(func() { c.awaitReady(ctx, ready) })
 	if c.set.CorruptCheckTime > 0 {
 		c.running.Go(func() { c.compareOften(ctx) })
 	}

@@ -60,6 +60,7 @@ type Server struct {
 
 	serving sync.WaitGroup // accept loops and servers
 	failed  chan error     // the first failure; has room for one
+	ready   chan struct{}  // closed by becomeReady
 	stop    chan struct{}  // closed by Close
 	once    sync.Once
 	done    chan struct{} // closed when everything has ended; then err is set
@@ -75,7 +76,8 @@ type bound struct {
 }
 
 // Start starts a server that runs until ctx ends, Close is called or its
-// storage fails. When it returns, the server answers. The error is ErrConfig,
+// storage fails. When it returns, the server answers; on a node of a cluster,
+// what needs a leader waits for one (see Ready). The error is ErrConfig,
 // listen.ErrInUse, sqlite.ErrLocked if another keelson has the data, or
 // another that says why the data cannot be served.
 func Start(ctx context.Context, cfg Config) (*Server, error) {
@@ -89,6 +91,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 		failed: make(chan error, 1),
 		stop:   make(chan struct{}),
 		done:   make(chan struct{}),
+		ready:  make(chan struct{}),
 	}
 	if err := s.open(ctx); err != nil {
 		s.closeListeners()
@@ -99,11 +102,9 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	s.serve()
 	s.warn()
-	s.log.WithFields(logrus.Fields{
-		"endpoints": strings.Join(s.endpoints, ","),
-		"advertise": strings.Join(s.advertise, ","),
-		"data-dir":  set.DataDir,
-	}).Info("ready to serve client requests")
+	if s.backend.cluster == nil {
+		s.becomeReady()
+	}
 	go s.supervise(ctx)
 	return s, nil
 }

@@ -140,7 +140,7 @@ func newHTTPServer(log *logrus.Entry, handler http.Handler) *http.Server {
 // serve starts every goroutine.
 func (s *Server) serve() {
 	if c := s.backend.cluster; c != nil { // first: it registers the services once more
-		c.serve(s.api, s.advertise, s.fail)
+		c.serve(s.api, s.advertise, s.becomeReady, s.fail)
 	}
 	s.serving.Go(func() { s.fail(ignoreClosed(s.grpc.Serve(s.mux.GRPC()))) })
 	if s.gateway != nil {
