@@ -218,13 +218,31 @@ func (l *Log) checkpointPassive() error {
 	if err := l.Err(); err != nil {
 		return err // the WAL may not be what it seems
 	}
-	start := time.Now()
+	start, head := time.Now(), l.head.Load()
 	res, err := l.janitor.ints("PRAGMA wal_checkpoint(PASSIVE)") // busy, frames, copied
 	l.checkpointTime.Add(int64(time.Since(start)))
 	if err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
 	l.walCopied.Store(res[2])
+	if res[0] != 0 || res[1] != res[2] {
+		return nil
+	}
+	return l.copied(head)
+}
+
+// copied takes that the database file has everything up to head. A writer that
+// is a little slower than the checkpoints starts the WAL over again and again
+// without a RESTART; SQLite syncs the file for it, but not if frames came
+// meanwhile. The caller holds janitorMu.
+func (l *Log) copied(head int64) error {
+	if l.sync != SynchronousFull { // else nobody asks up to where the file itself is durable
+		if err := l.probe.Sync(); err != nil {
+			return fmt.Errorf("checkpoint: %w: %w", eventlog.ErrFailed, err)
+		}
+	}
+	l.checkpoints.Add(1)
+	l.checkpointed.Store(head)
 	return nil
 }
 
@@ -303,7 +321,5 @@ func (l *Log) checkpointAll(pragma string) error {
 	}
 	l.walFrames.Store(0)
 	l.walCopied.Store(0)
-	l.checkpoints.Add(1)
-	l.checkpointed.Store(l.head.Load())
-	return nil
+	return l.copied(l.head.Load())
 }

@@ -140,6 +140,49 @@ func TestWALBounded(t *testing.T) {
 	t.Logf("the WAL grew to %d MiB", largest>>20)
 }
 
+// TestCheckpointed: a passive checkpoint that has copied everything tells up to
+// where the file itself is durable. Where writes pause now and then no other
+// one comes.
+func TestCheckpointed(t *testing.T) {
+	for _, sync := range []Synchronous{SynchronousFull, UnsafeLosesAcknowledgedWritesOnPowerCut} {
+		dir := t.TempDir()
+		l, err := Open(t.Context(), Options{Dir: dir, Synchronous: sync})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		appendPuts(t, l, 10, 1000)
+		reader, err := openMode("ro", filepath.Join(dir, FileName)) // of somebody else
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer reader.close()
+		if err := reader.exec("BEGIN"); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := reader.int("SELECT count(*) FROM log"); err != nil || n != 10 {
+			t.Fatal(n, err)
+		}
+		before := l.head.Load()
+		appendPuts(t, l, 10, 1000)
+		if err := l.checkpointPassive(); err != nil {
+			t.Fatal(err)
+		}
+		if at := int64(l.Stats().Checkpointed); at > before {
+			t.Errorf("beside a reader who sees position %d the file is said to have %d", before, at)
+		}
+		if err := reader.exec("COMMIT"); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.checkpointPassive(); err != nil {
+			t.Fatal(err)
+		}
+		if at := int64(l.Stats().Checkpointed); at != l.head.Load() {
+			t.Errorf("the file is said to have position %d of %d", at, l.head.Load())
+		}
+	}
+}
+
 // TestForeignReader: somebody else's long transaction stops no write, is not
 // complained of all the time, and the WAL shrinks when it ends.
 func TestForeignReader(t *testing.T) {
