@@ -25,7 +25,10 @@ func newRegistry(b *backend) *prometheus.Registry {
 		registry.MustRegister(b.cluster.trips.seconds, peerTraffic{b.cluster.peers}, prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Namespace: "keelson", Name: "uncompared_nodes_total",
 			Help: "How often --corrupt-check-time could not compare a node's data with the leader's.",
-		}, func() float64 { return float64(b.cluster.uncompared.Load()) }))
+		}, func() float64 { return float64(b.cluster.uncompared.Load()) }), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: "keelson", Name: "raft_log_bytes",
+			Help: "Size of the Raft log's files. It falls when the database is durable up to a later place, every few files.",
+		}, func() float64 { return float64(b.newest().raft.DiskBytes()) }))
 	}
 	switch data := b.newest().data.(type) {
 	case *sqlite.Log:

@@ -51,6 +51,18 @@ type disk struct {
 
 func (d *disk) walDir() string { return filepath.Join(d.dir, "wal") }
 
+// DiskBytes returns how much room the Raft log takes on the disk. What it will be
+// written to next is counted: WAL files have their size from the beginning.
+func (l *Log) DiskBytes() (bytes int64) {
+	entries, _ := os.ReadDir(l.node.disk.walDir()) // as far as it can be read: this is for metrics
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil {
+			bytes += info.Size()
+		}
+	}
+	return bytes
+}
+
 // openDisk opens the Raft log in dir. If there is none, it is made, with members
 // as those of a new cluster.
 func openDisk(dir string, id Identity, members Members) (*disk, error) {
