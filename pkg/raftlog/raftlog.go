@@ -139,7 +139,11 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkNew(ctx, local, opt); err != nil {
+	err = checkNew(ctx, local, opt)
+	if err == nil {
+		err = local.CheckPages() // else a node that joins would not get it, but late
+	}
+	if err != nil {
 		return nil, errors.Join(err, local.Close())
 	}
 	d, err := openDisk(filepath.Join(opt.Dir, raftDir), Identity{Cluster: opt.Cluster, Node: opt.ID}, Members{Members: opt.Members})

@@ -82,7 +82,7 @@ func (l *Log) Copy(ctx context.Context) (*Copy, error) {
 		return nil, err
 	}
 	defer l.release()
-	if err := l.checkPages(); err != nil {
+	if err := l.CheckPages(); err != nil {
 		return nil, err
 	}
 	wal, err := os.Open(l.path + "-wal") // SQLite has no locks on this one, which would end with wal.Close

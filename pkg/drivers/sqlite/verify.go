@@ -11,24 +11,31 @@ import (
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
-// checkPages makes sure that the file's pages are as keelson makes them.
-func (l *Log) checkPages() error {
+// CheckPages makes sure that the file's pages are as keelson makes them: others
+// are read through SQLite only, and not copied to other nodes. The error is
+// ErrForeign, and says what to do.
+func (l *Log) CheckPages() error {
 	var header [100]byte
 	if _, err := l.probe.ReadAt(header[:], 0); err != nil {
 		return err
 	}
 	// Offsets 16 and 20 of SQLite's file format.
-	if size, reserved := binary.BigEndian.Uint16(header[16:]), header[20]; size != pageSize || reserved != 0 {
-		return fmt.Errorf("%w: the database was changed: it has pages of %d bytes, %d of them reserved", ErrForeign, size, reserved)
+	size, reserved := int(binary.BigEndian.Uint16(header[16:])), header[20]
+	if size == 1 { // which would not fit
+		size = 1 << 16
 	}
-	return nil
+	if size == pageSize && reserved == 0 {
+		return nil
+	}
+	return fmt.Errorf(`%w: somebody has changed its pages, which have %d bytes, %d of them reserved, and not %d, so that it cannot be copied to other nodes: stop keelson and make them anew with "sqlite3 %s '.filectrl reserve_bytes 0' 'PRAGMA journal_mode=DELETE' 'PRAGMA page_size=%d' VACUUM 'PRAGMA journal_mode=WAL'"`,
+		ErrForeign, size, reserved, pageSize, l.path, pageSize)
 }
 
 // tree returns table log as it is in the file, or nil if the WAL has more, or if
 // the file is one that only SQLite can read. The caller holds the token for as
 // long as it uses it.
 func (l *Log) tree() (*tree, error) {
-	if err := l.checkPages(); errors.Is(err, ErrForeign) {
+	if err := l.CheckPages(); errors.Is(err, ErrForeign) {
 		return nil, nil
 	} else if err != nil {
 		return nil, err
