@@ -74,7 +74,7 @@ func (a *accessFlags) dial(ctx context.Context, p place, second bool) (*clientv3
 func (a *accessFlags) reach(second bool) remote.Config {
 	c := a.Config
 	if to := a.to; second && (to.cacert != "" || to.cert != "" || to.key != "") {
-		c.CACert, c.Cert, c.Key = to.cacert, to.cert, to.key
+		c.CACert, c.Cert, c.Key, c.FlagPrefix = to.cacert, to.cert, to.key, "to-"
 	}
 	if second && (a.both || a.to.user != "") {
 		c.User, c.Password = a.to.user, a.to.password

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -30,6 +31,8 @@ type Config struct {
 	User, Password        string
 
 	DialTimeout time.Duration
+
+	FlagPrefix string // of the names above, in errors: such as "to-"
 }
 
 // defaultDialTimeout is etcdctl's, with time for a handshake on a slow machine.
@@ -38,29 +41,41 @@ const defaultDialTimeout = 5 * time.Second
 // Dial returns a client of the server, which has answered: by itself, for it may
 // be the last one of its cluster.
 func Dial(ctx context.Context, c Config) (*clientv3.Client, error) {
-	config := clientv3.Config{
-		Endpoints: c.Endpoints, Username: c.User, Password: c.Password, Logger: zap.NewNop(),
-		DialTimeout: c.DialTimeout, DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 10 * time.Second,
+	if c.DialTimeout == 0 {
+		c.DialTimeout = defaultDialTimeout
 	}
-	if config.DialTimeout == 0 {
-		config.DialTimeout = defaultDialTimeout
+	client, err := c.dial(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", strings.Join(c.Endpoints, ","), err)
+	}
+	return client, nil
+}
+
+func (c Config) dial(ctx context.Context) (*clientv3.Client, error) {
+	config := clientv3.Config{
+		Endpoints: c.Endpoints, Logger: zap.NewNop(),
+		DialTimeout: c.DialTimeout, DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 10 * time.Second,
 	}
 	var err error
 	if config.TLS, err = c.TLS(); err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, c.DialTimeout)
+	defer cancel()
+	if err := c.reach(ctx, config); err != nil {
+		return nil, err
+	}
+	config.Username, config.Password = c.User, c.Password
 	client, err := clientv3.New(config)
 	if err != nil {
-		return nil, fmt.Errorf("%v: %w", c.Endpoints, err)
+		return nil, err
 	}
-	try, cancel := context.WithTimeout(ctx, config.DialTimeout)
-	defer cancel()
-	_, err = client.Get(try, "\x00", clientv3.WithSerializable())
+	_, err = client.Get(ctx, "\x00", clientv3.WithSerializable())
 	if status.Code(err) == codes.Unimplemented { // kine
-		_, err = client.Get(try, "\x00")
+		_, err = client.Get(ctx, "\x00")
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%v: %w", c.Endpoints, err), client.Close())
+		return nil, errors.Join(err, client.Close())
 	}
 	return client, nil
 }

@@ -399,6 +399,16 @@ func TestDialKine(t *testing.T) { serve(t, asKine{}) }
 func serve(t *testing.T, kv pb.KVServer) *clientv3.Client {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
+	serveAt(t, kv, socket)
+	client, err := Dial(t.Context(), Config{Endpoints: []string{"unix://" + socket}, DialTimeout: 5 * time.Second})
+	check(t, err)
+	t.Cleanup(func() { check(t, client.Close()) })
+	return client
+}
+
+// serveAt serves kv on a socket.
+func serveAt(t *testing.T, kv pb.KVServer, socket string) {
+	t.Helper()
 	l, err := net.Listen("unix", socket)
 	check(t, err)
 	server := grpc.NewServer()
@@ -409,19 +419,4 @@ func serve(t *testing.T, kv pb.KVServer) *clientv3.Client {
 		server.Stop()
 		check(t, <-served)
 	})
-	client, err := Dial(t.Context(), Config{Endpoints: []string{"unix://" + socket}, DialTimeout: 5 * time.Second})
-	check(t, err)
-	t.Cleanup(func() { check(t, client.Close()) })
-	return client
-}
-
-func TestDial(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := Dial(ctx, Config{Endpoints: []string{"http://127.0.0.1:1"}}); err == nil {
-		t.Error("a server that is not there")
-	}
-	if _, err := Dial(t.Context(), Config{Endpoints: []string{"https://127.0.0.1:1"}, CACert: "/nowhere"}); err == nil || !strings.Contains(err.Error(), "/nowhere") {
-		t.Errorf("a certificate that is not there: %v", err)
-	}
 }
