@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/sirupsen/logrus"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 
+	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/store"
 )
 
@@ -36,16 +36,23 @@ func (c *cluster) compareOften(ctx context.Context) {
 	}
 }
 
-// compare raises the CORRUPT alarm for the nodes whose data is not what most
-// of those have that answer. As in etcd nobody serves keys then until somebody
-// has seen to it and disarms the alarm.
+// errDamaged: a node has found its data damaged, and said in its log where.
+var errDamaged = errors.New("its data is damaged: its log says where")
+
+// compare raises the CORRUPT alarm for the nodes whose data is damaged, or not
+// what most of those have that answer. As in etcd nobody serves keys then until
+// somebody has seen to it and disarms the alarm. If this node's data is damaged
+// the others are compared by the next leader.
 func (c *cluster) compare(ctx context.Context) error {
 	g, err := c.backend.generation(ctx)
 	if err != nil {
 		return err
 	}
 	revision, _ := g.store.Revision()
-	own, err := g.store.HashKV(ctx, revision)
+	own, err := c.ownHash(ctx, g, revision)
+	if errors.Is(err, errDamaged) {
+		return errors.Join(c.alarm(ctx, g, c.id.Node, err), c.newest().HandOver(ctx))
+	}
 	if err != nil {
 		return err
 	}
@@ -55,15 +62,18 @@ func (c *cluster) compare(ctx context.Context) error {
 			continue
 		}
 		hash, err := c.hashOf(ctx, m.ID, own)
+		if errors.Is(err, errDamaged) {
+			if err := c.alarm(ctx, g, m.ID, err); err != nil {
+				return err
+			}
+			continue
+		}
 		if err != nil {
 			c.uncompared.Add(1)
 			c.log.WithError(err).WithField("node", fmt.Sprintf("%x", m.ID)).Warn("its data is not compared; it will be tried again")
 			continue
 		}
 		having[hash] = append(having[hash], m.ID)
-	}
-	if len(having) == 1 {
-		return nil
 	}
 	most := own.Hash
 	for hash, nodes := range having {
@@ -76,15 +86,34 @@ func (c *cluster) compare(ctx context.Context) error {
 			continue
 		}
 		for _, id := range nodes {
-			c.log.WithFields(logrus.Fields{"node": fmt.Sprintf("%x", id), "revision": revision}).
-				Error("the data of this node is not that of the others: nothing is served any more; remove the node, add it again with an empty data directory, and disarm the alarm")
-			if _, err := g.store.Alarm(ctx, &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE, MemberID: id, Alarm: pb.AlarmType_CORRUPT}); err != nil {
+			if err := c.alarm(ctx, g, id, fmt.Errorf("its data at revision %d is not that of the others", revision)); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
 }
+
+// alarm raises the CORRUPT alarm for node id.
+func (c *cluster) alarm(ctx context.Context, g *generation, id uint64, why error) error {
+	c.log.WithError(why).WithField("node", fmt.Sprintf("%x", id)).
+		Error("keys are not served any more: remove this node, add it again with an empty data directory, and disarm the alarm")
+	_, err := g.store.Alarm(ctx, &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE, MemberID: id, Alarm: pb.AlarmType_CORRUPT})
+	return err
+}
+
+// ownHash is this node's hash at revision, or errDamaged.
+func (c *cluster) ownHash(ctx context.Context, g *generation, revision int64) (store.HashKV, error) {
+	hash, err := g.store.HashKV(ctx, revision)
+	if errors.Is(err, eventlog.ErrCorrupt) {
+		c.log.WithError(err).Error("the data of this node is damaged")
+		return hash, errDamaged
+	}
+	return hash, err
+}
+
+// damagedRevision is the HashRevision of a node that cannot read its data.
+const damagedRevision = -1
 
 // hashMethod asks a node for a hash of its data at a revision, once it has all
 // that is committed. Unlike clients, nodes ask learners, too.
@@ -107,8 +136,8 @@ func (c *cluster) serveHash(s grpc.ServiceRegistrar) {
 	}, c)
 }
 
-// hash returns this node's hash at revision, or an empty one if there is no such
-// revision although the node has all that is committed.
+// hash returns this node's hash at revision, one of damagedRevision, or an empty one
+// if there is no such revision although the node has all that is committed.
 func (c *cluster) hash(ctx context.Context, revision int64) (*pb.HashKVResponse, error) {
 	g, err := c.backend.generation(ctx)
 	if err != nil {
@@ -117,15 +146,18 @@ func (c *cluster) hash(ctx context.Context, revision int64) (*pb.HashKVResponse,
 	if err := g.store.Fence(ctx); err != nil {
 		return nil, err
 	}
-	hash, err := g.store.HashKV(ctx, revision)
-	if errors.Is(err, store.ErrFutureRev) {
+	hash, err := c.ownHash(ctx, g, revision)
+	switch {
+	case errors.Is(err, errDamaged):
+		return &pb.HashKVResponse{HashRevision: damagedRevision}, nil
+	case errors.Is(err, store.ErrFutureRev):
 		return new(pb.HashKVResponse), nil
 	}
 	return &pb.HashKVResponse{Hash: hash.Hash, HashRevision: hash.HashRevision, CompactRevision: hash.CompactRevision}, err
 }
 
-// hashOf asks node id for its hash of what own is of. An error means that the
-// two cannot be compared.
+// hashOf asks node id for its hash of what own is of. An error but errDamaged means
+// that the two cannot be compared.
 func (c *cluster) hashOf(ctx context.Context, id uint64, own store.HashKV) (uint32, error) {
 	conn := c.peers.Conn(id)
 	if conn == nil {
@@ -138,6 +170,8 @@ func (c *cluster) hashOf(ctx context.Context, id uint64, own store.HashKV) (uint
 		return 0, err
 	}
 	switch {
+	case hash.HashRevision == damagedRevision:
+		return 0, errDamaged
 	case hash.HashRevision == 0: // it has applied the same, and has not the same
 		return ^own.Hash, nil
 	case hash.CompactRevision != own.CompactRevision:
