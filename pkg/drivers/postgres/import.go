@@ -65,7 +65,7 @@ type ImportOptions struct {
 }
 
 // Importer makes the data of a schema of records, all or nothing: in one
-// transaction.
+// transaction, and so it does the schema if there is none.
 //
 // Instances that run notice the new epoch and load the data again. The records
 // continue the seqs and positions of those before, so that nobody who looks for
@@ -74,6 +74,7 @@ type Importer struct {
 	log  *Log
 	conn *pgxpool.Conn
 	tx   pgx.Tx
+	made bool  // the schema, in tx
 	base place // the head that there was
 	size int64 // bytes appended before, and by this import
 
@@ -87,7 +88,7 @@ type Importer struct {
 // if it is not there. Appends of others wait until then. The errors are
 // ErrExists, ErrInUse, or those of Open.
 func NewImporter(ctx context.Context, opt ImportOptions) (*Importer, error) {
-	l, err := Open(ctx, Options{URL: opt.URL, Logger: opt.Logger})
+	l, err := connect(ctx, Options{URL: opt.URL, Logger: opt.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -148,10 +149,7 @@ func (im *Importer) begin(ctx context.Context, replace bool) (err error) {
 	if im.conn, err = im.log.pool.Acquire(ctx); err != nil {
 		return err
 	}
-	if im.tx, err = im.conn.Begin(ctx); err != nil {
-		return err
-	}
-	if _, err := im.tx.Exec(ctx, setPatience); err != nil {
+	if err := im.beginMigrated(ctx, im.conn.Conn()); err != nil {
 		return err
 	}
 	sql := im.log.sql
@@ -177,6 +175,28 @@ func (im *Importer) begin(ctx context.Context, replace bool) (err error) {
 	}
 	_, err = im.tx.Exec(ctx, sql.updateKept, im.base.seq, im.size)
 	return err
+}
+
+// beginMigrated begins the transaction, in which the schema is that of this
+// version. One that there is is migrated before, so that who uses it does not
+// wait; nobody can use one that there is not.
+func (im *Importer) beginMigrated(ctx context.Context, c *pgx.Conn) error {
+	version, err := im.log.version(ctx, c)
+	if err != nil {
+		return err
+	}
+	if im.made = version <= 0 && !isCockroach(c); !im.made {
+		if err := im.log.migrate(ctx, c); err != nil {
+			return err
+		}
+	}
+	if im.tx, err = c.Begin(ctx); err != nil {
+		return err
+	}
+	if _, err := im.tx.Exec(ctx, setPatience); err != nil || !im.made {
+		return err
+	}
+	return im.log.migrateIn(ctx, im.tx)
 }
 
 // Base returns the position and seq that the records continue.
@@ -238,6 +258,9 @@ func (im *Importer) Finish(ctx context.Context, head eventlog.Head) error {
 		if err = im.tx.Commit(context.WithoutCancel(ctx)); err != nil && !notDone(err) {
 			err = fmt.Errorf("%w: the connection was lost in the commit: look whether the data is there: %w", eventlog.ErrUnknown, err)
 		}
+	}
+	if err == nil && im.made {
+		im.log.tune(ctx, im.conn.Conn())
 	}
 	return errors.Join(err, im.Abort())
 }

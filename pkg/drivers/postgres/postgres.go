@@ -99,6 +99,19 @@ var _ eventlog.Log = (*Log)(nil)
 // Open connects to the database and makes or migrates the schema. The errors
 // are ErrURL, ErrNewer, ErrNotDurable, ErrUnavailable or the database's.
 func Open(ctx context.Context, opt Options) (*Log, error) {
+	l, err := connect(ctx, opt)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.try(ctx, l.migrate); err != nil {
+		l.pool.Close()
+		return nil, fmt.Errorf("open %s: %w", l.set, err)
+	}
+	return l, nil
+}
+
+// connect is Open without a look at the schema.
+func connect(ctx context.Context, opt Options) (*Log, error) {
 	if opt.Logger == nil {
 		opt.Logger = logrus.NewEntry(logrus.StandardLogger())
 	}
@@ -129,18 +142,11 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 	if l.pool, err = pgxpool.NewWithConfig(ctx, set.pool); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrURL, err)
 	}
-	if err := l.open(ctx); err != nil {
+	if err := l.try(ctx, l.checkServer); err != nil {
 		l.pool.Close()
 		return nil, fmt.Errorf("open %s: %w", set, err)
 	}
 	return l, nil
-}
-
-func (l *Log) open(ctx context.Context) error {
-	if err := l.try(ctx, l.checkServer); err != nil {
-		return err
-	}
-	return l.try(ctx, l.migrate)
 }
 
 // checkServer refuses a database that acknowledges commits which it may lose.

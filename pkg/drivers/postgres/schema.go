@@ -164,28 +164,35 @@ func (l *Log) migrate(ctx context.Context, c *pgx.Conn) error {
 	if version == len(migrations) {
 		return nil // needs no right to create anything
 	}
-	cockroach := isCockroach(c)
-	if err := pgx.BeginFunc(ctx, c, func(tx pgx.Tx) error {
-		lock := fnv.New64a()
-		_, _ = lock.Write([]byte("keelson/" + l.set.schema)) // never fails
-		if _, err := tx.Exec(ctx, lockSchema, int64(lock.Sum64())); err != nil {
-			return err
-		}
-		version, err := l.version(ctx, tx)
-		if err != nil || version == len(migrations) {
-			return err
-		}
-		return l.migrateFrom(ctx, tx, version)
-	}); err != nil {
+	if err := pgx.BeginFunc(ctx, c, func(tx pgx.Tx) error { return l.migrateIn(ctx, tx) }); err != nil {
 		return err
 	}
-	if cockroach {
-		return nil
+	l.tune(ctx, c)
+	return nil
+}
+
+// migrateIn is migrate in a transaction.
+func (l *Log) migrateIn(ctx context.Context, tx pgx.Tx) error {
+	lock := fnv.New64a()
+	_, _ = lock.Write([]byte("keelson/" + l.set.schema)) // never fails
+	if _, err := tx.Exec(ctx, lockSchema, int64(lock.Sum64())); err != nil {
+		return err
+	}
+	version, err := l.version(ctx, tx)
+	if err != nil || version == len(migrations) {
+		return err
+	}
+	return l.migrateFrom(ctx, tx, version)
+}
+
+// tune sets what is good for tables that were made.
+func (l *Log) tune(ctx context.Context, c *pgx.Conn) {
+	if isCockroach(c) {
+		return
 	}
 	if _, err := c.Exec(ctx, inSchema(tuning, l.set.schema), pgx.QueryExecModeSimpleProtocol); err != nil {
 		l.logger.WithError(err).Info("the tables keep the database's default settings for autovacuum")
 	}
-	return nil
 }
 
 // querier is what connections and transactions have in common.
