@@ -38,8 +38,8 @@ func (s *settings) resolveCluster() error {
 		return errors.New("--force-new-cluster is for a node that is left of a cluster, and this data directory is none's: remove the flag")
 	}
 	if !c.known && c.InitialCluster == "" {
-		if len(c.ListenPeerURLs)+len(c.InitialAdvertisePeerURLs) > 0 {
-			return errors.New("--listen-peer-urls and --initial-advertise-peer-urls are for a node of a cluster: add --initial-cluster name=peer-URL,…")
+		if flag := c.flagForNodes(); flag != "" { // a flag was forgotten, and clients would find a server that is empty
+			return fmt.Errorf("%s is for a node of a cluster, and neither is this data directory one's nor is there --initial-cluster: add --initial-cluster name=peer-URL,…, or remove the flag", flag)
 		}
 		return nil
 	}
@@ -63,6 +63,33 @@ func (s *settings) resolveCluster() error {
 	}
 	s.cluster = c
 	return c.resolveTLS()
+}
+
+// flagForNodes is a flag that was set and counts only in a cluster, if there is one.
+func (c *ClusterConfig) flagForNodes() string {
+	for _, f := range []struct {
+		name string
+		set  bool
+	}{
+		{"--listen-peer-urls", len(c.ListenPeerURLs) > 0},
+		{"--initial-advertise-peer-urls", len(c.InitialAdvertisePeerURLs) > 0},
+		{"--initial-cluster-state", c.InitialClusterState != ClusterStateNew},
+		{"--initial-cluster-token", c.InitialClusterToken != DefaultClusterToken},
+		{"--heartbeat-interval", c.HeartbeatInterval != raftlog.DefaultHeartbeatInterval},
+		{"--election-timeout", c.ElectionTimeout != raftlog.DefaultElectionTimeout},
+		{"--snapshot-count", c.SnapshotCount != raftlog.DefaultSnapshotCount},
+		{"--corrupt-check-time", c.CorruptCheckTime != 0},
+		{"--peer-cert-file", c.PeerTLS.CertFile != ""},
+		{"--peer-key-file", c.PeerTLS.KeyFile != ""},
+		{"--peer-trusted-ca-file", c.PeerTLS.TrustedCAFile != ""},
+		{"--peer-client-cert-auth", c.PeerTLS.ClientCertAuth},
+		{"--peer-cert-allowed-hostname", len(c.PeerTLS.AllowedHostnames) > 0},
+	} {
+		if f.set {
+			return f.name
+		}
+	}
+	return ""
 }
 
 // minLeaseTTL is the shortest TTL of a lease in seconds, as etcd's: one and a half
