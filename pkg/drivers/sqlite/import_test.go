@@ -275,3 +275,61 @@ func TestImportLeftovers(t *testing.T) {
 		}
 	}
 }
+
+// TestImportDiskFails: an error of the disk ends the import, whenever it is
+// noticed, and leaves nothing.
+func TestImportDiskFails(t *testing.T) {
+	broken := errors.New("broken")
+	syncFails := func(im *Importer) {
+		im.tree.file.syncing = make(chan error, 1)
+		im.tree.file.syncing <- broken
+	}
+	writeFails := func(im *Importer) {
+		if err := im.tree.file.File.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, c := range map[string]struct {
+		every  int
+		breaks func(*Importer)
+		adds   int64 // records after that
+		want   error
+	}{
+		"write, noticed by a record":    {importedBytes, writeFails, 1 << 20 / 1000, fs.ErrClosed},
+		"write, noticed at the end":     {importedBytes, writeFails, 1, fs.ErrClosed},
+		"sync, noticed by a write":      {1, syncFails, 1 << 20 / 1000, broken},
+		"sync, noticed at the very end": {importedBytes, syncFails, 1, broken},
+	} {
+		dir := filepath.Join(t.TempDir(), "new")
+		im, err := NewImporter(ImportOptions{Dir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		im.tree.file.every = c.every
+		c.breaks(im)
+		var added int64
+		for seq := int64(1); seq <= c.adds && err == nil; seq++ {
+			r := &eventlog.Record{
+				Seq: seq, Position: eventlog.Position(seq), Kind: eventlog.KindPut, Revision: eventlog.Revision{Main: seq + 1},
+				Key: []byte("k"), Value: make([]byte, 1000), CreateRevision: 2, Version: seq,
+			}
+			if err = im.Add(r, nil); err == nil {
+				added++
+			}
+		}
+		if noticed := c.adds > 1; (err != nil) != noticed {
+			t.Errorf("%s: Add: %v", name, err)
+		}
+		if err == nil {
+			err = im.Finish(eventlog.Head{Position: eventlog.Position(added), Seq: added, Revision: added + 1})
+		} else {
+			err = errors.Join(err, im.Abort())
+		}
+		if !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: it left the directory: %v", name, err)
+		}
+	}
+}
