@@ -1,6 +1,7 @@
 package embed
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,9 +14,19 @@ import (
 	"github.com/keelson-io/keelson/pkg/store"
 )
 
-// hashTimeout bounds how long another node is waited for, which reads all of its
-// log for the hash.
-const hashTimeout = 5 * time.Minute
+// Another node, which reads all of its log for the hash, is waited for hashFactor
+// times as long as this one takes, and hashPatience more, but not beyond
+// hashTimeout: while one hangs the others may compact, and are not comparable then.
+const (
+	hashPatience = 30 * time.Second
+	hashFactor   = 10
+	hashTimeout  = 5 * time.Minute
+)
+
+// patience is how long another node is waited for if this one took so long.
+func patience(took time.Duration) time.Duration {
+	return min(hashPatience+hashFactor*took, hashTimeout)
+}
 
 // compareOften compares the data of all nodes while this one leads.
 func (c *cluster) compareOften(ctx context.Context) {
@@ -49,7 +60,9 @@ func (c *cluster) compare(ctx context.Context) error {
 		return err
 	}
 	revision, _ := g.store.Revision()
+	start := time.Now()
 	own, err := c.ownHash(ctx, g, revision)
+	limit := patience(time.Since(start))
 	if errors.Is(err, errDamaged) {
 		return errors.Join(c.alarm(ctx, g, c.id.Node, err), c.newest().HandOver(ctx))
 	}
@@ -61,7 +74,7 @@ func (c *cluster) compare(ctx context.Context) error {
 		if m.ID == c.id.Node {
 			continue
 		}
-		hash, err := c.hashOf(ctx, m.ID, own)
+		hash, err := c.hashOf(ctx, m.ID, own, limit)
 		if errors.Is(err, errDamaged) {
 			if err := c.alarm(ctx, g, m.ID, err); err != nil {
 				return err
@@ -156,18 +169,18 @@ func (c *cluster) hash(ctx context.Context, revision int64) (*pb.HashKVResponse,
 	return &pb.HashKVResponse{Hash: hash.Hash, HashRevision: hash.HashRevision, CompactRevision: hash.CompactRevision}, err
 }
 
-// hashOf asks node id for its hash of what own is of. An error but errDamaged means
-// that the two cannot be compared.
-func (c *cluster) hashOf(ctx context.Context, id uint64, own store.HashKV) (uint32, error) {
+// hashOf asks node id for its hash of what own is of, and waits for it until limit.
+// An error but errDamaged means that the two cannot be compared.
+func (c *cluster) hashOf(ctx context.Context, id uint64, own store.HashKV, limit time.Duration) (uint32, error) {
 	conn := c.peers.Conn(id)
 	if conn == nil {
 		return 0, errors.New("there is no connection")
 	}
-	ctx, cancel := context.WithTimeout(ctx, hashTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it has not answered within %v", limit))
 	defer cancel()
 	hash := new(pb.HashKVResponse)
 	if err := conn.Invoke(ctx, hashMethod, &pb.HashKVRequest{Revision: own.HashRevision}, hash); err != nil {
-		return 0, err
+		return 0, cmp.Or(context.Cause(ctx), err)
 	}
 	switch {
 	case hash.HashRevision == damagedRevision:
