@@ -33,11 +33,11 @@ build: ## build bin/keelson, one static file
 
 .PHONY: test
 test: ## run the tests of this module (two minutes)
-	go test ./...
+	go test -parallel 4 ./...
 
 .PHONY: race
 race: ## the same under the race detector
-	go test -race -timeout 20m ./...
+	go test -race -parallel 4 -timeout 20m ./...
 
 .PHONY: lint
 lint: $(GOLANGCI) ## check formatting and run the linters

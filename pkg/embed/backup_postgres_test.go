@@ -15,6 +15,7 @@ import (
 
 // TestBackupsOfInstances: of several on one PostgreSQL one makes them.
 func TestBackupsOfInstances(t *testing.T) {
+	t.Parallel()
 	db := pgtest.ForTest(t)
 	place := t.TempDir()
 	done := make(map[string]*logrustest.Hook)
@@ -57,6 +58,7 @@ func TestBackupsOfInstances(t *testing.T) {
 
 // TestBackupsWhileDatabaseIsDown: they fail, and are made once it is back.
 func TestBackupsWhileDatabaseIsDown(t *testing.T) {
+	t.Parallel()
 	db := pgtest.ForTest(t)
 	logger, hook := logrustest.NewNullLogger()
 	s, err := embed.Start(t.Context(), embed.Config{

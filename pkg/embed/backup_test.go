@@ -87,6 +87,7 @@ func putSome(t *testing.T, c *clientv3.Client, keys ...string) int64 {
 
 // TestBackups: of a server that is stopped and started again.
 func TestBackups(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	place := filepath.Join(dir, "snapshots")
 	s, hook := start(t, Config{DataDir: dir, Backup: everySecond})
@@ -132,6 +133,7 @@ func TestBackups(t *testing.T) {
 // TestBackupsOfOtherData: backups of what was there before a restore, or before
 // the database was taken away, are left alone.
 func TestBackupsOfOtherData(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	place := filepath.Join(dir, "snapshots")
 	one := BackupConfig{Schedule: "@every 1s", Retention: "1"}
@@ -178,6 +180,7 @@ func TestBackupsOfOtherData(t *testing.T) {
 
 // TestBackupsOfDoubtfulData: while the alarm CORRUPT is raised nothing is removed.
 func TestBackupsOfDoubtfulData(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	s, hook := start(t, Config{DataDir: dir, Backup: BackupConfig{Schedule: "@every 1s", Retention: "1"}})
 	c := clientOf(t, s)
@@ -194,6 +197,7 @@ func TestBackupsOfDoubtfulData(t *testing.T) {
 
 // TestMakesBackups: who cannot, says so.
 func TestMakesBackups(t *testing.T) {
+	t.Parallel()
 	s, _ := start(t, Config{})
 	if mine, err := s.backend.makesBackups(); err != nil || !mine {
 		t.Errorf("%v, %v", mine, err)
@@ -208,6 +212,7 @@ func TestMakesBackups(t *testing.T) {
 // TestStopWithBackup: a backup that hangs in the file system does not keep the
 // server from ending.
 func TestStopWithBackup(t *testing.T) {
+	t.Parallel()
 	s, hook := start(t, Config{})
 	s.backups = &backups{end: func() {}, done: make(chan struct{})}
 	began := time.Now()
@@ -221,6 +226,7 @@ func TestStopWithBackup(t *testing.T) {
 
 // TestBackupFails: a server goes on without.
 func TestBackupFails(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -264,6 +270,7 @@ func TestBackupsToS3(t *testing.T) {
 
 // TestBackupsOfCluster: the leader makes them, and the next one goes on.
 func TestBackupsOfCluster(t *testing.T) {
+	t.Parallel()
 	dir, place := shortDir(t), t.TempDir()
 	var nodes []clusterNode
 	hooks := make(map[*Server]*test.Hook)
@@ -297,6 +304,7 @@ func TestBackupsOfCluster(t *testing.T) {
 }
 
 func TestBackupConfig(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		backup    BackupConfig
 		datastore string

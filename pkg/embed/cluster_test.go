@@ -91,6 +91,7 @@ func leaderAmong(t *testing.T, nodes []clusterNode) (leader, follower clusterNod
 // TestCluster: every node takes every request, and shows at once what it has
 // answered; watches and leases are everybody's.
 func TestCluster(t *testing.T) {
+	t.Parallel()
 	nodes := startNodes(t, shortDir(t))
 	leader, follower := leaderAmong(t, nodes)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -183,6 +184,7 @@ func sameHash(ctx context.Context, t *testing.T, nodes []clusterNode) {
 // TestClusterWithoutLeader: writes wait for the next leader, and what a lease
 // or a watch needs goes on with it; the old one comes back and catches up.
 func TestClusterWithoutLeader(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	nodes := startNodes(t, dir)
 	leader, follower := leaderAmong(t, nodes)
@@ -221,6 +223,7 @@ func TestClusterWithoutLeader(t *testing.T) {
 // TestClusterGrows: a server that ran alone becomes the first node, with its
 // data, and others join it.
 func TestClusterGrows(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -307,6 +310,7 @@ func awaitNames(ctx context.Context, t *testing.T, n clusterNode, size int) {
 // TestClusterFindsDifference: a node whose database has got something else than
 // the others have is found, and nobody serves until that is settled.
 func TestClusterFindsDifference(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	nodes := startNodes(t, dir)
 	_, follower := leaderAmong(t, nodes)
@@ -322,11 +326,15 @@ func TestClusterFindsDifference(t *testing.T) {
 		}
 	}
 	changeBehind(t, filepath.Join(dir, "n2"))
-	for i := range nodes {
+	restart := func(i int) {
 		cfg := nodeConfig(dir, i+1, ClusterStateNew, 1, 2, 3)
 		cfg.Cluster.CorruptCheckTime = 50 * time.Millisecond
 		nodes[i] = startNode(t, cfg)
 	}
+	restart(0)
+	restart(2)
+	leaderAmong(t, []clusterNode{nodes[0], nodes[2]}) // of two that differ the leader counts
+	restart(1)
 	leader, _ := leaderAmong(t, nodes)
 	if _, err := leader.client.Put(ctx, "k", "2"); err != nil && !errors.Is(err, rpctypes.ErrCorrupt) { // it may be found already
 		t.Fatalf("Put: %v", err)
@@ -340,6 +348,7 @@ func TestClusterFindsDifference(t *testing.T) {
 // TestClusterUncompared: that a node is not there to be compared is logged and
 // counted.
 func TestClusterUncompared(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	var nodes []clusterNode
 	var hooks []*test.Hook
@@ -381,6 +390,7 @@ func awaitCorrupt(ctx context.Context, t *testing.T, n, other clusterNode) {
 
 // TestLearnerDiffers: so is a learner, which answers no client.
 func TestLearnerDiffers(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -461,6 +471,7 @@ func joinAndDie(t *testing.T, dir string, first clusterNode, id uint64) {
 // TestClusterRefusesEmptyMember: a node whose data is gone must not take part
 // as the one that it was.
 func TestClusterRefusesEmptyMember(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	nodes := startNodes(t, dir)
 	leaderAmong(t, nodes)
@@ -482,6 +493,7 @@ func TestClusterRefusesEmptyMember(t *testing.T) {
 // TestClusterTLS: nodes recognize each other by certificates of one CA, and let
 // nobody else in.
 func TestClusterTLS(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	ca, other := certtest.New(t), certtest.New(t)
 	ca.Write(t, filepath.Join(dir, "ca.crt"))
@@ -524,6 +536,7 @@ func TestClusterTLS(t *testing.T) {
 // TestClusterFailedNode: on a node whose log has failed nobody waits for what
 // the leader has done.
 func TestClusterFailedNode(t *testing.T) {
+	t.Parallel()
 	three := startNodes(t, shortDir(t))
 	_, follower := leaderAmong(t, three)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -540,6 +553,7 @@ func TestClusterFailedNode(t *testing.T) {
 // TestClusterStopsWithoutMajority: a write that waits for nodes that do not
 // come does not make the stop a failure.
 func TestClusterStopsWithoutMajority(t *testing.T) {
+	t.Parallel()
 	nodes := startNodes(t, shortDir(t))
 	leader, _ := leaderAmong(t, nodes)
 	var stops errgroup.Group
@@ -568,6 +582,7 @@ func TestClusterStopsWithoutMajority(t *testing.T) {
 // TestPeerURLs: URLs of nodes are stored as the others write them, however they
 // were given, and such as cannot be reached are refused.
 func TestPeerURLs(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	for change, want := range map[string]string{
 		"n1=http://127.0.0.1:1,n2=https://127.0.0.1:2":   "for all peer URLs, or for none",
@@ -622,6 +637,7 @@ func TestPeerURLs(t *testing.T) {
 // TestPeerLimits: what clients may do does not bound the nodes, and their URLs
 // tell the version and nothing else.
 func TestPeerLimits(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	var nodes []clusterNode
 	for i := 1; i <= 3; i++ {
@@ -662,6 +678,7 @@ func TestPeerLimits(t *testing.T) {
 // TestClusterRemovesLeader: of two nodes the one that leads can be removed,
 // through itself; the other one goes on alone.
 func TestClusterRemovesLeader(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	var nodes []clusterNode
 	for i := 1; i <= 2; i++ {

@@ -106,6 +106,7 @@ func fetch(t *testing.T, endpoint, path string) (int, string) {
 }
 
 func TestServesOnEveryURL(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	s, hook := start(t, Config{
 		DataDir:           dir,
@@ -174,6 +175,7 @@ func TestServesOnEveryURL(t *testing.T) {
 }
 
 func TestDataOutlivesTheServer(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	s, _ := start(t, Config{DataDir: dir})
 	put, err := clientOf(t, s).Put(timeout(t), "k", "v")
@@ -194,6 +196,7 @@ func TestDataOutlivesTheServer(t *testing.T) {
 }
 
 func TestSecondStart(t *testing.T) {
+	t.Parallel()
 	s, _ := start(t, Config{})
 	_, err := Start(context.Background(), Config{
 		DataDir: s.set.DataDir, ListenClientURLs: s.set.ListenClientURLs, Logger: s.log,
@@ -216,6 +219,7 @@ func TestSecondStart(t *testing.T) {
 
 // Watches and keepalives never end by themselves and must not hold a stop up.
 func TestCloseDoesNotWaitForStreams(t *testing.T) {
+	t.Parallel()
 	s, _ := start(t, Config{DrainTimeout: time.Hour})
 	c := clientOf(t, s)
 	ctx := timeout(t)
@@ -243,6 +247,7 @@ func TestCloseDoesNotWaitForStreams(t *testing.T) {
 }
 
 func TestEndOfContextStops(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	logger, _ := test.NewNullLogger()
@@ -261,6 +266,7 @@ func TestEndOfContextStops(t *testing.T) {
 }
 
 func TestFailureStops(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	logger, _ := test.NewNullLogger()
 	s, err := Start(context.Background(), Config{DataDir: dir, ListenClientURLs: []string{"unix://" + dir + "/k.sock"}, Logger: logrus.NewEntry(logger)})
@@ -276,6 +282,7 @@ func TestFailureStops(t *testing.T) {
 
 // The lessor, the compactor and the watch hub are connected.
 func TestTheWorkersWork(t *testing.T) {
+	t.Parallel()
 	s, _ := start(t, Config{AutoCompactionRetention: "1s"})
 	c := clientOf(t, s)
 	ctx := timeout(t)
@@ -314,6 +321,7 @@ func TestTheWorkersWork(t *testing.T) {
 }
 
 func TestConfigErrorStartsNothing(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	_, err := Start(context.Background(), Config{DataDir: dir, ListenClientURLs: []string{"https://127.0.0.1:0"}, TLS: TLS{CertFile: dir + "/none", KeyFile: dir + "/none"}})
 	if !errors.Is(err, ErrConfig) {
@@ -326,6 +334,7 @@ func TestConfigErrorStartsNothing(t *testing.T) {
 
 // A request that does not end is cut off, and the stop goes on.
 func TestDrainTimeout(t *testing.T) {
+	t.Parallel()
 	s, hook := start(t, Config{DrainTimeout: 200 * time.Millisecond, EnablePprof: true})
 	conn, err := net.Dial("unix", s.listeners[0].url.Address)
 	if err != nil {
@@ -353,6 +362,7 @@ func TestDrainTimeout(t *testing.T) {
 // An operator reads in the log that the quota is used up, also after a
 // restart, and what has been done about it.
 func TestLogOfAlarmsAndCompaction(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	s, hook := start(t, Config{DataDir: dir, QuotaBackendBytes: 64 << 10})
 	c := clientOf(t, s)

@@ -51,6 +51,7 @@ const putJSON = `{"key":"YQ==","value":"Yg=="}`
 
 // JSON is served on every client URL, with its TLS, and not on metrics URLs.
 func TestGatewayURLs(t *testing.T) {
+	t.Parallel()
 	dir, ca := shortDir(t), certtest.New(t)
 	ca.Write(t, filepath.Join(dir, "ca.crt"))
 	ca.Issue(t, dir, "server")
@@ -83,6 +84,7 @@ func TestGatewayURLs(t *testing.T) {
 }
 
 func TestNoGateway(t *testing.T) {
+	t.Parallel()
 	s, _ := start(t, Config{NoGRPCGateway: true})
 	if status, _, _ := postJSON(t, s.Endpoint(), nil, "/v3/kv/put", putJSON); status != http.StatusNotFound {
 		t.Errorf("without a gateway: %d", status)
@@ -91,6 +93,7 @@ func TestNoGateway(t *testing.T) {
 
 // A stream ends, with the reason, when the server does.
 func TestGatewayStreamEndsWithServer(t *testing.T) {
+	t.Parallel()
 	s, _ := start(t, Config{DrainTimeout: time.Minute})
 	status, _, body := postJSON(t, s.Endpoint(), nil, "/v3/watch", `{"create_request":{"key":"YQ=="}}`)
 	lines := bufio.NewScanner(body)

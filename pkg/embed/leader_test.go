@@ -21,6 +21,7 @@ import (
 // leader get no answer at once, and their streams end after three election
 // timeouts, though the node votes again and again.
 func TestLeaderIsMissed(t *testing.T) {
+	t.Parallel()
 	nodes := startNodes(t, shortDir(t))
 	leader, left := leaderAmong(t, nodes)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -76,6 +77,7 @@ func TestLeaderIsMissed(t *testing.T) {
 // TestClusterMetrics: a node says what goes on between it and the others, and
 // how far it is.
 func TestClusterMetrics(t *testing.T) {
+	t.Parallel()
 	nodes := startNodes(t, shortDir(t))
 	leader, follower := leaderAmong(t, nodes)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -52,6 +52,7 @@ func metricsOf(t *testing.T, s *Server) string {
 }
 
 func TestDashboardMetrics(t *testing.T) {
+	t.Parallel()
 	s, _ := start(t, Config{ExtensiveMetrics: true})
 	c := connect(t, clientv3.Config{Endpoints: s.Endpoints()})
 	for _, key := range []string{"a", "b", "a"} {
@@ -77,6 +78,7 @@ func TestDashboardMetrics(t *testing.T) {
 
 // A server that is stopped before its goroutines get to serve has not failed.
 func TestStoppedBeforeServing(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	logger, _ := test.NewNullLogger()
 	set, err := Config{

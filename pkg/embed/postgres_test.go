@@ -69,6 +69,7 @@ func startInstanceOn(t *testing.T, url, name string) *instance {
 // the other at once, and both increment one counter without losing any; a
 // watch on each sees all of it, in order.
 func TestPostgresInstances(t *testing.T) {
+	t.Parallel()
 	db := pgtest.ForTest(t)
 	a, b := startInstance(t, db, "a"), startInstance(t, db, "b")
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -143,6 +144,7 @@ func increment(ctx context.Context, c *clientv3.Client, key string) error {
 // TestPostgresWatchIsFast: an event from another instance comes by
 // notification, not when it is looked for.
 func TestPostgresWatchIsFast(t *testing.T) {
+	t.Parallel()
 	db := pgtest.ForTest(t)
 	a, b := startInstance(t, db, "a"), startInstance(t, db, "b")
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -171,6 +173,7 @@ func TestPostgresWatchIsFast(t *testing.T) {
 // instance, under writes, neither stop the other nor hide anything from its
 // watchers.
 func TestPostgresCompaction(t *testing.T) {
+	t.Parallel()
 	db := pgtest.ForTest(t)
 	a, b := startInstance(t, db, "a"), startInstance(t, db, "b")
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -225,6 +228,7 @@ func TestPostgresCompaction(t *testing.T) {
 // instance, and ends once for all of them, also when the instance that
 // expired leases is gone.
 func TestPostgresLease(t *testing.T) {
+	t.Parallel()
 	db := pgtest.ForTest(t)
 	a, b := startInstance(t, db, "a"), startInstance(t, db, "b")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -304,6 +308,7 @@ func waitDeleted(ctx context.Context, t *testing.T, c *instance, key string) {
 // Nothing acknowledged is lost, nothing happens twice, and no server has to
 // be restarted.
 func TestPostgresTrouble(t *testing.T) {
+	t.Parallel()
 	db := pgtest.ForTest(t)
 	a, b := startInstance(t, db, "a"), startInstance(t, db, "b")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

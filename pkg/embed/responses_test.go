@@ -11,6 +11,7 @@ import (
 // TestLargeResponses has no room for any response, so that each is served
 // alone.
 func TestLargeResponses(t *testing.T) {
+	t.Parallel()
 	s, _ := start(t, Config{ResponseBytes: 2})
 	c := clientOf(t, s)
 	for i := range 100 {

@@ -18,6 +18,7 @@ import (
 // replaced while the server runs. A unix socket is called like the
 // certificate: clients verify it against the file name.
 func TestMutualTLS(t *testing.T) {
+	t.Parallel()
 	dir, ca := shortDir(t), certtest.New(t)
 	path := func(name string) string { return filepath.Join(dir, name) }
 	ca.Write(t, path("ca.crt"))

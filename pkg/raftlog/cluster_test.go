@@ -205,6 +205,7 @@ func TestReplay(t *testing.T) {
 // TestMarks: what the database has made durable is not kept in the WAL, nor
 // read at a restart.
 func TestMarks(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	value := make([]byte, 200<<10)
 	var head eventlog.Head

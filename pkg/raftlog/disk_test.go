@@ -40,6 +40,7 @@ func (d *disk) content(t *testing.T) string {
 // TestDamagedWAL: with one bit wrong anywhere in a WAL that is opened beside the
 // database it goes with, it is refused, or says the same.
 func TestDamagedWAL(t *testing.T) {
+	t.Parallel()
 	dir, id := t.TempDir(), Identity{Cluster: 7, Node: 1}
 	members := Members{Members: []Member{{ID: 1, PeerURLs: []string{"http://a"}}, {ID: 2, PeerURLs: []string{"http://b"}}}}
 	d, err := openDisk(dir, id, members)

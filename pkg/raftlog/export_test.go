@@ -106,6 +106,9 @@ func (l *Log) Marked() uint64 { return l.node.disk.marked }
 // LeaderGone says that the process of node id, which leads, has ended.
 func (l *Log) LeaderGone(id uint64) { l.leaderGone(id) }
 
+// Removed tells the node that its cluster has removed it.
+func (l *Log) Removed() { l.stop(ErrRemoved) }
+
 // ForgetLeader makes the node vote, although it has heard of a leader.
 func (l *Log) ForgetLeader() {
 	l.node.inputs.put(func(raw *raft.RawNode) { _ = raw.ForgetLeader() })

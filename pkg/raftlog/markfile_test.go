@@ -12,6 +12,7 @@ import (
 
 // TestMarkFile: no bit of what stands beside a mark can change unnoticed.
 func TestMarkFile(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	want := markFile{
 		Members: Members{

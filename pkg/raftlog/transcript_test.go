@@ -47,6 +47,7 @@ import (
 //	crash 1, restart 1        node 1 loses what is not durable
 //	status [1 …]              what nodes have
 func TestTranscripts(t *testing.T) {
+	t.Parallel()
 	datadriven.Walk(t, "testdata/transcripts", func(t *testing.T, path string) {
 		s := &sim{t: t, dir: t.TempDir(), nodes: make(map[uint64]*simNode), cut: make(map[uint64]bool), data: make(map[*raftpb.Message][]byte)}
 		defer s.close()

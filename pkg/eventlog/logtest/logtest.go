@@ -74,7 +74,10 @@ func Run(t *testing.T, h Harness) {
 		{"ScanEnds", testScanEnds},
 		{"Random", testRandom},
 	} {
-		t.Run(c.name, func(t *testing.T) { c.run(t, h) })
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel() // they wait for the disk most of the time
+			c.run(t, h)
+		})
 	}
 }
 
