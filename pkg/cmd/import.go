@@ -27,6 +27,8 @@ From:
   https://10.0.0.1:2379        a server that runs: etcd, keelson or kine; several
                                endpoints of it with commas
   /var/lib/keelson             keelson's data directory, while no server uses it
+  keelson.db                   its database, or a copy by VACUUM INTO, which is
+                               copied to TMPDIR and not changed
   postgres://…                 keelson's data in PostgreSQL
 To: a data directory of keelson, or postgres://…`
 

@@ -1,6 +1,7 @@
 package cmd
 
 import (
+	"bytes"
 	"database/sql"
 	"fmt"
 	"os"
@@ -68,6 +69,54 @@ func TestMoves(t *testing.T) {
 	says(t, exitOK, counts, "export", "--from", "kine:"+k3s, "--to", file, "--force")
 	says(t, exitOK, counts, "import", "--from", file, "--to", again)
 	says(t, exitOK, "the same: revision 5, compacted 2: 2 keys, 3 versions, 1 leases", "verify", again, k3s)
+}
+
+// TestMovesCopy: a copy of keelson's own database is what the data directory is,
+// and is not changed; so is the file in the directory.
+func TestMovesCopy(t *testing.T) {
+	t.Parallel()
+	dir, keys := newData(t)
+	backup, here := t.TempDir(), t.TempDir()
+	original, file := filepath.Join(dir, "keelson.db"), filepath.Join(backup, "keelson.db")
+	db, err := sql.Open("sqlite", "file:"+original+"?mode=ro")
+	must(t, err)
+	_, err = db.Exec("VACUUM INTO ?", file)
+	must(t, err)
+	must(t, db.Close())
+	before, err := os.ReadFile(file)
+	must(t, err)
+	says(t, exitOK, fmt.Sprintf("%d keys", keys), "import", "--from", file, "--to", filepath.Join(here, "data"))
+	says(t, exitOK, "the same: ", "verify", file, dir)
+	says(t, exitOK, "the same: ", "verify", original, filepath.Join(here, "data"))
+	says(t, exitUsage, "keelson import takes other places", "snapshot", "restore", file, "--dry-run")
+	says(t, exitFailed, "an SQLite database: if it is keelson's or kine's, keelson import takes it", "snapshot", "status", file)
+	after, err := os.ReadFile(file)
+	must(t, err)
+	if files, err := os.ReadDir(backup); err != nil || len(files) != 1 || !bytes.Equal(before, after) {
+		t.Errorf("the copy was changed; there are %v, %v", files, err)
+	}
+
+	must(t, os.WriteFile(file, before[:len(before)/2], 0o600))
+	temporary := t.TempDir()
+	for from, want := range map[string]int{file: exitFailed, original: exitOK} {
+		other := filepath.Join(here, "other.db") // by another name, and no directory's
+		must(t, copyFile(other, from))
+		cmd := command(here, "import", "--dry-run", "--from", other)
+		cmd.Env = append(cmd.Env, "TMPDIR="+temporary)
+		out, _ := cmd.CombinedOutput()
+		if code := cmd.ProcessState.ExitCode(); code != want || !strings.Contains(string(out), other) {
+			t.Errorf("a copy of %s: exit code %d, %s", from, code, out)
+		}
+		must(t, os.Remove(other))
+	}
+	if files, err := os.ReadDir(temporary); err != nil || len(files) > 0 {
+		t.Errorf("copies are left: %v, %v", files, err)
+	}
+
+	socket := shortDir(t) + "/k.sock"
+	p := startProcess(t, dir, nil, "--data-dir="+dir, "--listen-client-urls=unix://"+socket)
+	p.says(ready)
+	says(t, exitFailed, "in use by another process", "import", "--from", original, "--dry-run")
 }
 
 // TestDryRuns: a dry run says what would be refused as things are, and refuses what

@@ -35,6 +35,7 @@ const (
 	placeServer                    // a server: keelson or etcd
 	placeFile                      // a file: a snapshot, or etcd's db
 	placeKine                      // kine's table: a file, a directory or a URL
+	placeCopy                      // a copy of the database of a data directory: a file
 )
 
 // place is where data is, or is to go.
@@ -50,7 +51,7 @@ type place struct {
 //	http://host:port, https://, unix://   a server
 //	kine:…, mysql://…                     kine's: its endpoint, or a path
 //	a directory                           keelson's data, etcd's, or that of k3s
-//	anything else                         a file
+//	anything else                         a file: a snapshot, etcd's db, or SQLite's
 func parsePlace(text string) (place, error) {
 	if endpoint, ok := strings.CutPrefix(text, kinePrefix); ok {
 		return place{placeKine, endpoint}, nil
@@ -99,8 +100,8 @@ func placeOnDisk(path string) (place, error) {
 		if err == nil && !info.Mode().IsRegular() { // opening it could wait for ever
 			return place{}, config.Usagef("%s is neither a file nor a directory", path)
 		}
-		if kine.IsFile(path) {
-			return place{placeKine, path}, nil
+		if kine.IsFile(path) { // of SQLite
+			return placeOfDatabase(path), nil
 		}
 		return place{placeFile, path}, nil
 	}
@@ -111,6 +112,18 @@ func placeOnDisk(path string) (place, error) {
 		return place{placeKine, file}, nil
 	}
 	return place{placeSQLite, path}, nil
+}
+
+// placeOfDatabase is the place of a database of SQLite: kine's, or keelson's in
+// its data directory, where a server locks it, or a copy of that.
+func placeOfDatabase(path string) place {
+	if !sqlite.IsDatabase(path) {
+		return place{placeKine, path}
+	}
+	if _, err := os.Stat(path + ".lock"); err == nil && filepath.Base(path) == sqlite.FileName {
+		return place{placeSQLite, filepath.Dir(path)}
+	}
+	return place{placeCopy, path}
 }
 
 // String names the place without a password.
@@ -158,6 +171,8 @@ func (p place) openLog(ctx context.Context, logger *logrus.Entry) (eventlog.Log,
 			logger.Warnf("%s is the data directory of a node of a cluster: it may lack what was written last", p)
 		}
 		return sqlite.Open(ctx, opt)
+	case placeCopy:
+		return openCopy(ctx, p.at, logger)
 	case placePostgres:
 		log, err := postgres.OpenReadOnly(ctx, p.at)
 		if errors.Is(err, postgres.ErrNoSchema) {

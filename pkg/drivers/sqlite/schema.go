@@ -175,6 +175,13 @@ func remove(paths ...string) error {
 	return nil
 }
 
+// IsDatabase reports whether the file at path is a database of a Log, of whatever
+// version.
+func IsDatabase(path string) bool {
+	err := checkFile(path)
+	return err == nil || errors.Is(err, ErrNewer)
+}
+
 // checkFile reads the header of the file at path, before SQLite touches it. A
 // file that is not there is fs.ErrNotExist.
 func checkFile(path string) error {

@@ -24,7 +24,7 @@ const (
 
 // foreign are other files that a path may name by mistake, by how they begin.
 var foreign = []struct{ magic, what string }{
-	{"SQLite format 3\x00", "an SQLite database; keelson's own, or that of kine, is imported as what it is"},
+	{"SQLite format 3\x00", "an SQLite database: if it is keelson's or kine's, keelson import takes it"},
 	{"\x1f\x8b", "compressed with gzip: decompress it first"},
 	{"\x28\xb5\x2f\xfd", "compressed with zstd: decompress it first"},
 	{"\xfd7zXZ\x00", "compressed with xz: decompress it first"},

@@ -42,7 +42,7 @@ func (c Config) reach(ctx context.Context, config clientv3.Config) (err error) {
 		switch {
 		case status.Code(err) == codes.Unavailable:
 			var passes bool
-			if last, passes = c.explain(status.Convert(err).Message()); !passes {
+			if passes, last = c.explain(status.Convert(err).Message()); !passes {
 				return last
 			}
 		case ctx.Err() == nil:
@@ -89,8 +89,8 @@ var obstacles = []struct {
 
 const ended = "the server ends the connection: it may want TLS, https:// or unixs://, or a client's certificate, --cert and --key"
 
-// explain says what gRPC's message means, and whether it may pass.
-func (c Config) explain(message string) (err error, passes bool) {
+// explain says what gRPC's message means, and whether that may pass.
+func (c Config) explain(message string) (passes bool, err error) {
 	cause := message
 	_, quoted, connecting := strings.Cut(message, "connection error: desc = ")
 	if text, err := strconv.Unquote(quoted); err == nil {
@@ -98,11 +98,11 @@ func (c Config) explain(message string) (err error, passes bool) {
 	}
 	for _, o := range obstacles {
 		if strings.Contains(cause, o.sign) {
-			return fmt.Errorf("cannot be reached: %s: %s", cause, strings.ReplaceAll(o.advice, "--", "--"+c.FlagPrefix)), o.passes
+			return o.passes, fmt.Errorf("cannot be reached: %s: %s", cause, strings.ReplaceAll(o.advice, "--", "--"+c.FlagPrefix))
 		}
 	}
 	if !connecting { // a server has said it
-		return errors.New(message), true
+		return true, errors.New(message)
 	}
-	return fmt.Errorf("cannot be reached: %s", cause), true
+	return true, fmt.Errorf("cannot be reached: %s", cause)
 }

@@ -1,0 +1,62 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
+	"github.com/keelson-io/keelson/pkg/eventlog"
+)
+
+// copiedLog is a log in a directory that is gone after Close.
+type copiedLog struct {
+	eventlog.Log
+	dir string
+}
+
+// Close implements eventlog.Log.
+func (l *copiedLog) Close() error { return errors.Join(l.Log.Close(), os.RemoveAll(l.dir)) }
+
+// openCopy opens a copy of the database at path, and of the write-ahead log beside
+// it if there is one: who opens a database writes to it, and it may be somebody's
+// only backup. The copy is in the directory for temporary files (TMPDIR).
+func openCopy(ctx context.Context, path string, logger *logrus.Entry) (eventlog.Log, error) {
+	dir, err := os.MkdirTemp("", "keelson-copy-")
+	if err != nil {
+		return nil, err
+	}
+	to := filepath.Join(dir, sqlite.FileName)
+	if err = copyFile(to, path); err == nil {
+		if err = copyFile(to+"-wal", path+"-wal"); errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+	}
+	if err == nil {
+		var log *sqlite.Log
+		if log, err = sqlite.Open(ctx, sqlite.Options{Dir: dir, Logger: logger, Synchronous: sqlite.UnsafeLosesAcknowledgedWritesOnPowerCut}); err == nil {
+			return &copiedLog{log, dir}, nil
+		}
+	}
+	return nil, errors.Join(fmt.Errorf("%s: %w", path, err), os.RemoveAll(dir))
+}
+
+func copyFile(to, from string) (err error) {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.Close() }() // only read
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}
