@@ -13,6 +13,7 @@
 //	checkpointLoop ──────────────────────────────────▶ janitor  PRAGMA wal_checkpoint
 //	Load ────────────────────────────────────────────▶ the file, if the WAL has no more: tree.go
 //	Copy ────────────────────────────────────────────▶ the file, beside all of them: copy.go
+//	Importer ────────────────────────────────────────▶ a file of its own: import_tree.go
 //
 // A token, handed over in the order of asking, makes for one writer; since a
 // lock keeps other processes out, the head is known and nobody ever meets a

@@ -81,10 +81,11 @@ type Sink struct {
 	target    target // nil before Begin
 	head      eventlog.Head
 	compacted int64
-	main      int64     // revision of the newest record
-	records   int       // in the open batch
-	bytes     int       // in the open batch
-	digest    hash.Hash // of the records; nil without a cluster
+	main      int64           // revision of the newest record
+	records   int             // in the open batch
+	bytes     int             // in the open batch
+	digest    hash.Hash       // of the records; nil without a cluster
+	record    eventlog.Record // of Add
 	scratch   []byte
 	dropped   []snapshot.Alarm
 }
@@ -262,8 +263,8 @@ func (s *Sink) Add(ctx context.Context, r *eventlog.Record) error {
 	}
 	whole := r.Revision.Main != s.main
 	s.main = r.Revision.Main
-	record := *r
-	return s.add(ctx, &record, whole)
+	s.record = *r
+	return s.add(ctx, &s.record, whole)
 }
 
 // checkRecord refuses what the log cannot have, or go on from.
