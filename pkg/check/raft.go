@@ -20,7 +20,8 @@ func (c *checker) raft(dir string, position eventlog.Position) {
 		return
 	}
 	c.ends(in, position)
-	c.note("node %x of cluster %x, %d members, entries %d to %d, committed up to %d", in.Node.Node, in.Node.Cluster, in.Members, in.Mark, in.Last, in.Commit)
+	c.note("node %x of cluster %x, %d members, entries %d to %d, the last of term %d, committed up to %d",
+		in.Node.Node, in.Node.Cluster, in.Members, in.Mark, in.Last, in.LastTerm, in.Commit)
 }
 
 // ends compares where the database ends with where the Raft log does.

@@ -16,15 +16,28 @@ import (
 
 // Inspection is what is in the Raft log of a node.
 type Inspection struct {
-	Node    Identity
-	Mark    uint64 // index of the newest mark: where a restart reads from
-	Last    uint64 // index of the last entry
-	Commit  uint64 // of what the node knows to be committed
-	Members int    // as of the mark
+	Node     Identity
+	Mark     uint64 // index of the newest mark: where a restart reads from
+	Last     uint64 // index of the last entry
+	LastTerm uint64 // and its term
+	Commit   uint64 // of what the node knows to be committed
+	Members  int    // as of the mark
 
 	// The database has everything up to Durable, and nothing after Reached,
 	// which is where the log leads to; nil is not known.
 	Durable, Reached *eventlog.Position
+
+	entries []*raftpb.Entry // after the mark
+}
+
+// LeadsTo is the position of a database at position from once it has what the Raft
+// log has, as far as that is ever applied.
+func (in *Inspection) LeadsTo(from eventlog.Position) (eventlog.Position, error) {
+	to, err := reach(&from, in.entries)
+	if err != nil {
+		return from, err
+	}
+	return *to, nil
 }
 
 // Inspect reads the Raft log in data directory dir, which no server has open;
@@ -57,7 +70,7 @@ func Inspect(dir string) (*Inspection, error) {
 	if err := json.Unmarshal(metadata, &found); err != nil || found != id {
 		return nil, fmt.Errorf("%w: it belongs to another node: it says %s, and this is node %x of cluster %x", eventlog.ErrCorrupt, metadata, id.Node, id.Cluster)
 	}
-	in.Mark, in.Commit = mark.GetIndex(), state.GetCommit()
+	in.Mark, in.LastTerm, in.Commit, in.entries = mark.GetIndex(), mark.GetTerm(), state.GetCommit(), entries
 	return in, errors.Join(in.readMark(d.dir, mark, entries), in.checkEntries(entries))
 }
 
@@ -90,7 +103,7 @@ func (in *Inspection) checkEntries(entries []*raftpb.Entry) error {
 		if e.GetIndex() != in.Last+1 {
 			return fmt.Errorf("%w: entry %d of the raft log follows entry %d", eventlog.ErrCorrupt, e.GetIndex(), in.Last)
 		}
-		in.Last = e.GetIndex()
+		in.Last, in.LastTerm = e.GetIndex(), e.GetTerm()
 		if e.GetType() != raftpb.EntryNormal || len(e.Data) == 0 {
 			continue
 		}
