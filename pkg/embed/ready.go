@@ -15,6 +15,9 @@ const (
 	waitsForRest   = "what the cluster has committed and this node does not have yet"
 )
 
+// maxPatience is how long awaitReady waits for an answer before it asks again.
+const maxPatience = 10 * time.Second
+
 // Ready is closed once the server answers all requests: when Start returns, or, on
 // a node of a cluster, when it has a leader and everything that is committed.
 // Until then /health and /readyz fail. It stays open if the server ends before.
@@ -43,7 +46,7 @@ func (s *Server) becomeReady() {
 // time, and logs what it waits for until then.
 func (c *cluster) awaitReady(ctx context.Context, ready func()) {
 	said := ""
-	for patience := c.set.ElectionTimeout; ; patience *= 2 { // up to the store's own
+	for patience := c.set.ElectionTimeout; ; patience = min(2*patience, maxPatience) {
 		trying, cancel := context.WithTimeout(ctx, patience)
 		g, err := c.backend.generation(trying)
 		if err == nil {
