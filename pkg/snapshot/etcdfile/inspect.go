@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"unicode/utf8"
 
@@ -22,17 +23,27 @@ const (
 	boltMagicOffset = 16
 )
 
-// foreign are other files that a path may name by mistake, by how they begin.
-var foreign = []struct{ magic, what string }{
-	{"SQLite format 3\x00", "an SQLite database: if it is keelson's or kine's, keelson import takes it"},
-	{"\x1f\x8b", "compressed with gzip: decompress it first"},
-	{"\x28\xb5\x2f\xfd", "compressed with zstd: decompress it first"},
-	{"\xfd7zXZ\x00", "compressed with xz: decompress it first"},
-	{"BZh", "compressed with bzip2: decompress it first"},
-	{"PK\x03\x04", "a zip archive: unpack it first"},
-	{"PGDMP", "a dump of PostgreSQL"},
-	{"age-encryption.org/", "encrypted with age: decrypt it first"},
-	{"Salted__", "encrypted with openssl: decrypt it first"},
+// foreign are other files that a path may name by mistake, by what is at an
+// offset.
+var foreign = []struct {
+	offset      int
+	magic, what string
+}{
+	{0, "SQLite format 3\x00", "an SQLite database: if it is keelson's or kine's, keelson import takes it"},
+	{0, "\x1f\x8b", "compressed with gzip: decompress it first"},
+	{0, "\x28\xb5\x2f\xfd", "compressed with zstd: decompress it first"},
+	{0, "\xfd7zXZ\x00", "compressed with xz: decompress it first"},
+	{0, "\x04\x22\x4d\x18", "compressed with lz4: decompress it first"},
+	{0, "BZh", "compressed with bzip2: decompress it first"},
+	{0, "PK\x03\x04", "a zip archive: unpack it first"},
+	{0, "7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it first"},
+	{257, "ustar", "a tar archive: unpack it first"},
+	{0, "PGDMP", "a dump of PostgreSQL"},
+	{0, "age-encryption.org/", "encrypted with age: decrypt it first"},
+	{0, "-----BEGIN AGE ENCRYPTED FILE-----", "encrypted with age: decrypt it first"},
+	{0, "-----BEGIN PGP MESSAGE-----", "encrypted or signed with OpenPGP (gpg): decrypt it first"},
+	{0, "Salted__", "encrypted with openssl: decrypt it first"},
+	{0, "U2FsdGVkX1", "encrypted with openssl: decrypt it first"}, // the same in base64
 }
 
 // inspect returns how large the database is that f has, and whether its checksum
@@ -70,19 +81,59 @@ func identify(head []byte) error {
 			return nil
 		}
 	}
-	what := "no database of etcd, or it is encrypted or damaged"
-	switch {
-	case len(head) == 0:
-		what = "empty"
-	case utf8.Valid(head) && !bytes.ContainsRune(head, 0):
-		what = "text, and no database of etcd"
-	}
+	return fmt.Errorf("%w: it is %s", snapshot.ErrInvalid, describe(head))
+}
+
+// describe says what a file is that begins with head, as far as people can do
+// something about it.
+func describe(head []byte) string {
 	for _, f := range foreign {
-		if bytes.HasPrefix(head, []byte(f.magic)) {
-			what = f.what
+		if len(head) > f.offset && bytes.HasPrefix(head[f.offset:], []byte(f.magic)) {
+			return f.what
 		}
 	}
-	return fmt.Errorf("%w: it is %s", snapshot.ErrInvalid, what)
+	switch {
+	case len(head) == 0:
+		return "empty"
+	case isOpenPGP(head):
+		return "encrypted or signed with OpenPGP (gpg): decrypt it first"
+	case utf8.Valid(head) && !bytes.ContainsRune(head, 0):
+		return "text, and no database of etcd"
+	}
+	return "no database of etcd, or it is encrypted or damaged"
+}
+
+// openPGP are the packets (RFC 9580) that an encrypted, signed or compressed
+// message begins with, by their tags, and the first bytes that they can have:
+// the version, or the algorithm.
+var openPGP = map[byte]string{
+	1: "\x02\x03\x06",     // a session key for a recipient
+	3: "\x04\x05\x06",     // a session key for a passphrase
+	4: "\x03\x06",         // a signature is to follow
+	8: "\x00\x01\x02\x03", // compressed data
+}
+
+// isOpenPGP reports whether head is that of a message of OpenPGP. There is no
+// magic number: a packet has a tag and a length, in one of two forms.
+func isOpenPGP(head []byte) bool {
+	if len(head) < 2 || head[0]&0x80 == 0 {
+		return false
+	}
+	tag, at := head[0]>>2&0xf, 1
+	if head[0]&0x40 == 0 { // the older form: how long the length is stands beside the tag
+		at += [...]int{1, 2, 4, 0}[head[0]&3]
+	} else {
+		tag = head[0] & 0x3f
+		switch first := head[1]; {
+		case first == 255:
+			at += 5
+		case first >= 192 && first < 224:
+			at += 2
+		default:
+			at++
+		}
+	}
+	return at < len(head) && strings.IndexByte(openPGP[tag], head[at]) >= 0
 }
 
 // stamp changes whenever a file does.
