@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
@@ -12,6 +11,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/internal/testaid"
 )
 
 // content is all that a WAL says but how much of it is committed: that may be
@@ -76,9 +76,9 @@ func TestDamagedWAL(t *testing.T) {
 			end += int(length>>56) & 7
 		}
 	}
-	same := 0
+	same, rnd := 0, testaid.NewRandom(t)
 	for range 400 {
-		at, bit := rand.IntN(end), rand.IntN(8)
+		at, bit := rnd.IntN(end), rnd.IntN(8)
 		damaged := append([]byte{}, whole[:end+4096]...) // short: it is written anew each time
 		damaged[at] ^= 1 << bit
 		if err := os.WriteFile(file, damaged, 0o600); err != nil {

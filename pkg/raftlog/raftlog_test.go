@@ -19,6 +19,7 @@ import (
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/eventlog/logtest"
+	"github.com/keelson-io/keelson/pkg/internal/testaid"
 	"github.com/keelson-io/keelson/pkg/raftlog"
 )
 
@@ -28,7 +29,8 @@ import (
 // them together, unless it is told how many.
 func TestMain(m *testing.M) {
 	wal.SegmentSizeBytes = 1 << 20
-	flag.Parse()
+	testaid.Quiet()
+	logrus.SetLevel(logrus.ErrorLevel) // nodes warn of what the tests do to them
 	if flag.Lookup("rapid.checks").Value.String() == "100" {
 		_ = flag.Set("rapid.checks", "34")
 	}
@@ -155,12 +157,9 @@ func openNode(t testing.TB, net *network, dir string, id uint64, size int, elect
 // openMember opens node id of a cluster of members, if it is new.
 func openMember(t testing.TB, net *network, dir string, id uint64, members []raftlog.Member, election time.Duration) *raftlog.Log {
 	t.Helper()
-	logger := logrus.New()
-	logger.SetLevel(logrus.ErrorLevel)
 	opt := raftlog.Options{
 		Dir: filepath.Join(dir, fmt.Sprint("node", id)), Cluster: 7, ID: id, Transport: net,
 		HeartbeatInterval: 10 * time.Millisecond, ElectionTimeout: election, SnapshotCount: 50,
-		Logger: logrus.NewEntry(logger),
 	}
 	opt.Members = members
 	log, err := raftlog.Open(t.Context(), opt)

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/keelson-io/keelson/pkg/internal/testaid"
 )
 
 // cacheValue is a value that says whose it is.
@@ -73,7 +75,9 @@ func TestValueCacheReaders(t *testing.T) {
 	c.put(0, cacheValue(0, 0)) // is read again and again, and so it stays
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
+	rnd := testaid.NewRandom(t)
 	for range 3 {
+		own := rand.New(rand.NewPCG(rnd.Uint64(), 0))
 		wg.Go(func() {
 			seqs, values := make([]int64, 100), make([][]byte, 100)
 			for {
@@ -83,7 +87,7 @@ func TestValueCacheReaders(t *testing.T) {
 				default:
 				}
 				for i := range seqs {
-					seqs[i] = rand.Int64N(n)
+					seqs[i] = own.Int64N(n)
 				}
 				seqs[0] = 0
 				missing := map[int]bool{}
@@ -104,7 +108,7 @@ func TestValueCacheReaders(t *testing.T) {
 		})
 	}
 	for range 5 * n {
-		seq := 1 + rand.Int64N(n/4)
+		seq := 1 + rnd.Int64N(n/4)
 		c.drop(seq)
 		c.put(seq, cacheValue(seq, 0))
 	}

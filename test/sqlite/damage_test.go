@@ -12,6 +12,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/keelson-io/keelson/test/harness"
+	"github.com/keelson-io/keelson/test/internal/faults"
 )
 
 const damagedKeys = 300
@@ -40,12 +41,12 @@ func TestDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	outcomes := map[string]int{}
+	outcomes, rnd := map[string]int{}, faults.NewRandom(t)
 	for round := range 18 {
 		running := round%3 == 0
 		damaged := bytes.Clone(whole)
-		for range 1 + rand.IntN(3) {
-			damage(damaged)
+		for range 1 + rnd.IntN(3) {
+			damage(damaged, rnd)
 		}
 		content := damaged
 		if running {
@@ -83,18 +84,18 @@ func TestDamage(t *testing.T) {
 
 // damage flips a bit, or tears a page: some of its sectors are those of
 // another one, or empty.
-func damage(b []byte) {
-	if rand.IntN(2) == 0 {
-		b[rand.IntN(len(b))] ^= 1 << rand.IntN(8)
+func damage(b []byte, rnd *rand.Rand) {
+	if rnd.IntN(2) == 0 {
+		b[rnd.IntN(len(b))] ^= 1 << rnd.IntN(8)
 		return
 	}
 	const page, sector = 4096, 512
-	to, from := rand.IntN(len(b)/page)*page, rand.IntN(len(b)/page)*page
+	to, from := rnd.IntN(len(b)/page)*page, rnd.IntN(len(b)/page)*page
 	other := make([]byte, page)
-	if rand.IntN(2) == 0 {
+	if rnd.IntN(2) == 0 {
 		copy(other, b[from:])
 	}
-	cut := sector * (1 + rand.IntN(page/sector-1))
+	cut := sector * (1 + rnd.IntN(page/sector-1))
 	copy(b[to+cut:to+page], other[cut:])
 }
 

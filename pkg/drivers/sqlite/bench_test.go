@@ -12,6 +12,7 @@ import (
 
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/internal/testaid"
 )
 
 // filler appends batches of puts of different keys.
@@ -81,6 +82,7 @@ var filled struct {
 }
 
 func TestMain(m *testing.M) {
+	testaid.Quiet()
 	if runChild() {
 		return
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/internal/testaid"
 )
 
 // The tests of this file run the test binary as a second process.
@@ -138,7 +138,8 @@ func childAppend(dir string) error {
 
 // TestKill kills a child that appends. KEELSON_CRASH_ROUNDS says how often.
 func TestKill(t *testing.T) {
-	ctx := context.Background()
+	t.Parallel()
+	ctx, rnd := context.Background(), testaid.NewRandom(t)
 	rounds, dir := 10, ""
 	if env := os.Getenv("KEELSON_CRASH_ROUNDS"); env != "" {
 		var err error
@@ -152,7 +153,7 @@ func TestKill(t *testing.T) {
 		}
 		child, lines := startChild(t, "append", dir)
 		acknowledged := eventlog.Position(0)
-		for left := rand.IntN(80); lines.Scan(); left-- {
+		for left := rnd.IntN(80); lines.Scan(); left-- {
 			if _, err := fmt.Sscanf(lines.Text(), "acknowledged %d", &acknowledged); err != nil {
 				t.Fatalf("round %d: the child says %q", round, lines.Text())
 			}
@@ -361,6 +362,7 @@ func TestLocksStay(t *testing.T) {
 // TestDiskFull: the batch that is too large for SQLite's cache fails before
 // its COMMIT, the other in it.
 func TestDiskFull(t *testing.T) {
+	t.Parallel()
 	for task, want := range map[string]string{
 		"full-insert": "failed true unknown false",
 		"full-commit": "failed true unknown true",

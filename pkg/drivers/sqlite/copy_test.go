@@ -90,8 +90,12 @@ func copyTo(t *testing.T, c *Copy, dir string, between, frozen func()) (eventlog
 
 // TestCopy copies a database to which everything happens meanwhile.
 func TestCopy(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(12) {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) { testCopy(t, mathrand.New(mathrand.NewPCG(seed, 1))) })
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			testCopy(t, mathrand.New(mathrand.NewPCG(seed, 1)))
+		})
 	}
 }
 
@@ -176,6 +180,7 @@ func testCopy(t *testing.T, random *mathrand.Rand) {
 
 // TestCopyOfDamage: what is damaged in the file is not taken over.
 func TestCopyOfDamage(t *testing.T) {
+	t.Parallel()
 	for _, what := range []string{"key", "value", "batch"} {
 		dir := t.TempDir()
 		l := mustOpen(t, dir)
@@ -212,6 +217,7 @@ func TestCopyOfDamage(t *testing.T) {
 // TestCopyCutOff: the log may close, and whoever takes the pages may fail, at any
 // time.
 func TestCopyCutOff(t *testing.T) {
+	t.Parallel()
 	for _, step := range []string{"All", "Freeze", "Rest", "fn"} {
 		l := mustOpen(t, t.TempDir())
 		appendRandom(t, l, 3000, 1000)

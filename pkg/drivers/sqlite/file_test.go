@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/internal/testaid"
 )
 
 // quiet opens the log in dir without saying what is wrong with it.
@@ -47,6 +47,7 @@ func TestModes(t *testing.T) {
 // TestForeign: files that keelson did not make are refused and stay as they
 // are, byte for byte.
 func TestForeign(t *testing.T) {
+	t.Parallel()
 	made := t.TempDir()
 	if err := fill(t, made, 100, 100).log.Close(); err != nil {
 		t.Fatal(err)
@@ -138,6 +139,7 @@ func TestLeftOver(t *testing.T) {
 // TestDamage flips single bits all over the file: whatever they hit, nothing
 // that was not written is ever returned.
 func TestDamage(t *testing.T) {
+	t.Parallel()
 	const rows, size = 200, 400
 	dir := t.TempDir()
 	f := fill(t, dir, 0, size)
@@ -151,7 +153,7 @@ func TestDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	seen := make(map[string]int)
+	seen, rnd := make(map[string]int), testaid.NewRandom(t)
 	flip := func(at int, bit byte) {
 		damaged := bytes.Clone(whole)
 		damaged[at] ^= bit
@@ -168,10 +170,10 @@ func TestDamage(t *testing.T) {
 		}
 	}
 	for at := range 100 { // the header of the file and of its first page
-		flip(at, 1<<rand.IntN(8))
+		flip(at, 1<<rnd.IntN(8))
 	}
 	for at := range 50 { // the keys of the inner page, which only searches use
-		flip(12288-50+at, 1<<rand.IntN(8))
+		flip(12288-50+at, 1<<rnd.IntN(8))
 	}
 	for at := range 24 { // the row of kept
 		for bit := range 8 {
@@ -184,7 +186,7 @@ func TestDamage(t *testing.T) {
 		}
 	}
 	for range 150 {
-		flip(rand.IntN(len(whole)), 1<<rand.IntN(8))
+		flip(rnd.IntN(len(whole)), 1<<rnd.IntN(8))
 	}
 	t.Logf("found by %v", seen)
 	if seen["Load"] == 0 || seen["Values"] == 0 {

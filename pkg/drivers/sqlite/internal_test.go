@@ -250,6 +250,7 @@ func TestOpenBesideForeignReader(t *testing.T) {
 
 // TestBackup: a copy made beside the log is a log, as README says.
 func TestBackup(t *testing.T) {
+	t.Parallel()
 	l := mustOpen(t, t.TempDir())
 	defer l.Close()
 	appendPuts(t, l, 10, 5000)
@@ -291,6 +292,7 @@ func TestIdle(t *testing.T) {
 
 // TestVacuum: Compact keeps free pages for later and gives the rest back.
 func TestVacuum(t *testing.T) {
+	t.Parallel()
 	l := mustOpen(t, t.TempDir())
 	defer l.Close()
 	appendPuts(t, l, 400, 100_000)
@@ -627,6 +629,7 @@ func TestLive(t *testing.T) {
 // TestCloseUnderLoad: Close ends whatever is under way, with ErrClosed or
 // with its result, and what was acknowledged is there.
 func TestCloseUnderLoad(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	l := mustOpen(t, dir)
 	appendPuts(t, l, 200, 1000)
@@ -690,6 +693,7 @@ func notCompacted(err error) error {
 
 // TestSynchronous: every transaction is as durable as the mode says.
 func TestSynchronous(t *testing.T) {
+	t.Parallel()
 	for mode, want := range map[Synchronous]int64{SynchronousFull: 2, UnsafeLosesAcknowledgedWritesOnPowerCut: 1} {
 		l, err := Open(context.Background(), Options{Dir: t.TempDir(), Synchronous: mode})
 		if err != nil {
@@ -720,6 +724,7 @@ func TestSynchronous(t *testing.T) {
 // TestFilesGone: files that somebody removes or replaces end the log at the
 // next look, or at Close, instead of taking batches that nobody will see.
 func TestFilesGone(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name string
 		harm func(path string) error

@@ -22,6 +22,7 @@ func openLog(t testing.TB, dir string) *sqlite.Log {
 }
 
 func TestLog(t *testing.T) {
+	t.Parallel()
 	logtest.Run(t, logtest.Harness{
 		Open: func(t testing.TB, dir string) eventlog.Log { return openLog(t, dir) },
 		FailAppend: func(_ testing.TB, log eventlog.Log, persisted bool) {

@@ -19,6 +19,7 @@ import (
 // TestTree reads what SQLite does: rows with and without overflow pages, around
 // the sizes at which they get one more.
 func TestTree(t *testing.T) {
+	t.Parallel()
 	l := mustOpen(t, t.TempDir())
 	defer l.Close()
 	for size := range 40 {
@@ -175,6 +176,7 @@ func TestOtherPages(t *testing.T) {
 // TestVerifyDamage changes some byte of a database, again and again: what it has
 // is refused, or the same as before.
 func TestVerifyDamage(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	l := mustOpen(t, dir)
 	appendRandom(t, l, 200, 100)

@@ -174,6 +174,7 @@ func lostSector(wal []byte, at, bit int) bool {
 // without a word is reported. Unknown remains in the last transaction what may
 // come of a lost sector of zeros.
 func TestWALFlips(t *testing.T) {
+	t.Parallel()
 	r := rand.New(rand.NewPCG(1, 2))
 	for name, last := range map[string]func(l *Log){
 		"small last batch":  func(l *Log) { appendNoise(t, l, r, 1, 100) },
@@ -345,6 +346,7 @@ func (torn tornLog) place(t *testing.T) (begin, end int) {
 // of the log, and no damage. It leaves each sector as it was before, in
 // between or after; or zero, if it was not there before.
 func TestWALTorn(t *testing.T) {
+	t.Parallel()
 	r := rand.New(rand.NewPCG(3, 4))
 	for name, torn := range tornLogs(t, r) {
 		t.Run(name, func(t *testing.T) {
@@ -385,7 +387,7 @@ func TestWALTorn(t *testing.T) {
 					set(sector, 0)
 				}
 			}
-			for range 1500 / sparse {
+			for range 600 / sparse {
 				lost := r.Float64()
 				for sector := first; sector <= last; sector++ {
 					set(sector, 0)
@@ -445,6 +447,7 @@ func TestWALOverTorn(t *testing.T) {
 // TestWALKill: a process that is killed within a transaction larger than the
 // cache leaves a log that ends before it.
 func TestWALKill(t *testing.T) {
+	t.Parallel()
 	torn := tornLogs(t, rand.New(rand.NewPCG(7, 8)))["spilled"]
 	for _, wal := range torn.between {
 		if n, err := torn.before.open(t, wal); err != nil || n != torn.before.batches || bytes.Equal(wal, torn.before.wal) {
@@ -455,6 +458,7 @@ func TestWALKill(t *testing.T) {
 
 // TestWALDamage: the error says what helps.
 func TestWALDamage(t *testing.T) {
+	t.Parallel()
 	r := rand.New(rand.NewPCG(9, 10))
 	im := takeImage(t, used(t, r))
 	if n, err := im.open(t, im.wal); err != nil || n != im.batches {
