@@ -96,6 +96,10 @@ test-in-cluster: ## these suites with keelson in a cluster of three
 test-cluster: ## clusters of SQLite nodes under faults
 	$(MAKE) -C test cluster
 
+.PHONY: soak-cluster
+soak-cluster: ## these faults again and again (hours)
+	$(MAKE) -C test soak-cluster
+
 .PHONY: soak-postgres
 soak-postgres: ## lessors that die or sleep, and what an hour of updates leaves behind
 	KEELSON_POSTGRES=all go test -count=1 -v -run Lessor ./pkg/cmd
