@@ -1,6 +1,7 @@
 package cmd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -92,14 +93,11 @@ func (a *accessFlags) dryRun(ctx context.Context, cmd *cobra.Command, from, to p
 		}
 		refused = errors.Join(remote.NewSink(client, remote.SinkOptions{Existing: existing}).Check(ctx), client.Close())
 	}
-	if refused != nil {
-		warn(cmd, "as things are, it would be refused: %s", refused)
-	}
 	src, err := a.open(ctx, cmd, from, false)
 	if err != nil {
 		return err
 	}
-	return errors.Join(dryRun(ctx, cmd, from, src, nil), src.Close())
+	return cmp.Or(errors.Join(dryRun(ctx, cmd, from, src, nil), src.Close()), wouldRefuse(refused))
 }
 
 // toFile writes a snapshot.

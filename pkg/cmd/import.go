@@ -1,6 +1,7 @@
 package cmd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -69,9 +70,10 @@ func newImport(environ []string) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		var refused error
 		if to.at != "" { // before what may take long
-			if err := to.refused(cmd, sink.Check(ctx), between.dryRun); err != nil {
-				return err
+			if refused = to.explain(sink.Check(ctx)); refused != nil && !between.dryRun {
+				return refused
 			}
 		}
 		src, err := access.open(ctx, cmd, from, false)
@@ -80,7 +82,7 @@ func newImport(environ []string) *cobra.Command {
 		}
 		defer func() { err = errors.Join(err, src.Close()) }()
 		if between.dryRun {
-			return dryRun(ctx, cmd, from, src, sink.DryRun())
+			return cmp.Or(dryRun(ctx, cmd, from, src, sink.DryRun()), wouldRefuse(refused))
 		}
 		count, err := move(ctx, cmd, src, sink, "importing")
 		if err != nil {

@@ -193,7 +193,7 @@ func addBetweenFlags(cmd *cobra.Command, force string) *betweenFlags {
 	b := &betweenFlags{}
 	cmd.Flags().StringVar(&b.from, "from", "", "the `place` that the data comes from, or KEELSON_FROM")
 	cmd.Flags().StringVar(&b.to, "to", "", "the `place` that it goes to, or KEELSON_TO")
-	cmd.Flags().BoolVar(&b.dryRun, "dry-run", false, "read and check everything and say how much it is, and write nothing; --to is looked at if it is given")
+	cmd.Flags().BoolVar(&b.dryRun, "dry-run", false, "read and check everything and say how much it is, and write nothing; --to is looked at if it is given, and the exit code is 1 if it would be refused")
 	cmd.Flags().BoolVar(&b.force, "force", false, force)
 	return b
 }

@@ -119,8 +119,8 @@ func TestMovesCopy(t *testing.T) {
 	says(t, exitFailed, "in use by another process", "import", "--from", original, "--dry-run")
 }
 
-// TestDryRuns: a dry run says what would be refused as things are, and refuses what
-// always would be.
+// TestDryRuns: a dry run reads everything, and fails if it would be refused as
+// things are; what always would be is refused at once.
 func TestDryRuns(t *testing.T) {
 	t.Parallel()
 	dir, keys := newData(t)
@@ -128,7 +128,7 @@ func TestDryRuns(t *testing.T) {
 	file := filepath.Join(work, "a.db")
 	mustRun(t, "export", "--from", dir, "--to", file)
 	for _, c := range []struct {
-		warning, want string
+		refused, want string
 		args          []string
 	}{
 		{dir + " has data already", "2 keys", []string{"import", "--from", k3s, "--to", dir}},
@@ -139,8 +139,12 @@ func TestDryRuns(t *testing.T) {
 		{"", "compacted 1119", []string{"snapshot", "restore", file, "--data-dir", dir, "--force", "--bump-revision=1000", "--mark-compacted"}},
 	} {
 		out, errs, code := keelson(t, nil, append(c.args, "--dry-run")...)
-		warned := strings.Contains(errs, "as things are, it would be refused: "+c.warning)
-		if code != exitOK || warned != (c.warning != "") || !strings.Contains(out, c.want) {
+		want := exitOK
+		if c.refused != "" {
+			want = exitFailed
+		}
+		said := strings.Contains(errs, "as things are, it would be refused: "+c.refused)
+		if code != want || said != (c.refused != "") || !strings.Contains(out, c.want) {
 			t.Errorf("keelson %q: exit code %d, %s%s", c.args, code, out, errs)
 		}
 	}

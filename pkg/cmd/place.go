@@ -295,23 +295,21 @@ func quietLogger(cmd *cobra.Command) *logrus.Entry {
 	return logrus.NewEntry(logger)
 }
 
-// refused is what is to become of the error, or nil, of a look at p before data is
-// written there: a dry run goes on.
-func (p place) refused(cmd *cobra.Command, err error, dryRun bool) error {
+// wouldRefuse is the error of a dry run, or nil, that has found that data cannot
+// be written as things are; it has read everything nevertheless.
+func wouldRefuse(err error) error {
 	if err == nil {
 		return nil
 	}
-	if err = p.explain(err); !dryRun {
-		return err
-	}
-	warn(cmd, "as things are, it would be refused: %s", err)
-	return nil
+	return fmt.Errorf("as things are, it would be refused: %w", err)
 }
 
-// explain says of an error of a Copy to p what it means to people. A sink that
+// explain says of an error of a Copy to p, or nil, what it means to people. A sink that
 // has not finished has changed nothing.
 func (p place) explain(err error) error {
 	switch {
+	case err == nil:
+		return nil
 	case errors.Is(err, datalog.ErrExists):
 		return fmt.Errorf("%s has data already: nothing was changed; --force replaces it", p)
 	case errors.Is(err, datalog.ErrInUse):

@@ -65,7 +65,7 @@ func newRestore(environ []string) *cobra.Command {
 	r.data = addDataFlags(cmd)
 	f := cmd.Flags()
 	f.BoolVar(&r.force, "force", false, "replace the data that there is; on PostgreSQL, also under keelsons that run")
-	f.BoolVar(&r.dryRun, "dry-run", false, "read and check everything and say how much it is, and write nothing")
+	f.BoolVar(&r.dryRun, "dry-run", false, "read and check everything and say how much it is, and write nothing; the exit code is 1 if it would be refused as things are")
 	f.BoolVar(&r.skipHashCheck, "skip-hash-check", false, "take a file without a checksum at its end, as etcd's db in its data directory is; its structure is checked instead. One that is there must be right")
 	f.BoolVar(&r.withoutAuth, "without-auth", false, "take the data of an etcd with users and roles, and leave these out")
 	f.Uint64Var(&r.bumpRevision, "bump-revision", 0, "raise the revision by this `number`, so that clients which have seen later ones list anew; needs --mark-compacted")
@@ -126,8 +126,9 @@ func (r *restoring) run(ctx context.Context, cmd *cobra.Command, file string, to
 	if err != nil {
 		return err
 	}
-	if err := to.refused(cmd, sink.Check(ctx), r.dryRun); err != nil { // before the file, which may be large
-		return err
+	refused := to.explain(sink.Check(ctx)) // before the file, which may be large
+	if refused != nil && !r.dryRun {
+		return refused
 	}
 	count, verb := newTally(sink), "restoring"
 	if r.dryRun {
@@ -150,7 +151,7 @@ func (r *restoring) run(ctx context.Context, cmd *cobra.Command, file string, to
 	current, compacted := sink.Revision()
 	if r.dryRun {
 		say(cmd, "%s is whole: revision %d, compacted %d, %s", file, current, compacted, count)
-		return nil
+		return wouldRefuse(refused)
 	}
 	for _, a := range sink.Dropped() {
 		warn(cmd, "the snapshot has the alarm %s of member %x, which was left out: a server raises it when it must", pb.AlarmType(a.Alarm), a.Member)
