@@ -39,8 +39,9 @@ import (
 // entry it is as of is known, and said, at the end.
 //
 // Whoever receives one verifies each record by its own checksums before it takes
-// the database: records that are damaged at the sender's go no further. (Damage of
-// pages that hold none, such as SQLite's lists of free pages, would.)
+// the database, and that no page in use is in SQLite's list of free ones: what is
+// damaged at the sender's goes no further. (What refers to a page, in the
+// pointer maps, is not verified: SQLite notices when it moves the page.)
 //
 // A node that has received one whole puts it where Open looks for it and ends
 // with ErrReplaced: opened again, it has that database and a Raft log that

@@ -44,8 +44,9 @@ const (
 // tree is a table whose pages do not change.
 type tree struct {
 	file    io.ReaderAt
-	leaves  []leaf    // in order
-	readers sync.Pool // of *leafReader
+	used    *pageMarks // all its pages, once they are read; nil if nobody wants to know
+	leaves  []leaf     // in order
+	readers sync.Pool  // of *leafReader
 }
 
 // leaf is a page with rows whose keys are at most max, and above those of the one
@@ -53,9 +54,12 @@ type tree struct {
 type leaf struct{ page, max int64 }
 
 // openTree finds the leaves of the table with this root.
-func openTree(file io.ReaderAt, root int64) (*tree, error) {
-	t := &tree{file: file}
-	t.readers.New = func() any { return &leafReader{file: file} }
+func openTree(file io.ReaderAt, root int64) (*tree, error) { return openMarked(file, root, nil) }
+
+// openMarked is openTree, with used for the tree's.
+func openMarked(file io.ReaderAt, root int64, used *pageMarks) (*tree, error) {
+	t := &tree{file: file, used: used}
+	t.readers.New = func() any { return &leafReader{file: file, used: used} }
 	depth, err := t.depth(root)
 	if err == nil {
 		err = t.descend(root, math.MaxInt64, depth)
@@ -88,6 +92,9 @@ func (t *tree) depth(page int64) (int, error) {
 
 // descend adds the leaves so far below a page, whose keys are at most highest.
 func (t *tree) descend(page, highest int64, depth int) error {
+	if err := t.used.mark(page); err != nil {
+		return err
+	}
 	if depth == 0 {
 		if n := len(t.leaves); n > 0 && t.leaves[n-1].max >= highest {
 			return damaged(page, "is not in order")
@@ -192,6 +199,7 @@ func (t *tree) rows(from, to int64, fn func(*Stored) error) error {
 // leafReader reads leaves, for one goroutine.
 type leafReader struct {
 	file    io.ReaderAt
+	used    *pageMarks
 	first   int64  // page of buf
 	buf     []byte // some pages
 	next    int64  // the page after the one that was read last
@@ -299,6 +307,9 @@ func (r *leafReader) overflow(page int64, local []byte, next int64, size int) ([
 			passed, again = next, 2*again
 		}
 		content, err := readPage(r.file, next)
+		if err == nil {
+			err = r.used.mark(next)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("a long row of page %d: %w", page, err)
 		}

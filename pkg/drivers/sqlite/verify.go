@@ -34,7 +34,10 @@ func (l *Log) CheckPages() error {
 // tree returns table log as it is in the file, or nil if the WAL has more, or if
 // the file is one that only SQLite can read. The caller holds the token for as
 // long as it uses it.
-func (l *Log) tree() (*tree, error) {
+func (l *Log) tree() (*tree, error) { return l.markedTree(nil) }
+
+// markedTree is tree, with used for the tree's.
+func (l *Log) markedTree(used *pageMarks) (*tree, error) {
 	if err := l.CheckPages(); errors.Is(err, ErrForeign) {
 		return nil, nil
 	} else if err != nil {
@@ -48,7 +51,7 @@ func (l *Log) tree() (*tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	return openTree(l.probe, root)
+	return openMarked(l.probe, root, used)
 }
 
 // treeRange returns a rangeReader of what row makes of the rows of t.
@@ -92,7 +95,12 @@ func (l *Log) verify(ctx context.Context) (eventlog.Head, error) {
 		return eventlog.Head{}, err
 	}
 	defer l.release()
-	t, err := l.tree()
+	pages, err := l.writer.int("PRAGMA page_count")
+	if err != nil {
+		return eventlog.Head{}, err
+	}
+	used := newPageMarks(pages)
+	t, err := l.markedTree(used)
 	if err == nil && t == nil {
 		err = errors.New("somebody else reads the database, or has changed its pages")
 	}
@@ -103,7 +111,7 @@ func (l *Log) verify(ctx context.Context) (eventlog.Head, error) {
 	if err != nil {
 		return eventlog.Head{}, err
 	}
-	return ld.head, nil
+	return ld.head, verifyFree(l.probe, used)
 }
 
 // verifyRow verifies each column, and returns the record without key and value.
