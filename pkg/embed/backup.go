@@ -53,8 +53,8 @@ type backupSettings struct {
 func (s *settings) resolveBackup() error {
 	c := s.Backup
 	if c.Schedule == "" {
-		if c.Dir != "" || c.S3Endpoint != "" || c.S3Region != "" || c.S3CAFile != "" || c.S3PathStyle {
-			return errors.New("--snapshot-dir and --snapshot-s3-… are of no use without --snapshot-schedule, such as @daily")
+		if c.Dir != "" || c.Retention != DefaultSnapshotRetention || c.S3Endpoint != "" || c.S3Region != "" || c.S3CAFile != "" || c.S3PathStyle {
+			return errors.New("--snapshot-dir, --snapshot-retention and --snapshot-s3-… are of no use without --snapshot-schedule, such as @daily")
 		}
 		return nil
 	}

@@ -311,6 +311,7 @@ func TestBackupConfig(t *testing.T) {
 		want      string
 	}{
 		{BackupConfig{Dir: "/backup"}, "", "without --snapshot-schedule"},
+		{BackupConfig{Retention: "30d"}, "", "without --snapshot-schedule"},
 		{BackupConfig{S3Region: "eu"}, "", "without --snapshot-schedule"},
 		{BackupConfig{Schedule: "daily"}, "", "--snapshot-schedule: \"daily\""},
 		{BackupConfig{Schedule: "@daily", Retention: "a week"}, "", "--snapshot-retention: \"a week\""},
