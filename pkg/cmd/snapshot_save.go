@@ -201,11 +201,17 @@ func (s *saving) fill(part *os.File, file string, fill func(part *os.File) error
 	return info.Size(), os.Rename(part.Name(), file)
 }
 
-// free refuses what must not be replaced.
+// free refuses what must not be replaced, and what cannot be there.
 func (s *saving) free(file string) error {
+	if file == "-" {
+		return errors.New("a snapshot is written to a file, not to stdout: it counts once it is durable and was compared; ./- is a file of that name")
+	}
 	info, err := os.Lstat(file)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && !os.IsPathSeparator(file[len(file)-1]):
+		if _, err := os.Stat(filepath.Dir(file)); errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("the directory %s is not there: make it first", filepath.Dir(file))
+		}
 		return nil
 	case errors.Is(err, fs.ErrNotExist), err == nil && info.IsDir():
 		return fmt.Errorf("%s is a directory: name a file in it", file)
