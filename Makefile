@@ -53,10 +53,13 @@ check: build lint test ## what every change must pass
 
 .PHONY: fuzz-short
 fuzz-short: ## run each fuzz target for FUZZTIME
-	@for package in $$(go list ./...); do \
-		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
-			echo "$$package $$target"; \
-			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 2s $$package || exit 1; \
+	@set -e; binary=$$(mktemp); trap 'rm -f "$$binary"' EXIT; \
+	for dir in $$(grep -rl '^func Fuzz' --include='*_test.go' pkg | xargs -n 1 dirname | sort -u); do \
+		go test -c -fuzz . -o "$$binary" "./$$dir"; \
+		for target in $$(grep -ho '^func Fuzz[A-Za-z0-9]*' "$$dir"/*_test.go | cut -c 6-); do \
+			echo "$$dir $$target"; \
+			(cd "$$dir" && "$$binary" -test.run '^$$' -test.fuzz "^$$target$$" -test.fuzztime $(FUZZTIME) -test.fuzzminimizetime 2s \
+				-test.fuzzcachedir "$$(go env GOCACHE)/fuzz/$(MODULE)/$$dir"); \
 		done; \
 	done
 
