@@ -211,7 +211,10 @@ func (im *Importer) complete(head eventlog.Head) error {
 		return err
 	}
 	err = writeKept(c, kept{im.floor, head.Seq - im.rows, head.Revision})
-	if err = errors.Join(err, c.close()); err != nil { // close brings it from the WAL to the file
+	if err == nil {
+		err = c.exec("PRAGMA wal_checkpoint(TRUNCATE)") // close would not say that it failed
+	}
+	if err = errors.Join(err, c.close()); err != nil {
 		return err
 	}
 	return durable.Sync(part)
