@@ -161,7 +161,7 @@ func (a *accessFlags) openServer(ctx context.Context, cmd *cobra.Command, p plac
 			warnOfAccounts(cmd, p.String(), r, a.withoutAuth)
 		}
 		return r, err
-	}, bar.set)
+	}, bar.of)
 	switch {
 	case errors.Is(err, etcdfile.ErrAuth): // an etcd before 3.5 tells it by its data only
 		return nil, protected

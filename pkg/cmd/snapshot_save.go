@@ -126,8 +126,8 @@ func (s *saving) fromServer(ctx context.Context, cmd *cobra.Command, environ []s
 		status, err := client.Status(ctx, s.server.Endpoints[0])
 		if err == nil {
 			version = status.Version
-			p := startBytes(cmd.ErrOrStderr(), "saving", status.DbSize)
-			err = remote.Fetch(ctx, client, part, p.set)
+			p := startBytes(cmd.ErrOrStderr(), "saving", 0)
+			err = remote.Fetch(ctx, client, part, p.of)
 			p.end()
 		}
 		return errors.Join(err, client.Close())

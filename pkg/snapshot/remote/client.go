@@ -9,13 +9,16 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"math"
 	"strings"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -111,33 +114,48 @@ func (c Config) TLS() (*tls.Config, error) {
 }
 
 // Fetch writes a snapshot of the server to an empty file, and compares it with
-// its checksum. report, if not nil, is told how many bytes have come.
-func Fetch(ctx context.Context, client *clientv3.Client, file io.Writer, report func(bytes int64)) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // or the stream would stay open after an error
-	stream, err := client.SnapshotWithVersion(ctx)
-	if err != nil {
-		return fmt.Errorf("snapshot: %w", err)
-	}
-	defer func() { _ = stream.Snapshot.Close() }()
-	w := &checked{Writer: file, sum: sha256.New(), report: report}
-	if _, err = io.Copy(w, stream.Snapshot); err == nil {
-		err = w.check()
-	}
-	if err != nil {
+// its checksum. report, if not nil, is told how many bytes have come, and how many
+// it will be: the server says so, and its database may be larger.
+func Fetch(ctx context.Context, client *clientv3.Client, file io.Writer, report func(done, total int64)) error {
+	if err := fetch(ctx, client, file, report); err != nil {
 		return fmt.Errorf("snapshot: %w", err)
 	}
 	return nil
 }
 
+func fetch(ctx context.Context, client *clientv3.Client, file io.Writer, report func(done, total int64)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // or the stream would stay open after an error
+	// Not by the client's own call, which hides how much is to come.
+	stream, err := pb.NewMaintenanceClient(client.ActiveConnection()).Snapshot(ctx, &pb.SnapshotRequest{}, grpc.MaxCallRecvMsgSize(math.MaxInt32))
+	if err != nil {
+		return rpctypes.Error(err)
+	}
+	w := &checked{Writer: file, sum: sha256.New()}
+	for {
+		part, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return w.check()
+		}
+		if err != nil {
+			return rpctypes.Error(err)
+		}
+		if _, err := w.Write(part.Blob); err != nil {
+			return err
+		}
+		if report != nil {
+			report(w.n, w.n+int64(part.RemainingBytes))
+		}
+	}
+}
+
 // checked computes the checksum of all that is written but its end, which is
-// the checksum, and reports how much was written.
+// the checksum, and counts what was written.
 type checked struct {
 	io.Writer
-	sum    hash.Hash
-	end    []byte // the last bytes, not in sum yet
-	n      int64
-	report func(int64)
+	sum hash.Hash
+	end []byte // the last bytes, not in sum yet
+	n   int64
 }
 
 func (c *checked) Write(p []byte) (int, error) {
@@ -147,9 +165,6 @@ func (c *checked) Write(p []byte) (int, error) {
 	if more := len(c.end) - sha256.Size; more > 0 {
 		c.sum.Write(c.end[:more])
 		c.end = append(c.end[:0], c.end[more:]...)
-	}
-	if c.report != nil {
-		c.report(c.n)
 	}
 	return n, err
 }

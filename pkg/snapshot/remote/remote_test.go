@@ -3,6 +3,7 @@ package remote
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -367,6 +368,30 @@ func TestSnapshotHasNoName(t *testing.T) {
 		t.Errorf("%d records by pages", got)
 	}
 	check(t, src.Close())
+}
+
+// TestFetchReports: what is reported ends with all of what is to come, from the
+// beginning on: that is not the size of the database, part of which is free.
+func TestFetchReports(t *testing.T) {
+	c := startServer(t)
+	for i := range 40 {
+		put(t, c, fmt.Sprint("key", i%4), strings.Repeat("large", 20_000))
+	}
+	_, err := c.Compact(t.Context(), put(t, c, "last", ""))
+	check(t, err)
+	var file bytes.Buffer
+	var done, total, first int64
+	check(t, Fetch(t.Context(), c, &file, func(d, all int64) {
+		if d <= done || all < d || total > 0 && all > total+sha256.Size {
+			t.Errorf("%d of %d bytes after %d of %d", d, all, done, total)
+		}
+		if done, total = d, all; first == 0 {
+			first = all
+		}
+	}))
+	if size := int64(file.Len()); done != size || total != size || first < size-sha256.Size || first > size {
+		t.Errorf("at first %d bytes were to come, at the end %d of %d are there; the snapshot has %d", first, done, total, size)
+	}
 }
 
 // alone is a member of an etcd that has no leader.

@@ -15,9 +15,9 @@ import (
 // OpenSnapshot fetches a snapshot of the server: everything, history included.
 // It takes room in the directory for temporary files (TMPDIR) until Close, but
 // has no name there; open opens it, and owns it. report, if not nil, is told
-// how many bytes have come.
+// how many bytes have come, and how many it will be.
 func OpenSnapshot(
-	ctx context.Context, client *clientv3.Client, open func(*os.File) (*etcdfile.Reader, error), report func(bytes int64),
+	ctx context.Context, client *clientv3.Client, open func(*os.File) (*etcdfile.Reader, error), report func(done, total int64),
 ) (snapshot.Source, error) {
 	file, err := nameless("keelson-snapshot-")
 	if err != nil {
