@@ -227,6 +227,21 @@ func TestMovePasswords(t *testing.T) {
 	}
 }
 
+// TestWarnings: what the parts of a server log is a warning like the command's own.
+func TestWarnings(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	cmd := &cobra.Command{}
+	cmd.SetErr(&out)
+	log := quietLogger(cmd)
+	log.Info("nothing of interest")
+	log.WithError(os.ErrExist).WithField("database", "/data").Warn("something fails")
+	warn(cmd, "%d things", 2)
+	if got, want := out.String(), "keelson: warning: something fails; database: /data; error: file already exists\nkeelson: warning: 2 things\n"; got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+}
+
 // TestSecondServer: of two servers the second is told its own user, never that of
 // the first; where there is one server, it is told the only user there is.
 func TestSecondServer(t *testing.T) {

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/sirupsen/logrus"
@@ -275,7 +277,7 @@ func (d *dataFlags) place(cmd *cobra.Command, environ []string) (place, error) {
 		return place{placeSQLite, dir}, nil
 	}
 	if u, err := url.Parse(database); typed && err == nil && hasPassword(u) {
-		fmt.Fprintln(cmd.ErrOrStderr(), "keelson: warning: every user of this machine can see the database's password among the processes (ps): leave it out of --datastore, and use KEELSON_DATASTORE, PGPASSFILE or the configuration file")
+		warn(cmd, "every user of this machine can see the database's password among the processes (ps): leave it out of --datastore, and use KEELSON_DATASTORE, PGPASSFILE or the configuration file")
 	}
 	return place{placePostgres, database}, nil
 }
@@ -292,7 +294,20 @@ func quietLogger(cmd *cobra.Command) *logrus.Entry {
 	logger := logrus.New()
 	logger.SetOutput(cmd.ErrOrStderr())
 	logger.SetLevel(logrus.WarnLevel)
+	logger.SetFormatter(warnings{})
 	return logrus.NewEntry(logger)
+}
+
+// warnings are what is logged, as warn prints it.
+type warnings struct{}
+
+// Format implements logrus.Formatter.
+func (warnings) Format(e *logrus.Entry) ([]byte, error) {
+	text := e.Message
+	for _, name := range slices.Sorted(maps.Keys(e.Data)) {
+		text += fmt.Sprintf("; %s: %v", name, e.Data[name])
+	}
+	return fmt.Appendf(nil, warningLine, text), nil
 }
 
 // wouldRefuse is the error of a dry run, or nil, that has found that data cannot

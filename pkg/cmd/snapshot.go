@@ -61,7 +61,10 @@ func say(cmd *cobra.Command, format string, args ...any) {
 	fmt.Fprintf(cmd.OutOrStdout(), format+"\n", args...)
 }
 
+// warningLine has a warning of a command.
+const warningLine = "keelson: warning: %s\n"
+
 // warn prints what somebody should know on stderr.
 func warn(cmd *cobra.Command, format string, args ...any) {
-	fmt.Fprintf(cmd.ErrOrStderr(), "keelson: warning: "+format+"\n", args...)
+	fmt.Fprintf(cmd.ErrOrStderr(), warningLine, fmt.Sprintf(format, args...))
 }
