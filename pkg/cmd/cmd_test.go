@@ -169,13 +169,34 @@ func TestVersionAndHelp(t *testing.T) {
 		}
 	}
 	code, stdout, _ := outcome(t, t.TempDir(), "--help")
-	for _, want := range []string{"kube-apiserver --etcd-servers=unix://", "etcdctl --endpoints", "Storage:", "TLS:", "--listen-client-urls", "KEELSON_DATA_DIR"} {
+	for _, want := range []string{"kube-apiserver --etcd-servers=unix://", "etcdctl --endpoints", "Storage:", "TLS:", "--listen-client-urls", "KEELSON_DATA_DIR",
+		"as a cluster", "PostgreSQL", "  keelson --name=a", "  keelson --datastore=postgres://", "--snapshot-schedule='30 3"} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("the help does not say %q", want)
 		}
 	}
 	if code != 0 {
 		t.Errorf("--help: exit code %d", code)
+	}
+}
+
+// TestHelpExamples: the flags in the examples are keelson's.
+func TestHelpExamples(t *testing.T) {
+	n := 0
+	for line := range strings.Lines(strings.ReplaceAll(examples, "\\\n", " ")) {
+		command, _, _ := strings.Cut(strings.TrimSpace(line), " #")
+		all := words(command)
+		if len(all) < 2 || all[0] != "keelson" {
+			continue
+		}
+		n++
+		root := newRoot(all[1:], nil)
+		if err := root.ParseFlags(all[1:]); err != nil || root.Flags().NArg() > 0 {
+			t.Errorf("%s: %v", command, err)
+		}
+	}
+	if n != 6 {
+		t.Errorf("%d examples start a server with flags", n)
 	}
 }
 

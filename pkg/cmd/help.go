@@ -1,7 +1,8 @@
 package cmd
 
-const longHelp = `Keelson serves the etcd v3 API and keeps the data in SQLite or PostgreSQL, so
-that kube-apiserver and every other etcd client run with no etcd.
+const longHelp = `Keelson serves the etcd v3 API, so that kube-apiserver and every other etcd client
+run with no etcd. It keeps the data in SQLite; as a cluster, in SQLite on every
+node, replicated over Raft; or in PostgreSQL.
 
 Without flags it keeps its data in ./default.keelson and serves on a unix
 socket in there and on http://127.0.0.1:2379. Flags have etcd's names.`
@@ -21,7 +22,20 @@ const examples = `  # Serve on a unix socket only and point a kube-apiserver at 
     --cert-file=server.crt --key-file=server.key \
     --client-cert-auth --trusted-ca-file=ca.crt
 
-  # The same from the environment, or from a file
+  # A node of a new cluster; the same on the others, with their own name and URLs
+  keelson --name=a --data-dir=/var/lib/keelson \
+    --listen-client-urls=http://127.0.0.1:2379 --listen-peer-urls=https://10.0.0.1:2380 \
+    --peer-cert-file=a.crt --peer-key-file=a.key --peer-trusted-ca-file=ca.crt \
+    --initial-cluster=a=https://10.0.0.1:2380,b=https://10.0.0.2:2380,c=https://10.0.0.3:2380
+
+  # In PostgreSQL; the password from a file (PGPASSFILE), or in the URL in KEELSON_DATASTORE
+  keelson --datastore=postgres://keelson@db.example.com/keelson
+
+  # A backup every night, each of them for 30 days
+  keelson --data-dir=/var/lib/keelson \
+    --snapshot-schedule='30 3 * * *' --snapshot-dir=/backup --snapshot-retention=30d
+
+  # Settings from the environment, or from a file
   KEELSON_DATA_DIR=/var/lib/keelson keelson
   keelson --config-file=/etc/keelson.yaml    # data-dir: /var/lib/keelson`
 
