@@ -21,6 +21,7 @@ import (
 
 	"github.com/keelson-io/keelson/pkg/config"
 	"github.com/keelson-io/keelson/pkg/embed"
+	"github.com/keelson-io/keelson/pkg/raftlog"
 	"github.com/keelson-io/keelson/pkg/version"
 )
 
@@ -29,6 +30,8 @@ const (
 	exitOK     = 0
 	exitFailed = 1 // the server could not start or had to stop
 	exitUsage  = 2 // the configuration is wrong; nothing was started; or see troubleError
+
+	exitRemoved = 3 // the cluster has removed this node: to start it again is of no use
 )
 
 // Execute runs the command and returns its exit code.
@@ -52,6 +55,9 @@ func report(err error, stderr io.Writer) int {
 	var logged *loggedError
 	if !errors.As(err, &logged) {
 		fmt.Fprintln(stderr, "keelson:", err)
+	}
+	if errors.Is(err, raftlog.ErrRemoved) {
+		return exitRemoved
 	}
 	var trouble *troubleError
 	if errors.Is(err, embed.ErrConfig) || errors.As(err, &trouble) {
@@ -195,7 +201,10 @@ func run(ctx context.Context, c *config.Config) error {
 	case <-server.Done():
 	}
 	notify(log, daemon.SdNotifyStopping)
-	if err := server.Close(); err != nil {
+	switch err := server.Close(); {
+	case errors.Is(err, raftlog.ErrRemoved):
+		return fail(log, err, "keelson has ended: the data directory is of no use to the cluster any more; to be a member again this node is added anew, with an empty one")
+	case err != nil:
 		return fail(log, err, "keelson had to stop")
 	}
 	log.Info("stopped")

@@ -1,6 +1,7 @@
 package cmd
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -51,5 +52,46 @@ func TestSaveOfNode(t *testing.T) {
 	run()
 	if out, stderr, code := keelson(t, nil, "snapshot", "save", file, "--data-dir="+data); code != exitOK || !strings.Contains(out+stderr, "3 keys") {
 		t.Errorf("after a restart: %d, %s%s", code, out, stderr)
+	}
+}
+
+// TestRemovedNode: a node that its cluster has removed ends in a way that systemd
+// can tell from others, and says why; also when it was not up.
+func TestRemovedNode(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	run := func(i int) *process {
+		return startProcess(t, dir, nil, fmt.Sprint("--name=n", i), fmt.Sprint("--data-dir=d", i), fmt.Sprintf("--listen-client-urls=unix://%s/c%d", dir, i),
+			fmt.Sprintf("--initial-cluster=n0=unix://%[1]s/p0,n1=unix://%[1]s/p1,n2=unix://%[1]s/p2", dir), "--heartbeat-interval=20", "--election-timeout=300")
+	}
+	var nodes [3]*process
+	for i := range nodes {
+		nodes[i] = run(i)
+	}
+	for _, p := range nodes {
+		p.says(ready)
+	}
+	client := connect(t, "unix://"+dir+"/c0")
+	ids := map[string]uint64{}
+	for len(ids) < len(nodes) { // those that have said who they are
+		list, err := client.MemberList(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range list.Members {
+			if m.Name != "" {
+				ids[m.Name] = m.ID
+			}
+		}
+	}
+	if _, err := client.MemberRemove(t.Context(), ids["n2"]); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		nodes[2].says("the data directory is of no use to the cluster any more")
+		if code := nodes[2].ends(); code != exitRemoved {
+			t.Errorf("exit code %d", code)
+		}
+		nodes[2] = run(2)
 	}
 }

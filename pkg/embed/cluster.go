@@ -164,6 +164,9 @@ func (c *cluster) join(ctx context.Context) error {
 		for _, address := range addresses(m.PeerURLs) {
 			asking, cancel := context.WithTimeout(ctx, joinTimeout)
 			id, members, err := raftlog.AskCluster(asking, address, c.credentials(), true)
+			if asking.Err() != nil && ctx.Err() == nil {
+				err = fmt.Errorf("it is not reached, or has no leader, for %s: %w", joinTimeout, err)
+			}
 			cancel()
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", address, err))

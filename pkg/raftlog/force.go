@@ -62,16 +62,18 @@ func ForceNewCluster(ctx context.Context, opt Options, self Member) error {
 	}
 	self.ID, self.Learner = id.Node, false
 	alone := Members{Members: []Member{self}, Removed: slices.DeleteFunc(slices.Clone(members.Removed), func(other uint64) bool { return other == id.Node })}
+	var left []string // behind
 	for _, m := range members.Members {
 		if m.ID != id.Node {
 			alone.Removed = append(alone.Removed, m.ID)
+			left = append(left, formatID(m.ID))
 		}
 	}
 	term, err := d.mem.Term(last)
 	if err != nil {
 		return err
 	}
-	opt.Logger.WithFields(logrus.Fields{"entry": last, "removed": len(alone.Removed)}).
+	opt.Logger.WithFields(logrus.Fields{"entry": last, "term": term, "removed": left}).
 		Warn("this node is the only one of its cluster from now on; do not start the others again with their data")
 	return renewWAL(dir, id, state, snapshotMeta{
 		Index: last, Term: term, Members: alone,

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.etcd.io/raft/v3/tracker"
@@ -32,9 +33,16 @@ var (
 	ErrNotStarted      = errors.New("raft: too few of the nodes that vote have ever been up: without a majority nothing could be written any more")
 	ErrUnhealthy       = errors.New("raft: too few nodes are up: without a majority nothing could be written any more")
 
-	// ErrRemoved ends the log of a node that its cluster has removed.
-	ErrRemoved = errors.New("raft: this node was removed from the cluster")
+	// ErrRemoved, an eventlog.ErrFailed, ends the log of a node that its cluster has
+	// removed.
+	ErrRemoved error = removed{}
 )
+
+// removed is an eventlog.ErrFailed that does not talk of storage.
+type removed struct{}
+
+func (removed) Error() string        { return "raft: this node was removed from the cluster" }
+func (removed) Is(target error) bool { return target == eventlog.ErrFailed }
 
 // maxLearners is etcd's default of --max-learners.
 const maxLearners = 1
@@ -420,7 +428,7 @@ func (l *Log) applyChange(ctx context.Context, e *raftpb.Entry) error {
 			return ctx.Err() // the loop has ended: this entry is not applied
 		}
 		l.members.Store(&members)
-		l.logger.WithField("members", members.Members).Infof("the members have changed: %v of %x", cc.GetType(), c.Member.ID)
+		l.logChange(cc.GetType(), c.Member)
 		l.onMembers(members)
 	}
 	l.changes.settle(c.Request, refused)
@@ -428,4 +436,22 @@ func (l *Log) applyChange(ctx context.Context, e *raftpb.Entry) error {
 		return ErrRemoved
 	}
 	return nil
+}
+
+// changeTexts are what is logged of each kind of change.
+var changeTexts = map[raftpb.ConfChangeType]string{
+	raftpb.ConfChangeAddNode:        "a node is a member that votes",
+	raftpb.ConfChangeAddLearnerNode: "a node is a member, and learns",
+	raftpb.ConfChangeRemoveNode:     "a node was removed",
+	raftpb.ConfChangeUpdateNode:     "a member has said who it is, or has other URLs",
+}
+
+// logChange logs a change of the members. When the Raft log is read again at a
+// start, before there is a leader, it is no news.
+func (l *Log) logChange(kind raftpb.ConfChangeType, m Member) {
+	level := logrus.InfoLevel
+	if l.Status().Leader == 0 {
+		level = logrus.DebugLevel
+	}
+	l.logger.WithFields(logrus.Fields{"node": formatID(m.ID), "name": m.Name, "peer-urls": m.PeerURLs}).Log(level, changeTexts[kind])
 }

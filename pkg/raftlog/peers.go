@@ -84,6 +84,9 @@ const (
 	// make sure that the other one is there.
 	keepaliveInterval = 10 * time.Second
 
+	// steadyStream is after how long a stream will have been refused if it is.
+	steadyStream = time.Second
+
 	// removedCode answers the messages of a node that was removed.
 	removedCode = codes.FailedPrecondition
 
@@ -326,24 +329,26 @@ func (p *peer) close() error {
 // pump sends what is in q, over one stream after the other, until p closes.
 func (ps *Peers) pump(p *peer, q *queue) {
 	logger := ps.opt.Logger.WithFields(logrus.Fields{"node": formatID(p.id), "addresses": p.addresses})
-	for lost := false; ; {
+	for lost := codes.OK; ; { // why, as far as it was logged
+		began := time.Now()
 		err := p.stream(q, func(m *raftpb.Message) {
 			p.traffic.sent.Add(int64(proto.Size(m)))
-			if lost {
+			if lost != codes.OK && time.Since(began) > steadyStream {
 				logger.Info("the node is reached again")
+				lost = codes.OK
 			}
-			lost = false
 		})
 		if p.ctx.Err() != nil {
 			return
 		}
-		if log := ps.log.Load(); status.Code(err) == removedCode && log != nil {
+		code := status.Code(err)
+		if log := ps.log.Load(); code == removedCode && log != nil {
 			log.stop(ErrRemoved) // it may never hear of it from the leader, which does not talk to it any more
 			return
 		}
-		if !lost {
+		if code != lost {
 			logger.WithError(err).Warn("the node is not reached; trying again")
-			lost = true
+			lost = code
 		}
 		ps.lost(p.id)
 		ps.checkGone(p.ctx, p.id)
