@@ -103,8 +103,12 @@ func TestForwardGone(t *testing.T) {
 		case <-short(t).Done():
 			t.Errorf("%s: the leader has not heard of it", name)
 		}
-		if err := <-done; codeOf(err) != codes.Canceled && codeOf(err) != codes.DeadlineExceeded {
-			t.Errorf("%s: %v", name, err)
+		switch err := <-done; codeOf(err) {
+		case codes.Canceled, codes.DeadlineExceeded:
+		default: // the servers may notice the deadline before the client
+			if name != "late" || codeOf(err) != codes.Unavailable {
+				t.Errorf("%s: %v", name, err)
+			}
 		}
 		cancel()
 	}
