@@ -386,8 +386,8 @@ func (s *settings) resolveLimits() (err error) {
 	switch {
 	case s.WatchProgressNotifyInterval < 100*time.Millisecond:
 		return fmt.Errorf("--watch-progress-notify-interval %s is too short: use at least 100ms", s.WatchProgressNotifyInterval)
-	case s.MaxRequestBytes > 1<<30:
-		return fmt.Errorf("--max-request-bytes %d is too much: use at most 1073741824 (1 GiB)", s.MaxRequestBytes)
+	case s.MaxRequestBytes > 512<<20: // SQLite takes rows of 1,000,000,000 bytes
+		return fmt.Errorf("--max-request-bytes %d is too much: use at most 536870912 (512 MiB)", s.MaxRequestBytes)
 	case s.MaxTxnOps > 1<<20:
 		return fmt.Errorf("--max-txn-ops %d is too much: use at most 1048576", s.MaxTxnOps)
 	case s.CacheBytes < 0:
