@@ -1,0 +1,66 @@
+package cluster
+
+import (
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/keelson-io/keelson/test/harness"
+	"github.com/keelson-io/keelson/test/internal/faults"
+)
+
+// TestEtcdctlMember lets a real etcdctl add a learner to a node, promote it, change
+// its peer URL and remove it.
+func TestEtcdctlMember(t *testing.T) {
+	t.Parallel() // it waits, mostly
+	c := startCluster(t, 1)
+	first := c.nodes[0]
+	etcdctl := func(args ...string) (string, error) {
+		args = append([]string{"--endpoints", first.Endpoint, "member"}, args...)
+		out, err := exec.CommandContext(t.Context(), harness.Tool(t, "etcdctl"), args...).CombinedOutput()
+		return string(out), err
+	}
+	must := func(want string, args ...string) {
+		t.Helper()
+		if out, err := etcdctl(args...); err != nil || !strings.Contains(out, want) {
+			t.Fatalf("etcdctl member %v: %v\n%swant %q", args, err, out, want)
+		}
+	}
+
+	x := c.newNode()
+	must(fmt.Sprintf("ETCD_INITIAL_CLUSTER=%q", c.urls(c.nodes...)), "add", x.name, "--learner", "--peer-urls", x.peerURL())
+	list, err := first.client.MemberList(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := fmt.Sprintf("%x", find(list.Members, x).ID)
+	must(id+", unstarted, , "+x.peerURL()+", , true", "list")
+	x.Server = c.server(x, "--initial-cluster", c.urls(c.nodes...), "--initial-cluster-state", "existing")
+	x.Restart()
+	x.client = faults.NewClient(t, x.Endpoint)
+	faults.Eventually(t, x.name+" is promoted", func() bool {
+		out, err := etcdctl("promote", id)
+		if err != nil && !strings.Contains(out, "learner which is in sync with leader") && !strings.Contains(out, "started") {
+			t.Fatalf("promote: %v\n%s", err, out)
+		}
+		return err == nil
+	})
+	c.serve("promote", c.nodes...)
+
+	elsewhere := "unix://" + filepath.Join(c.dir, x.name) // not through the proxy
+	must("updated in cluster", "update", id, "--peer-urls", elsewhere)
+	must(id+", started, "+x.name+", "+elsewhere+", "+x.Endpoint+", false", "list")
+	c.serve("update", c.nodes...)
+
+	must("removed from cluster", "remove", id)
+	select {
+	case <-x.Done():
+	case <-time.After(faults.Patience):
+		t.Errorf("%s was removed and goes on", x.name)
+	}
+	must(", started, "+first.name+", ", "list")
+	c.serve("remove", first)
+}
