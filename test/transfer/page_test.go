@@ -74,7 +74,13 @@ var sections = map[string]func(*world){
 		etcd := w.etcd("/var/lib/etcd", "https://127.0.0.1:2379", "--cert-file", pki.ServerCert, "--key-file", pki.ServerKey,
 			"--client-cert-auth", "--trusted-ca-file", pki.CA)
 		w.fill("unix://" + etcdSocket)
-		w.after["mv /etc/kubernetes/manifests/etcd.yaml /root/"] = func() { check(w.t, etcd.Stop()) }
+		const moveEtcd, etcdYAML = "mv /etc/kubernetes/manifests/etcd.yaml /root/", "/etc/kubernetes/manifests/etcd.yaml"
+		w.after[moveEtcd] = func() {
+			check(w.t, etcd.Stop())
+			// What follows is about other control planes, one of which keelson stands in for.
+			check(w.t, os.WriteFile(w.path(etcdYAML), nil, 0o600))
+			delete(w.after, moveEtcd)
+		}
 	},
 	"Into PostgreSQL or a cluster": func(w *world) {
 		w.mkdir("/backup")
@@ -86,6 +92,7 @@ var sections = map[string]func(*world){
 		w.service = "keelson --data-dir=/var/lib/keelson --listen-client-urls=" + keelsonURL
 		w.keelson()
 		w.fill(keelsonURL)
+		w.mkdir("/var/lib/etcd/member") // from before
 		w.units["start etcd"] = func() { w.etcd("/var/lib/etcd", "http://127.0.0.1:2379") }
 		other := harness.StartServer(w.t, harness.Etcd)
 		w.replace = append(w.replace, "http://127.0.0.1:12379", other.Endpoint)
@@ -121,7 +128,7 @@ func TestMigrationPage(t *testing.T) {
 		t.Run(title, func(t *testing.T) {
 			w := newWorld(t)
 			for _, command := range commands {
-				if strings.HasPrefix(command, "keelson --") {
+				if w.service == "" && strings.HasPrefix(command, "keelson --") {
 					w.service = command
 				}
 			}
@@ -130,7 +137,11 @@ func TestMigrationPage(t *testing.T) {
 			for _, part := range strings.Split(text, "\n### ") {
 				w.env = nil // of another shell
 				for _, command := range commandsOf(part) {
-					if command != service {
+					switch {
+					case command == service:
+					case strings.HasPrefix(command, "keelson --"): // another machine's: are these its flags?
+						w.run(command + " --version")
+					default:
 						w.run(command)
 					}
 				}
@@ -160,6 +171,9 @@ func newWorld(t *testing.T) *world {
 	w.mkdir("/run/keelson", "/bin")
 	for name, program := range map[string]string{"keelson": harness.KeelsonBinary(t), "etcdctl": harness.Tool(t, "etcdctl"), "etcdutl": harness.Tool(t, "etcdutl")} {
 		check(t, os.Symlink(program, w.path("/bin/"+name)))
+	}
+	for _, name := range []string{"chown", "crictl"} { // there is no user of that name, and no container
+		check(t, os.WriteFile(w.path("/bin/"+name), []byte("#!/bin/sh\n"), 0o700))
 	}
 	return w
 }
