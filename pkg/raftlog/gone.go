@@ -20,14 +20,8 @@ import (
 // and this node follows it again with the next message. Of a machine that is
 // gone nothing is heard; for that there is the election timeout.
 
-const (
-	// knockTimeout is how long it may take to be refused.
-	knockTimeout = 100 * time.Millisecond
-
-	// goneTries is how often a node tries to become the leader before it leaves
-	// that to the election timeout.
-	goneTries = 3
-)
+// knockTimeout is how long it may take to be refused.
+const knockTimeout = 500 * time.Millisecond
 
 // heard notes that a stream of node id has begun (1) or ended (-1), and returns
 // how many there are.
@@ -94,22 +88,22 @@ func (n *node) leaderGone(id uint64) {
 	left := slices.DeleteFunc(n.voters(), func(voter uint64) bool { return voter == id })
 	slices.Sort(left)
 	if rank := slices.Index(left, s.ID); rank >= 0 {
-		n.campaignIn, n.campaigns = 1+rank, goneTries
+		n.campaignIn, n.campaignFor = 1+rank, int(n.election/n.tick)
 	}
 }
 
 // tickOnce is called by the loop once in a heartbeat interval.
 func (n *node) tickOnce() {
 	n.raw.Tick()
-	if n.campaigns == 0 {
+	if n.campaignFor == 0 {
 		return
 	}
 	if n.raw.BasicStatus().Lead != raft.None {
-		n.campaigns = 0
+		n.campaignFor = 0
 		return
 	}
+	n.campaignFor--
 	if n.campaignIn--; n.campaignIn == 0 {
-		n.campaigns--
 		n.campaignIn = len(n.voters()) // if others had not noticed yet
 		_ = n.raw.Campaign()           // who is refused waits for the next time
 	}

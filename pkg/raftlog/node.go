@@ -48,8 +48,8 @@ type node struct {
 	onRead func(request, index uint64)                  // does not block
 	voters func() []uint64                              // does not block
 
-	campaignIn int // belongs to the loop: after how many ticks this node campaigns, if campaigns is not 0
-	campaigns  int // belongs to the loop: how often it does, while no other node leads
+	campaignIn  int // belongs to the loop: after how many ticks this node campaigns, if campaignFor is not 0
+	campaignFor int // belongs to the loop: for how many ticks it does now and then, while no other node leads
 
 	unasked []byte // belongs to the loop: see askRaft
 
