@@ -81,6 +81,7 @@ var obstacles = []struct {
 	{"cannot validate certificate", "use an address that the server's certificate is for", false},
 	{"certificate required", "the server asks for a client's certificate, --cert and --key", false},
 	{"remote error: tls", "the server refuses the client's certificate: --cert and --key must be of a CA that it trusts", false},
+	{"HTTP/1.1 header", "there is no gRPC at this address, or it wants TLS: https:// or unixs://", false},
 	{"broken pipe", ended, true}, // before its reason was read
 	{"connection reset", ended, true},
 	{"server preface", ended, false},

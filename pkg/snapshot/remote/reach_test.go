@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -64,6 +66,8 @@ func TestUnreachable(t *testing.T) {
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	check(t, err)
 	defer func() { check(t, silent.Close()) }()
+	web := httptest.NewServer(http.NotFoundHandler())
+	defer web.Close()
 	for name, c := range map[string]struct {
 		endpoint    string
 		files       files
@@ -75,6 +79,7 @@ func TestUnreachable(t *testing.T) {
 		"silent":                 {"http://" + silent.Addr().String(), files{}, "no answer within 1s", "", true},
 		"no port":                {"http://127.0.0.1", files{}, "missing port", ":2379", false},
 		"http to https":          {"http://" + secure, files{}, "server preface", "https://", false},
+		"a web server":           {web.URL, files{}, "HTTP/1.1", "there is no gRPC at this address", false},
 		"https to http":          {"https://" + plain, files{}, "not look like a TLS handshake", "use http://", false},
 		"no CA":                  {"https://" + secure, files{}, "unknown authority", "--to-cacert", false},
 		"the wrong CA":           {"https://" + secure, other, "unknown authority", "--to-cacert", false},
