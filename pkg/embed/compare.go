@@ -1,7 +1,6 @@
 package embed
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +8,8 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
 	"github.com/keelson-io/keelson/pkg/store"
@@ -176,11 +177,11 @@ func (c *cluster) hashOf(ctx context.Context, id uint64, own store.HashKV, limit
 	if conn == nil {
 		return 0, errors.New("there is no connection")
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it has not answered within %v", limit))
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	hash := new(pb.HashKVResponse)
 	if err := conn.Invoke(ctx, hashMethod, &pb.HashKVRequest{Revision: own.HashRevision}, hash); err != nil {
-		return 0, cmp.Or(context.Cause(ctx), err)
+		return 0, late(ctx, limit, err)
 	}
 	switch {
 	case hash.HashRevision == damagedRevision:
