@@ -149,7 +149,7 @@ func (a *accessFlags) openServer(ctx context.Context, cmd *cobra.Command, p plac
 			return nil, protected
 		}
 	}
-	bar := startBytes(cmd.ErrOrStderr(), "reading "+p.String(), 0)
+	bar := startBytes(cmd.ErrOrStderr(), "reading "+p.String())
 	defer bar.end()
 	if a.noSnapshot {
 		return remote.Open(ctx, client, bar.report)

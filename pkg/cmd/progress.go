@@ -37,9 +37,10 @@ func startProgress(w io.Writer, verb string, total int64) *progress {
 	return newProgress(w, verb, total, false)
 }
 
-// startBytes is startProgress for work that is counted in bytes.
-func startBytes(w io.Writer, verb string, total int64) *progress {
-	return newProgress(w, verb, total, true)
+// startBytes is startProgress for work that is counted in bytes, and says itself
+// how many these are (of), if anybody knows.
+func startBytes(w io.Writer, verb string) *progress {
+	return newProgress(w, verb, 0, true)
 }
 
 func newProgress(w io.Writer, verb string, total int64, bytes bool) *progress {

@@ -232,7 +232,7 @@ func verifyPath(ctx context.Context, cmd *cobra.Command, path string, withoutAut
 
 // verifyFile is verifyPath of an open file, which has a name for people.
 func verifyFile(ctx context.Context, cmd *cobra.Command, name string, file *os.File, withoutAuth bool) (*etcdfile.Reader, error) {
-	p := startBytes(cmd.ErrOrStderr(), "verifying "+name, 0)
+	p := startBytes(cmd.ErrOrStderr(), "verifying "+name)
 	defer p.end()
 	return etcdfile.OpenFile(ctx, file, etcdfile.OpenOptions{WithoutAuth: withoutAuth, Report: p.of})
 }

@@ -126,7 +126,7 @@ func (s *saving) fromServer(ctx context.Context, cmd *cobra.Command, environ []s
 		status, err := client.Status(ctx, s.server.Endpoints[0])
 		if err == nil {
 			version = status.Version
-			p := startBytes(cmd.ErrOrStderr(), "saving", 0)
+			p := startBytes(cmd.ErrOrStderr(), "saving")
 			err = remote.Fetch(ctx, client, part, p.of)
 			p.end()
 		}

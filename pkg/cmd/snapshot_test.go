@@ -291,7 +291,7 @@ func TestProgressLines(t *testing.T) {
 	records.report(snapshot.Progress{Records: 100})
 	records.report(snapshot.Progress{Records: 101})
 	records.end()
-	bytes := startBytes(&out, "saving", 0)
+	bytes := startBytes(&out, "saving")
 	bytes.said = time.Now().Add(-sayEvery)
 	bytes.set(3 << 20)
 	bytes.end()
