@@ -164,9 +164,7 @@ func (c *cluster) join(ctx context.Context) error {
 		for _, address := range addresses(m.PeerURLs) {
 			asking, cancel := context.WithTimeout(ctx, joinTimeout)
 			id, members, err := raftlog.AskCluster(asking, address, c.credentials(), true)
-			if asking.Err() != nil && ctx.Err() == nil {
-				err = fmt.Errorf("it is not reached, or has no leader, for %s: %w", joinTimeout, err)
-			}
+			err = late(asking, joinTimeout, err)
 			cancel()
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", address, err))
@@ -184,7 +182,17 @@ func (c *cluster) join(ctx context.Context) error {
 			return fmt.Errorf("%w: the cluster has no member with the peer URLs %v: add it first, with etcdctl member add", ErrConfig, c.self.PeerURLs)
 		}
 	}
-	return fmt.Errorf("no node of the cluster that --initial-cluster names could be asked: %w", errors.Join(errs...))
+	return fmt.Errorf("no node of the cluster that --initial-cluster names could be asked, which takes a leader there: %w", errors.Join(errs...))
+}
+
+// late is err, or nil, of a call to another node with a limit, and says so if it is
+// about that: the other node knows of the limit, and may end the call a little before
+// ctx does.
+func late(ctx context.Context, limit time.Duration, err error) error {
+	if deadline, limited := ctx.Deadline(); err != nil && limited && time.Until(deadline) < limit/10 {
+		return fmt.Errorf("it has not answered within %v: %w", limit, err)
+	}
+	return err
 }
 
 // addresses are where package raftlog reaches a node with these peer URLs.
