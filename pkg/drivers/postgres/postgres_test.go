@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/sirupsen/logrus"
@@ -65,7 +66,8 @@ func url(t testing.TB, name string, params ...string) string {
 	if _, known := schemas.LoadOrStore(s, true); !known {
 		t.Cleanup(func() {
 			schemas.Delete(s)
-			execSQL(t, "DROP SCHEMA IF EXISTS "+s+" CASCADE")
+			// A test that has failed may have left a transaction open.
+			execSQL(t, "SET lock_timeout = '30s'; DROP SCHEMA IF EXISTS "+s+" CASCADE")
 		})
 	}
 	return server.URL("postgres", append(params, "schema="+s)...)
@@ -83,7 +85,8 @@ func quiet() *logrus.Entry {
 
 func openLog(t testing.TB, name string, params ...string) *postgres.Log {
 	t.Helper()
-	log, err := postgres.Open(context.Background(), postgres.Options{URL: url(t, name, params...), Logger: quiet()})
+	// The disk of the tests may be slow, for seconds.
+	log, err := postgres.Open(context.Background(), postgres.Options{URL: url(t, name, params...), Logger: quiet(), Timeout: time.Minute})
 	if err != nil {
 		t.Fatalf("Open: %v", err)
 	}

@@ -75,7 +75,9 @@ func Run(t *testing.T, h Harness) {
 		{"Random", testRandom},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			t.Parallel() // they wait for the disk most of the time
+			if !h.Shared { // else they would share a server's connections
+				t.Parallel() // they wait for the disk most of the time
+			}
 			c.run(t, h)
 		})
 	}
