@@ -40,7 +40,7 @@ func openCopy(ctx context.Context, path string, logger *logrus.Entry) (eventlog.
 	}
 	if err == nil {
 		var log *sqlite.Log
-		if log, err = sqlite.Open(ctx, sqlite.Options{Dir: dir, Logger: logger, Synchronous: sqlite.UnsafeLosesAcknowledgedWritesOnPowerCut}); err == nil {
+		if log, err = sqlite.Open(ctx, sqlite.Options{Dir: dir, Logger: logger}); err == nil {
 			return &copiedLog{log, dir}, nil
 		}
 	}

@@ -3,6 +3,7 @@ package cmd
 import (
 	"bytes"
 	"database/sql"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -117,6 +118,23 @@ func TestMovesCopy(t *testing.T) {
 	p := startProcess(t, dir, nil, "--data-dir="+dir, "--listen-client-urls=unix://"+socket)
 	p.says(ready)
 	says(t, exitFailed, "in use by another process", "import", "--from", original, "--dry-run")
+	link := filepath.Join(here, "current.db")
+	must(t, os.Symlink(original, link))
+	says(t, exitFailed, "in use by another process", "import", "--from", link, "--dry-run")
+
+	client := connect(t, "unix://"+socket)
+	for range 20 {
+		_, err := client.Put(t.Context(), "new", "new")
+		must(t, err)
+	}
+	other := filepath.Join(here, "other.db")
+	must(t, errors.Join(copyFile(other, original), copyFile(other+"-wal", original+"-wal")))
+	says(t, exitOK, fmt.Sprintf("%d keys", keys+1), "import", "--from", other, "--dry-run")
+	wal, err := os.ReadFile(other + "-wal")
+	must(t, err)
+	wal[len(wal)/4] ^= 1 // there is more behind it, which was acknowledged
+	must(t, os.WriteFile(other+"-wal", wal, 0o600))
+	says(t, exitFailed, "corrupt", "import", "--from", other, "--dry-run")
 }
 
 // TestDryRuns: a dry run reads everything, and fails if it would be refused as

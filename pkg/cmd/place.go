@@ -122,6 +122,9 @@ func placeOfDatabase(path string) place {
 	if !sqlite.IsDatabase(path) {
 		return place{placeKine, path}
 	}
+	if at, err := filepath.EvalSymlinks(path); err == nil { // the lock and the WAL are beside what the link leads to
+		path = at
+	}
 	if _, err := os.Stat(path + ".lock"); err == nil && filepath.Base(path) == sqlite.FileName {
 		return place{placeSQLite, filepath.Dir(path)}
 	}
