@@ -65,7 +65,8 @@ type Stats struct {
 	Checkpoints    int64         // completed
 	CheckpointTime time.Duration // spent in them
 	// Checkpointed is a position up to which the database file itself is
-	// durable, whatever Options.Synchronous says.
+	// durable if Options.Synchronous is not SynchronousFull; with that, the file
+	// and its WAL are.
 	Checkpointed eventlog.Position
 }
 

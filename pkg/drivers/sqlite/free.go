@@ -58,18 +58,13 @@ func verifyFree(file io.ReaderAt, used *pageMarks) error {
 			return err
 		}
 	}
-	free, err := freePages(file, used, int64(binary.BigEndian.Uint32(header[32:])))
+	listed := newPageMarks(used.pages)
+	n, err := markFree(file, int64(binary.BigEndian.Uint32(header[32:])), used, listed)
 	if err != nil {
 		return err
 	}
-	if int64(len(free)) != int64(binary.BigEndian.Uint32(header[36:])) {
+	if n != int64(binary.BigEndian.Uint32(header[36:])) {
 		return damaged(1, "says how many pages are free, and the list has another number of them")
-	}
-	listed := newPageMarks(used.pages)
-	for _, page := range free {
-		if err := listed.mark(page); err != nil {
-			return err
-		}
 	}
 	for page := int64(firstMap); vacuumed && page <= used.pages; page += mappedPages + 1 {
 		if err := verifyMap(file, page, listed); err != nil {
@@ -79,31 +74,38 @@ func verifyFree(file io.ReaderAt, used *pageMarks) error {
 	return nil
 }
 
-// freePages returns the pages of the list that begins on page trunk, each of which
-// it adds to used.
-func freePages(file io.ReaderAt, used *pageMarks, trunk int64) (free []int64, err error) {
+// markFree marks the pages of the list that begins on page trunk in each of marks,
+// and returns how many there are.
+func markFree(file io.ReaderAt, trunk int64, marks ...*pageMarks) (total int64, err error) {
+	mark := func(page int64) error {
+		total++
+		for _, m := range marks {
+			if err := m.mark(page); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	for trunk != 0 {
+		if err := mark(trunk); err != nil {
+			return 0, err
+		}
 		content, err := readPage(file, trunk)
 		if err != nil {
-			return nil, err
+			return 0, err
 		}
 		n := int(binary.BigEndian.Uint32(content[4:]))
 		if n > trunkPages {
-			return nil, damaged(trunk, "has more of the list of free pages than fits")
+			return 0, damaged(trunk, "has more of the list of free pages than fits")
 		}
-		listed := []int64{trunk}
 		for i := range n {
-			listed = append(listed, int64(binary.BigEndian.Uint32(content[8+4*i:])))
-		}
-		for _, page := range listed {
-			if err := used.mark(page); err != nil {
-				return nil, err
+			if err := mark(int64(binary.BigEndian.Uint32(content[8+4*i:]))); err != nil {
+				return 0, err
 			}
 		}
-		free = append(free, listed...)
 		trunk = int64(binary.BigEndian.Uint32(content))
 	}
-	return free, nil
+	return total, nil
 }
 
 // verifyMap makes sure that the pointer map on a page says that those listed are

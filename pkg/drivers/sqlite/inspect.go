@@ -113,6 +113,17 @@ func (in *Inspector) Newest() (int64, error) {
 // Kept returns the row of kept: the highest seq deleted, how many were, and the
 // newest main revision when that was; with an eventlog.ErrCorrupt as they are.
 func (in *Inspector) Kept() (floor, deleted, revision int64, err error) {
+	version, err := in.conn.int("PRAGMA user_version")
+	if err != nil {
+		return 0, 0, 0, classify(err)
+	}
+	if version < keptVersion { // nothing here migrates
+		v, err := in.conn.ints(selectKept)
+		if err != nil {
+			return 0, 0, 0, classify(err)
+		}
+		return v[0], v[1], v[2], nil
+	}
 	k, err := readKept(in.conn)
 	return k.floor, k.deleted, k.revision, classify(err)
 }

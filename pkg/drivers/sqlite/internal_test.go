@@ -592,6 +592,36 @@ func TestMigrateKept(t *testing.T) {
 	}
 }
 
+// TestInspectOlder: a database of an older schema is inspected as it is.
+func TestInspectOlder(t *testing.T) {
+	dir := t.TempDir()
+	l := mustOpen(t, dir)
+	appendPuts(t, l, 1, 10)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c, err := openConn(filepath.Join(dir, FileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sql := range []string{"ALTER TABLE kept DROP COLUMN crc", "UPDATE kept SET floor = 20, deleted = 7, revision = 30", "PRAGMA user_version=1"} {
+		if err := c.exec(sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.close(); err != nil {
+		t.Fatal(err)
+	}
+	in, err := Inspect(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	if floor, deleted, revision, err := in.Kept(); err != nil || floor != 20 || deleted != 7 || revision != 30 {
+		t.Fatalf("Kept: %d, %d, %d, %v", floor, deleted, revision, err)
+	}
+}
+
 // TestLive reads what a person with an SQL shell would.
 func TestLive(t *testing.T) {
 	l := mustOpen(t, t.TempDir())

@@ -14,6 +14,13 @@ type kept struct {
 	floor, deleted, revision int64
 }
 
+const (
+	// keptVersion is the schema version from which on the row has a checksum.
+	keptVersion = 2
+
+	selectKept = "SELECT floor, deleted, revision FROM kept"
+)
+
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // crc is that of the three numbers, big endian.

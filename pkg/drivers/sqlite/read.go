@@ -66,7 +66,7 @@ func (l *Log) Tail(ctx context.Context, after eventlog.Position, limit int) ([]e
 	}
 	var batches []eventlog.Batch
 	err := l.read(ctx, func(c *conn) error {
-		kept, err := readKept(c)
+		known, err := readKept(c)
 		if err != nil {
 			return err
 		}
@@ -74,7 +74,7 @@ func (l *Log) Tail(ctx context.Context, after eventlog.Position, limit int) ([]e
 		if err != nil {
 			return err
 		}
-		t := tail{next: first, position: after, floor: kept.floor, limit: limit}
+		t := tail{next: first, position: after, floor: known.floor, limit: limit}
 		if err := c.query(t.row, selectFrom, first); err != nil && !errors.Is(err, errEnough) {
 			return err
 		}
@@ -264,7 +264,7 @@ func (f *fetch) next(c *conn) error {
 // missing says why record seq was not found: above the floor nothing is ever
 // deleted, so that only damage, such as to an inner page, can hide it.
 func missing(c *conn, seq int64) error {
-	kept, err := readKept(c)
+	known, err := readKept(c)
 	if err != nil {
 		return err
 	}
@@ -272,7 +272,7 @@ func missing(c *conn, seq int64) error {
 	if err != nil {
 		return err
 	}
-	if seq > kept.floor && seq <= newest {
+	if seq > known.floor && seq <= newest {
 		return fmt.Errorf("%w: record %d is not found, and was not deleted", eventlog.ErrCorrupt, seq)
 	}
 	return fmt.Errorf("%w: record %d is not there", eventlog.ErrCompacted, seq)

@@ -63,7 +63,7 @@ var migrations = []func(*conn) error{
 		if err := c.exec("ALTER TABLE kept ADD COLUMN crc INTEGER NOT NULL DEFAULT 0"); err != nil {
 			return err
 		}
-		v, err := c.ints("SELECT floor, deleted, revision FROM kept")
+		v, err := c.ints(selectKept)
 		if err != nil {
 			return err
 		}
