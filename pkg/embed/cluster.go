@@ -189,7 +189,7 @@ func (c *cluster) join(ctx context.Context) error {
 // about that: the other node knows of the limit, and may end the call a little before
 // ctx does.
 func late(ctx context.Context, limit time.Duration, err error) error {
-	if deadline, limited := ctx.Deadline(); err != nil && limited && time.Until(deadline) < limit/10 {
+	if deadline, limited := ctx.Deadline(); err != nil && limited && time.Until(deadline) < min(limit/10, time.Second) {
 		return fmt.Errorf("it has not answered within %v: %w", limit, err)
 	}
 	return err

@@ -39,6 +39,9 @@ func (s *settings) resolveCluster() error {
 	}
 	if !c.known && c.InitialCluster == "" {
 		if flag := c.flagForNodes(); flag != "" { // a flag was forgotten, and clients would find a server that is empty
+			if s.sqliteDir == "" {
+				return fmt.Errorf("%s is for a node of a cluster: several keelsons on one PostgreSQL need none of their own: remove the flag", flag)
+			}
 			return fmt.Errorf("%s is for a node of a cluster, and neither is this data directory one's nor is there --initial-cluster: add --initial-cluster name=peer-URL,…, or remove the flag", flag)
 		}
 		return nil

@@ -52,7 +52,8 @@ var errDamaged = errors.New("its data is damaged: its log says where")
 // compare raises the CORRUPT alarm for the nodes whose data is damaged, or not
 // what most of those have that answer. As in etcd nobody serves keys then until
 // somebody has seen to it and disarms the alarm. If this node's data is damaged
-// the others are compared by the next leader.
+// the others are compared by the next leader; where there are no others, what is
+// not damaged is served on.
 func (c *cluster) compare(ctx context.Context) error {
 	g, err := c.backend.generation(ctx)
 	if err != nil {
@@ -62,7 +63,7 @@ func (c *cluster) compare(ctx context.Context) error {
 	start := time.Now()
 	own, err := c.ownHash(ctx, g, revision)
 	limit := patience(time.Since(start))
-	if errors.Is(err, errDamaged) {
+	if errors.Is(err, errDamaged) && len(c.newest().Members().Members) > 1 {
 		return errors.Join(c.alarm(ctx, g, c.id.Node, err), c.newest().HandOver(ctx))
 	}
 	if err != nil {
