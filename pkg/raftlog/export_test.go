@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
@@ -44,7 +45,8 @@ func (l *Log) Checkpoint(ctx context.Context) error {
 // CheckpointWritten is Checkpoint for what is written already.
 func (l *Log) CheckpointWritten(ctx context.Context) error { return l.local.Checkpoint(ctx) }
 
-// SetWriteDelay changes writeDelay until undo is called.
+// SetWriteDelay changes writeDelay until undo is called. Tests that call it are
+// not parallel.
 func SetWriteDelay(d time.Duration) (undo func()) {
 	old := writeDelay
 	writeDelay = d
@@ -112,4 +114,14 @@ func (l *Log) Removed() { l.stop(ErrRemoved) }
 // ForgetLeader makes the node vote, although it has heard of a leader.
 func (l *Log) ForgetLeader() {
 	l.node.inputs.put(func(raw *raft.RawNode) { _ = raw.ForgetLeader() })
+}
+
+// LeaveBytes is leaveBytes.
+const LeaveBytes = leaveBytes
+
+// SendNow is sendNow to node id.
+func (ps *Peers) SendNow(id uint64, m *raftpb.Message) bool {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return ps.peers[id].sendNow(m)
 }

@@ -84,9 +84,6 @@ const (
 	// make sure that the other one is there.
 	keepaliveInterval = 10 * time.Second
 
-	// steadyStream is after how long a stream will have been refused if it is.
-	steadyStream = time.Second
-
 	// removedCode answers the messages of a node that was removed.
 	removedCode = codes.FailedPrecondition
 
@@ -330,10 +327,9 @@ func (p *peer) close() error {
 func (ps *Peers) pump(p *peer, q *queue) {
 	logger := ps.opt.Logger.WithFields(logrus.Fields{"node": formatID(p.id), "addresses": p.addresses})
 	for lost := codes.OK; ; { // why, as far as it was logged
-		began := time.Now()
-		err := p.stream(q, func(m *raftpb.Message) {
+		err := p.stream(q, func(m *raftpb.Message, letIn bool) {
 			p.traffic.sent.Add(int64(proto.Size(m)))
-			if lost != codes.OK && time.Since(began) > steadyStream {
+			if lost != codes.OK && letIn {
 				logger.Info("the node is reached again")
 				lost = codes.OK
 			}
@@ -346,7 +342,7 @@ func (ps *Peers) pump(p *peer, q *queue) {
 			log.stop(ErrRemoved) // it may never hear of it from the leader, which does not talk to it any more
 			return
 		}
-		if code != lost {
+		if code != lost && q == &p.others { // what ends one stream ends both
 			logger.WithError(err).Warn("the node is not reached; trying again")
 			lost = code
 		}
@@ -370,8 +366,9 @@ func (ps *Peers) pump(p *peer, q *queue) {
 }
 
 // stream sends what is in q until that fails; sent is called after each message
-// that has waited there.
-func (p *peer) stream(q *queue, sent func(*raftpb.Message)) error {
+// that has waited there, with whether the node has said that it lets the stream
+// in: it is asked for that on the stream of others.
+func (p *peer) stream(q *queue, sent func(m *raftpb.Message, letIn bool)) error {
 	ctx, cancel := context.WithCancel(p.ctx)
 	defer cancel()
 	if q == &p.others {
@@ -398,7 +395,7 @@ func (p *peer) stream(q *queue, sent func(*raftpb.Message)) error {
 			if err != nil {
 				return err
 			}
-			sent(m)
+			sent(m, s.leave.Load() > 0)
 		case err := <-ended:
 			return err
 		}
