@@ -33,7 +33,7 @@ func (p place) complete(ctx context.Context, log eventlog.Log) error {
 	case err != nil:
 		return fmt.Errorf("%s is the data directory of a node of a cluster, and what was written last is only in its Raft log, which cannot be read; %s: %w", p, without, err)
 	case to > at:
-		return fmt.Errorf("%s is the data directory of a node of a cluster, and its Raft log has %d writes that are not in the database yet: save a snapshot of a server of the cluster; or start this node, and stop it with SIGTERM, before its directory is read; %s", p, to-at, without)
+		return fmt.Errorf("%s is the data directory of a node of a cluster, and its Raft log has %d writes that are not in its database, as one that was stopped while others wrote: which of them count only the cluster knows: save a snapshot of a server of the cluster; or, if its majority is lost, start this node with --force-new-cluster and save one of it; %s", p, to-at, without)
 	}
 	return nil
 }

@@ -71,8 +71,11 @@ func TestReadyInCluster(t *testing.T) {
 				t.Errorf("node %d: %q", i, text)
 			}
 		}
-		if got := healthOf(t, socket(i)); got != http.StatusOK {
-			t.Errorf("node %d is ready, and /health says %d", i, got)
+		// It may lose its leader again on a busy machine.
+		for deadline := time.Now().Add(30 * time.Second); healthOf(t, socket(i)) != http.StatusOK; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("node %d is ready, and /health says something else for 30 s", i)
+			}
 		}
 	}
 	for range 2 {
