@@ -70,6 +70,14 @@ var long = []Spec{
 		Name: "catch-up", Doc: "a node joins with an empty directory, until it answers a linearizable read: " + report.Number(catchUpKeys) + " keys of 1 KiB, 100 writes/s meanwhile", Unit: "join",
 		Clients: 1, Data: dataEmpty, Nodes: true, Limit: 10 * time.Minute, Beyond: 40 * time.Second, open: openCatchUp,
 	},
+	{
+		Name: "save", Doc: "a snapshot of 1,000,000 keys of 1 KiB, read and thrown away", Unit: "snapshot", Clients: 1,
+		Data: keys(1_000_000), Rounds: growRounds, Limit: 2 * time.Minute, Beyond: 10 * time.Second, open: read(save),
+	},
+	{
+		Name: "save-beside", Doc: "update transaction, 8 clients, while a snapshot of 1,000,000 keys of 1 KiB is read", Unit: "update", Clients: 8,
+		Data: keys(1_000_000), Rounds: growRounds, Limit: 2 * time.Minute, Beyond: 20 * time.Second, open: openSaveBeside,
+	},
 	compaction("compact@100k", 100_000),
 	compaction("compact", 1_000_000),
 	{

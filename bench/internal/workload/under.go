@@ -2,7 +2,10 @@ package workload
 
 import (
 	"context"
+	"crypto/sha256"
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"time"
 
@@ -112,6 +115,46 @@ const longestCompaction = 4 * time.Minute
 // openCompact updates keys, first alone and then while a compaction of all old
 // revisions is under way.
 func openCompact(ctx context.Context, e *Env) (Runner, error) {
+	return e.besideUpdates(ctx, "compaction", func(ctx context.Context) error {
+		head, err := e.client(0).Get(ctx, key(0))
+		if err != nil {
+			return err
+		}
+		compaction, stop := context.WithTimeout(ctx, longestCompaction)
+		defer stop()
+		_, err = e.client(0).Compact(compaction, head.Header.Revision, clientv3.WithCompactPhysical())
+		if compaction.Err() != nil && ctx.Err() == nil {
+			return fmt.Errorf("%w: it has not finished after %s", ErrGaveUp, longestCompaction)
+		}
+		return err
+	})
+}
+
+// openSaveBeside updates keys, first alone and then while a snapshot is read.
+func openSaveBeside(ctx context.Context, e *Env) (Runner, error) {
+	return e.besideUpdates(ctx, "save", func(ctx context.Context) error { return save(ctx, e, 0) })
+}
+
+// save reads a snapshot, and looks at its size as etcdctl does: a hash is behind
+// what are whole sectors.
+func save(ctx context.Context, e *Env, client int) error {
+	r, err := e.client(client).Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	size, err := io.Copy(io.Discard, r)
+	if err = errors.Join(err, r.Close()); err != nil {
+		return err
+	}
+	if least := int64(e.Data.Keys) * int64(e.Data.Size); size < least || size%512 != sha256.Size {
+		return fmt.Errorf("a snapshot of %d bytes, at least %d of values", size, least)
+	}
+	return nil
+}
+
+// besideUpdates updates keys, first alone and then until work, whose name is for
+// the figures, has ended.
+func (e *Env) besideUpdates(ctx context.Context, name string, work func(context.Context) error) (Runner, error) {
 	if err := e.connect(e.Clients); err != nil {
 		return nil, err
 	}
@@ -127,19 +170,10 @@ func openCompact(ctx context.Context, e *Env) (Runner, error) {
 		if err != nil {
 			return alone, err
 		}
-		head, err := e.client(0).Get(ctx, key(0))
-		if err != nil {
-			return alone, err
-		}
 		m := Measured{Extra: map[string]float64{"before_p99_us": p99us(alone.Latencies), "before_s": float64(alone.Ops) / alone.Elapsed.Seconds()}}
 		done := make(chan error, 1)
 		began := time.Now()
-		compaction, stop := context.WithTimeout(ctx, longestCompaction)
-		defer stop()
-		go func() {
-			_, err := e.client(0).Compact(compaction, head.Header.Revision, clientv3.WithCompactPhysical())
-			done <- err
-		}()
+		go func() { done <- work(ctx) }()
 		for finished := false; !finished; {
 			part, err := updates(ctx, 250*time.Millisecond)
 			if err != nil {
@@ -150,13 +184,10 @@ func openCompact(ctx context.Context, e *Env) (Runner, error) {
 			m.Elapsed += part.Elapsed
 			select {
 			case err := <-done:
-				if compaction.Err() != nil && ctx.Err() == nil {
-					return m, fmt.Errorf("%w: the compaction has not finished after %s", ErrGaveUp, longestCompaction)
-				}
 				if err != nil {
-					return m, fmt.Errorf("compaction: %w", err)
+					return m, fmt.Errorf("%s: %w", name, err)
 				}
-				m.Extra["compaction_s"] = time.Since(began).Seconds()
+				m.Extra[name+"_s"] = time.Since(began).Seconds()
 				finished = true
 			default:
 			}
