@@ -42,7 +42,7 @@ func TestSaveOfNode(t *testing.T) {
 	}
 	for _, args := range [][]string{{"snapshot", "save", file, "--data-dir=" + data}, {"export", "--from=" + data, "--to=" + file}} {
 		out, stderr, code := keelson(t, nil, args...)
-		if code != exitFailed || !strings.Contains(stderr, "its Raft log has 2 writes that are not in the database yet") {
+		if code != exitFailed || !strings.Contains(stderr, "its Raft log has 2 writes that are not in its database") {
 			t.Errorf("%v: %d, %s%s", args, code, out, stderr)
 		}
 		if _, err := os.Stat(file); !os.IsNotExist(err) {
