@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/keelson-io/keelson/pkg/drivers/sqlite"
 	"github.com/keelson-io/keelson/pkg/eventlog"
+	"github.com/keelson-io/keelson/pkg/snapshot"
 )
 
 // copiedLog is a log in a directory that is gone after Close.
@@ -33,8 +33,8 @@ func openCopy(ctx context.Context, path string, logger *logrus.Entry) (eventlog.
 		return nil, err
 	}
 	to := filepath.Join(dir, sqlite.FileName)
-	if err = copyFile(to, path); err == nil {
-		if err = copyFile(to+"-wal", path+"-wal"); errors.Is(err, fs.ErrNotExist) {
+	if err = snapshot.CopyFile(to, path); err == nil {
+		if err = snapshot.CopyFile(to+"-wal", path+"-wal"); errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
 	}
@@ -45,18 +45,4 @@ func openCopy(ctx context.Context, path string, logger *logrus.Entry) (eventlog.
 		}
 	}
 	return nil, errors.Join(fmt.Errorf("%s: %w", path, err), os.RemoveAll(dir))
-}
-
-func copyFile(to, from string) (err error) {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = in.Close() }() // only read
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/keelson-io/keelson/pkg/snapshot"
 )
 
 // newKine makes a database as k3s leaves it, and returns k3s's directory.
@@ -101,7 +103,7 @@ func TestMovesCopy(t *testing.T) {
 	temporary := t.TempDir()
 	for from, want := range map[string]int{file: exitFailed, original: exitOK} {
 		other := filepath.Join(here, "other.db") // by another name, and no directory's
-		must(t, copyFile(other, from))
+		must(t, snapshot.CopyFile(other, from))
 		cmd := command(here, "import", "--dry-run", "--from", other)
 		cmd.Env = append(cmd.Env, "TMPDIR="+temporary)
 		out, _ := cmd.CombinedOutput()
@@ -128,7 +130,7 @@ func TestMovesCopy(t *testing.T) {
 		must(t, err)
 	}
 	other := filepath.Join(here, "other.db")
-	must(t, errors.Join(copyFile(other, original), copyFile(other+"-wal", original+"-wal")))
+	must(t, errors.Join(snapshot.CopyFile(other, original), snapshot.CopyFile(other+"-wal", original+"-wal")))
 	says(t, exitOK, fmt.Sprintf("%d keys", keys+1), "import", "--from", other, "--dry-run")
 	wal, err := os.ReadFile(other + "-wal")
 	must(t, err)

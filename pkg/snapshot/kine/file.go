@@ -103,7 +103,7 @@ func OpenFile(ctx context.Context, path string) (src *Source, err error) {
 		s.release = append(s.release, func() error { return os.RemoveAll(dir) })
 		file, mode = filepath.Join(dir, "state.db"), "mode=rw"
 		for _, suffix := range []string{"", walSuffix, journalSuffix} {
-			if err := copyFile(file+suffix, path+suffix); err != nil && (suffix == "" || !errors.Is(err, fs.ErrNotExist)) {
+			if err := snapshot.CopyFile(file+suffix, path+suffix); err != nil && (suffix == "" || !errors.Is(err, fs.ErrNotExist)) {
 				return nil, err
 			}
 		}
@@ -196,20 +196,6 @@ func inUse(f *os.File) error {
 		who = fmt.Sprint("process ", lock.Pid)
 	}
 	return fmt.Errorf("%w: %s has the database open: stop it first", ErrRunning, who)
-}
-
-func copyFile(to, from string) (err error) {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = in.Close() }() // only read
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
 }
 
 // begin begins the transaction that all is read in. It closes db at the end.
