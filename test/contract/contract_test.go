@@ -50,6 +50,9 @@ func statements() []statement {
 	return slices.Concat(validation, transactions, ranges, compaction, watches, leases, maintenance, gateway, history, kube, snapshots)
 }
 
+// patience bounds a statement, which takes seconds.
+const patience = 5 * time.Minute
+
 // env is one server with raw clients on it, so that a test sees the status and
 // the messages as they are on the wire.
 type env struct {
@@ -67,7 +70,7 @@ type env struct {
 func newEnv(t *testing.T, backend harness.Backend, args ...string) *env {
 	t.Helper()
 	srv := harness.StartServer(t, backend, args...)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
 	return (&env{T: t, ctx: ctx}).on(srv)
 }

@@ -119,6 +119,8 @@ func pausedServer(e *env) {
 	defer cancel()
 	var acknowledged atomic.Int64
 	var clients sync.WaitGroup
+	e.grant(1, 4)
+	e.attach("leased", 1)
 	clients.Go(func() {
 		for ctx.Err() == nil {
 			resp, err := e.kv.Put(ctx, &pb.PutRequest{Key: []byte("k")})
@@ -138,14 +140,12 @@ func pausedServer(e *env) {
 			}
 		})
 	}
-	e.grant(1, 2)
-	e.attach("leased", 1)
 	for range 3 {
 		must(e, syscall.Kill(e.srv.PID(), syscall.SIGSTOP))
 		time.Sleep(1500 * time.Millisecond) // nothing of a stopped process can be waited for
 		must(e, syscall.Kill(e.srv.PID(), syscall.SIGCONT))
 		before := acknowledged.Load()
-		must(e, e.srv.WaitReady(time.Minute, func(context.Context) error {
+		must(e, e.srv.WaitReady(patience, func(context.Context) error {
 			if now := acknowledged.Load(); now < before+20 {
 				return fmt.Errorf("acknowledged %d, then %d", before, now)
 			}
@@ -154,7 +154,7 @@ func pausedServer(e *env) {
 	}
 	cancel()
 	clients.Wait()
-	must(e, e.srv.WaitReady(time.Minute, func(context.Context) error {
+	must(e, e.srv.WaitReady(patience, func(context.Context) error {
 		if e.get("leased").Count != 0 {
 			return fmt.Errorf("the lease has not expired")
 		}
