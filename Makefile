@@ -118,6 +118,10 @@ soak-crash: ## hundreds of them, and every fault of the disk and power cut (an h
 test-transfer: ## data moved between kine, etcd and keelson, and a kube-apiserver with it
 	$(MAKE) -C test transfer
 
+.PHONY: test-docs
+test-docs: ## the commands of README.md and of docs/
+	$(MAKE) -C test docs
+
 .PHONY: test-hostile
 test-hostile: ## clients that mean no good: memory stays bounded, others are served
 	$(MAKE) -C test hostile
