@@ -65,8 +65,8 @@ func (ms *machines) replaces(start, add, promote string) {
 	}
 }
 
-// figures are those of an example.
-var figures = regexp.MustCompile(`\b([0-9a-f]{16}|\d+)\b`)
+// figures are numbers and ids.
+var figures = regexp.MustCompile(`\b[0-9a-f]*\d[0-9a-f]*\b`)
 
 // loses loses a majority, and goes on with a.
 func (ms *machines) loses(start string) {
