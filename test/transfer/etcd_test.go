@@ -125,7 +125,7 @@ func TestEtcd(t *testing.T) {
 // TestKilled: the data directory of an etcd that was killed is refused while its
 // log has more than its database, and taken when etcd has been stopped.
 func TestKilled(t *testing.T) {
-	s := harness.StartServer(t, harness.Etcd)
+	s := harness.StartServer(t, harness.Etcd, "--backend-batch-interval=1h", "--backend-batch-limit=1000000") // its database is behind
 	c := connect(t, s.Endpoint)
 	fillEtcd(t, c, 6)
 	_, err := c.Put(t.Context(), "acknowledged", "")
