@@ -103,10 +103,10 @@ func TestPauseLeases(t *testing.T) {
 			c := newImpatientClient(t, srv)
 			gone := c.Watch(t.Context(), "leased/", clientv3.WithPrefix(), clientv3.WithFilterPut())
 			// The TTLs: over in the pause, over after it, never over.
-			short := grant(t, c, 2)
-			renewed := grant(t, c, 2)
 			long := grant(t, c, int64(stopTime/time.Second)+4)
 			endless := grant(t, c, 1000)
+			short := grant(t, c, 2)
+			renewed := grant(t, c, 2)
 			renewals, err := c.KeepAlive(t.Context(), renewed.id)
 			if err != nil {
 				t.Fatal(err)
@@ -116,19 +116,16 @@ func TestPauseLeases(t *testing.T) {
 			}
 
 			pause(t, srv)
-			waitGone(t, gone, short, renewed)
+			waitGone(t, gone, short, renewed, long)
 			for range renewals { // until the client is told that the lease is gone
 			}
-			waitGone(t, gone, long)
-			if lived := time.Since(long.before); lived < long.ttl {
-				t.Errorf("a lease of %v has expired after %v", long.ttl, lived)
-			}
+			most := 1000 - int64(time.Since(endless.after)/time.Second)
 			left, err := c.TimeToLive(t.Context(), endless.id)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if most := 1000 - int64(time.Since(endless.after)/time.Second); left.TTL > most || left.TTL < most-10 {
-				t.Errorf("%d of 1000 s are left, at most %d should be", left.TTL, most)
+			if least := 999 - int64(time.Since(endless.before)/time.Second); left.TTL > most || left.TTL < least {
+				t.Errorf("%d of 1000 s are left, not %d to %d", left.TTL, least, most)
 			}
 		})
 	}
@@ -157,12 +154,13 @@ func grant(t *testing.T, c *clientv3.Client, ttl int64) granted {
 	return g
 }
 
-// waitGone waits for the keys of these leases, and no others, to go.
+// waitGone waits for the keys of these leases, and no others, to go, none before
+// its time.
 func waitGone(t *testing.T, gone clientv3.WatchChan, leases ...granted) {
 	t.Helper()
-	missing := map[string]bool{}
+	missing := map[string]granted{}
 	for _, g := range leases {
-		missing[g.key()] = true
+		missing[g.key()] = g
 	}
 	limit := time.After(patience)
 	for len(missing) > 0 {
@@ -172,8 +170,12 @@ func waitGone(t *testing.T, gone clientv3.WatchChan, leases ...granted) {
 				t.Fatalf("the watch ended: %v", resp.Err())
 			}
 			for _, ev := range resp.Events {
-				if !missing[string(ev.Kv.Key)] {
+				g, waited := missing[string(ev.Kv.Key)]
+				if !waited {
 					t.Fatalf("%s is gone; waiting for %v", ev.Kv.Key, missing)
+				}
+				if lived := time.Since(g.before); lived < g.ttl {
+					t.Errorf("a lease of %v has expired after %v", g.ttl, lived)
 				}
 				delete(missing, string(ev.Kv.Key))
 			}

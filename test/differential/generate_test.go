@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
@@ -67,11 +68,13 @@ func (s *sequence) grant() *pb.LeaseGrantRequest {
 // shortLease grants a lease with a TTL that is raised, and revokes it.
 func (s *sequence) shortLease() {
 	id := between[int64](s, "lease", 10, 12)
+	s.short = time.Now()
 	s.send(&pb.LeaseGrantRequest{ID: id, TTL: sample(s, "ttl", []int64{-1 << 63, -1, 0, 1, 2, 3})})
 	if s.flip("attached") {
 		s.send(&pb.PutRequest{Key: s.key(), Lease: id})
 	}
 	s.send(&pb.LeaseRevokeRequest{ID: id})
+	s.short = time.Time{}
 }
 
 // pickedLease lets both servers pick the id of a lease.

@@ -205,7 +205,7 @@ func (in *inbox) fault(format string, args ...any) {
 // await waits until done says so, which is called with in.mu held, and returns
 // what is wrong.
 func (in *inbox) await(ctx context.Context, done func() bool) string {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	for {
 		in.mu.Lock()

@@ -17,6 +17,9 @@ import (
 	"github.com/keelson-io/keelson/test/harness"
 )
 
+// patience bounds every wait; nothing takes it when all is well.
+const patience = 3 * time.Minute
+
 // step is one command: its arguments, separated by spaces, or argv where an
 // argument holds one, and its standard input.
 type step struct {
@@ -167,7 +170,7 @@ func ctlOf(t *testing.T, srv *harness.Server) ctl {
 }
 
 func (c ctl) command(ctx context.Context, args ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, c.path, append([]string{"--endpoints", c.endpoint}, args...)...)
+	return exec.CommandContext(ctx, c.path, append([]string{"--endpoints", c.endpoint, "--command-timeout", "1m"}, args...)...)
 }
 
 // run returns the exit status and everything printed, without what differs
@@ -178,7 +181,7 @@ func (c ctl) run(t *testing.T, s step) string {
 	if args == nil {
 		args = strings.Fields(s.args)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := c.command(ctx, args...)
 	cmd.Stdin = strings.NewReader(s.stdin)
@@ -304,7 +307,7 @@ func watched(t *testing.T, backend harness.Backend, args string) string {
 	for _, s := range []string{"put a 1", "put a 2", "del a", "put d1 x", "put d2 y"} {
 		c.run(t, step{args: s})
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := c.command(ctx, strings.Fields(args)...)
 	stdout, err := cmd.StdoutPipe()

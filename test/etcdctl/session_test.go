@@ -124,7 +124,7 @@ func (s *session) quiet(commands ...string) {
 // stdout returns what a command prints, unchanged. It must succeed.
 func (s *session) stdout(args ...string) []byte {
 	s.Helper()
-	ctx, cancel := context.WithTimeout(s.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(s.Context(), patience)
 	defer cancel()
 	out, err := s.command(ctx, args...).Output()
 	if err != nil {
@@ -201,7 +201,7 @@ func (s *session) start(argv []string, env ...string) *live {
 	if err != nil {
 		s.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(s.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(s.Context(), patience)
 	l := &live{
 		session: s, what: strings.Join(append(env, argv...), " "),
 		cmd: s.command(ctx, argv...), done: make(chan error, 1), in: in, changed: make(chan struct{}),
@@ -232,7 +232,7 @@ func (s *session) start(argv []string, env ...string) *live {
 // before.
 func (l *live) wait(text string) {
 	l.Helper()
-	limit := time.After(30 * time.Second)
+	limit := time.After(patience)
 	for {
 		l.mu.Lock()
 		if at := bytes.Index(l.printed.Bytes()[l.seen:], []byte(text)); at >= 0 {
@@ -276,7 +276,7 @@ func (l *live) end() string {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		return fmt.Sprintf("exit: %v\n%s", err, l.normalize(l.printed.String()))
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		l.Fatalf("etcdctl %s does not end", l.what)
 		return ""
 	}

@@ -158,15 +158,15 @@ func TestWatchCommand(t *testing.T) {
 // never was.
 func TestKeepAlive(t *testing.T) {
 	compare(t, func(s *session) {
-		lines := strings.Fields(string(s.stdout("lease", "grant", "3")))
+		lines := strings.Fields(string(s.stdout("lease", "grant", "6")))
 		id := lines[1]
 		alive := s.start([]string{"lease", "keep-alive", id})
-		alive.wait("TTL(3)\n")
-		alive.wait("TTL(3)\n")
+		alive.wait("TTL(6)\n")
+		alive.wait("TTL(6)\n")
 		s.quiet("lease revoke " + id)
 		printed := alive.end()
 		// How often it was renewed depends on when it was revoked.
-		for again := "lease ID keepalived with TTL(3)\n"; strings.Contains(printed, again+again); {
+		for again := "lease ID keepalived with TTL(6)\n"; strings.Contains(printed, again+again); {
 			printed = strings.ReplaceAll(printed, again+again, again)
 		}
 		s.record("keep-alive until it is revoked", printed)

@@ -27,7 +27,7 @@ func TestConcurrency(t *testing.T) {
 			} {
 				t.Run(name, func(t *testing.T) {
 					t.Parallel()
-					ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+					ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 					t.Cleanup(cancel)
 					run(&participants{T: t, ctx: ctx, srv: srv})
 				})

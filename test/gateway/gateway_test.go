@@ -219,7 +219,7 @@ func plain(name string, v any) any {
 // answer renders what is compared.
 func answer(t *testing.T, srv *harness.Server, r request) (status int, text string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", srv.Socket)

@@ -33,7 +33,7 @@ const (
 	mib = 1 << 20
 
 	// patience is how long one step may take: far more than it does.
-	patience = 2 * time.Minute
+	patience = 10 * time.Minute
 
 	// maxRequest is --max-request-bytes' default.
 	maxRequest = 3 << 19

@@ -351,8 +351,8 @@ func TestWaiters(t *testing.T) {
 		}
 		_, err = kv.DeleteRange(patient(t), &pb.DeleteRangeRequest{Key: []byte(last)})
 		must(t, err)
-		for claims() > 0 {
-			if patient(t).Err() != nil {
+		for limit := patient(t); claims() > 0; {
+			if limit.Err() != nil {
 				t.Fatalf("%d claims are left", claims())
 			}
 		}
