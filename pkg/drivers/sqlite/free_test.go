@@ -26,7 +26,7 @@ func TestVerifyFree(t *testing.T) {
 		}
 	}
 	l.writerDo(t, func() { l.markSeq = l.headSeq }) // as if it were one
-	if err := l.Compact(t.Context(), seqs); err != nil {
+	if err := compactAtOnce(l, seqs); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.Close(); err != nil {
