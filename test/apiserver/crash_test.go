@@ -24,7 +24,7 @@ import (
 
 func (c *cluster) tryEtcdctl(t *testing.T, args ...string) (string, error) {
 	t.Helper()
-	cmd := exec.Command(harness.Tool(t, "etcdctl"), append([]string{"--endpoints", c.backend.Endpoint}, args...)...)
+	cmd := exec.Command(harness.Tool(t, "etcdctl"), append([]string{"--endpoints", c.backend.Endpoint, "--command-timeout", "1m"}, args...)...)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }

@@ -72,8 +72,7 @@ func startKine(t *testing.T, kill bool) (*harness.Server, func(to string) []stri
 }
 
 func migrate(t *testing.T, backend *harness.Server, stop func(to string) []string, flag string) {
-	// Events would vanish while it moves, and compactions take the past away.
-	c := startOn(t, backend, "--event-ttl=1h", "--etcd-compaction-interval=10m", flag)
+	c := startOn(t, backend, "--event-ttl=1h", flag) // or they would vanish while it moves
 	ns := c.namespace(t, "moving")
 	api := c.client.CoreV1().ConfigMaps(ns)
 	const n = 30

@@ -68,12 +68,7 @@ func tryListen(t *testing.T, backend harness.Backend, urls string) error {
 	t.Helper()
 	dir := harness.TempDir(t)
 	for strings.Contains(urls, "PORT") {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, port, _ := net.SplitHostPort(l.Addr().String())
-		_ = l.Close()
+		_, port, _ := net.SplitHostPort(harness.FreeAddress(t))
 		urls = strings.ReplaceAll(urls, "PORT", port)
 	}
 	urls = strings.ReplaceAll(urls, "DIR", dir)
@@ -88,7 +83,7 @@ func tryListen(t *testing.T, backend harness.Backend, urls string) error {
 		args = append(args, harness.DatastoreArgs(t)...)
 	}
 	p := harness.StartProcess(t, dir, string(backend), path, args...)
-	return p.WaitReady(30*time.Second, func(ctx context.Context) error {
+	return p.WaitReady(2*time.Minute, func(ctx context.Context) error {
 		var errs []error
 		for url := range strings.SplitSeq(urls, ",") {
 			url = strings.TrimSpace(url)

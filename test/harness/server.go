@@ -179,11 +179,8 @@ func (s *Server) Get(ctx context.Context, path string) (status int, body string,
 
 // Do sends an HTTP request to the client socket.
 func (s *Server) Do(ctx context.Context, method, path, request string) (status int, body string, err error) {
-	var dialer net.Dialer
 	transport := &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, "unix", s.Socket)
-		},
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return DialUnix(ctx, s.Socket) },
 	}
 	defer transport.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, method, "http://localhost"+path, strings.NewReader(request))

@@ -33,7 +33,7 @@ import (
 
 func (s *server) dial(t testing.TB) net.Conn {
 	t.Helper()
-	conn, err := net.Dial("unix", s.Socket)
+	conn, err := harness.DialUnix(patient(t), s.Socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -396,7 +396,7 @@ func TestTLSHandshakes(t *testing.T) {
 	n := scaled(t, 1000)
 	s.under(t, 200, func(t *testing.T) {
 		err := parallel(n, func(i int) error {
-			conn, err := net.Dial("unix", filepath.Join(s.Dir, "tls.sock"))
+			conn, err := harness.DialUnix(patient(t), filepath.Join(s.Dir, "tls.sock"))
 			if err != nil {
 				return err
 			}

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
@@ -89,7 +90,7 @@ func (s *server) client(t testing.TB) *clientv3.Client {
 func (s *server) conn(t testing.TB) *grpc.ClientConn {
 	t.Helper()
 	conn, err := grpc.NewClient(s.Endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<31-1), grpc.MaxCallSendMsgSize(1<<31-1)))
+		grpc.WithDefaultCallOptions(grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(1<<31-1), grpc.MaxCallSendMsgSize(1<<31-1)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -205,11 +206,17 @@ func (s *server) healthy(t *testing.T) (stop func() int) {
 	return stop
 }
 
+// healthyRound is one of each request. Where a machine is slow one may time out,
+// with what became of it unknown: then it is sent again, by clientv3 itself if it
+// is not a put.
 func healthyRound(c *clientv3.Client, events clientv3.WatchChan) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	value := strconv.FormatInt(time.Now().UnixNano(), 10)
 	put, err := c.Put(ctx, "healthy", value)
+	for errors.Is(err, rpctypes.ErrTimeout) && ctx.Err() == nil {
+		put, err = c.Put(ctx, "healthy", value)
+	}
 	if err != nil {
 		return fmt.Errorf("put: %w", err)
 	}
@@ -232,7 +239,7 @@ func healthyRound(c *clientv3.Client, events clientv3.WatchChan) error {
 	if err != nil {
 		return fmt.Errorf("lease grant: %w", err)
 	}
-	if _, err = c.Revoke(ctx, lease.ID); err != nil {
+	if _, err = c.Revoke(ctx, lease.ID); err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return fmt.Errorf("lease revoke: %w", err)
 	}
 	for {

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) { harness.Main(m) }
 // KEELSON_TEST_DATASTORE says.
 var onSQLite = []string{"--datastore", "sqlite"}
 
-const timeout = time.Minute
+const timeout = 3 * time.Minute
 
 func connect(t *testing.T, srv *harness.Server) *clientv3.Client {
 	t.Helper()

@@ -3,7 +3,6 @@ package restore
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -48,14 +47,7 @@ func TestSaveTLS(t *testing.T) {
 	t.Parallel()
 	pki := harness.NewPKI(t, t.TempDir())
 	for _, program := range []string{harness.Tool(t, "etcd"), harness.KeelsonBinary(t)} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		endpoint := "https://" + l.Addr().String()
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
+		endpoint := "https://" + harness.FreeAddress(t)
 		dir := harness.TempDir(t)
 		args := []string{
 			"--data-dir", filepath.Join(dir, "data"), "--listen-client-urls", endpoint, "--advertise-client-urls", endpoint,

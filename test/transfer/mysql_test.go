@@ -83,7 +83,7 @@ func TestMySQLOverTLS(t *testing.T) {
 	for _, file := range []string{pki.CA, pki.ServerCert, pki.ServerKey} {
 		check(t, os.Chmod(file, 0o644)) // run by root, MariaDB is another user
 	}
-	address := freeAddress(t)
+	address := harness.FreeAddress(t)
 	host, port, err := net.SplitHostPort(address)
 	check(t, err)
 	init := ""

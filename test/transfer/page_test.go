@@ -166,7 +166,7 @@ func commandsOf(text string) (commands []string) {
 
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, root: harness.TempDir(t), units: map[string]func(){}, after: map[string]func(){}}
-	w.replace = []string{"127.0.0.1:2379", freeAddress(t)}
+	w.replace = []string{"127.0.0.1:2379", harness.FreeAddress(t)}
 	w.units["start keelson"] = w.keelson
 	w.mkdir("/run/keelson", "/bin")
 	for name, program := range map[string]string{"keelson": harness.KeelsonBinary(t), "etcdctl": harness.Tool(t, "etcdctl"), "etcdutl": harness.Tool(t, "etcdutl")} {
@@ -176,13 +176,6 @@ func newWorld(t *testing.T) *world {
 		check(t, os.WriteFile(w.path("/bin/"+name), []byte("#!/bin/sh\n"), 0o700))
 	}
 	return w
-}
-
-func freeAddress(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	check(t, err)
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 func (w *world) path(path string) string { return filepath.Join(w.root, path) }
@@ -240,7 +233,7 @@ func (w *world) kine(dir string) *kine {
 // clients, which come first among args.
 func (w *world) etcd(dir string, args ...string) *harness.Process {
 	w.t.Helper()
-	peer := "http://" + freeAddress(w.t)
+	peer := "http://" + harness.FreeAddress(w.t)
 	urls := "unix://" + w.path(etcdSocket)
 	for len(args) > 0 && !strings.HasPrefix(args[0], "--") {
 		urls += "," + w.here(args[0])

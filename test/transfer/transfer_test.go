@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) { harness.Main(m) }
 
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 func check(t testing.TB, err error) {
 	t.Helper()
