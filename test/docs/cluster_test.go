@@ -22,6 +22,7 @@ const (
 
 // TestClusterPage runs every command of docs/cluster.md.
 func TestClusterPage(t *testing.T) {
+	t.Parallel()
 	page := docspage.Open(t, "docs/cluster.md")
 	start := page.Take(t, clusterStart, "keelson --name=a")
 	apiserver := page.Take(t, clusterStart, "kube-apiserver")

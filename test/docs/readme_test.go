@@ -32,6 +32,7 @@ type readme struct{ *docspage.Page }
 
 // TestReadme runs every command of README.md.
 func TestReadme(t *testing.T) {
+	t.Parallel()
 	page := readme{docspage.Open(t, "README.md")}
 	page.Leave(t, "it runs the other tests", readmeTwo, "make test")
 	for name, part := range map[string]func(*testing.T){

@@ -54,7 +54,7 @@ var (
 func Open(t testing.TB, name string, sections ...string) *Page {
 	t.Helper()
 	p := &Page{name: name}
-	for _, c := range commands(read(t, name)) {
+	for _, c := range commands(Read(t, name)) {
 		if len(sections) == 0 || slices.Contains(sections, c.section) {
 			p.left = append(p.left, c)
 		}
@@ -74,8 +74,20 @@ func Open(t testing.TB, name string, sections ...string) *Page {
 	return p
 }
 
-// read returns the text of a page.
-func read(t testing.TB, name string) string {
+// Commands returns the commands of a text: those of its blocks, and the others.
+func Commands(text string) (blocks, inline []string) {
+	for _, c := range commands(text) {
+		if c.inline {
+			inline = append(inline, c.text)
+		} else {
+			blocks = append(blocks, c.text)
+		}
+	}
+	return blocks, inline
+}
+
+// Read returns the text of a page.
+func Read(t testing.TB, name string) string {
 	t.Helper()
 	root, err := harness.Root()
 	check(t, err)
