@@ -407,15 +407,17 @@ func TestForwardRefusedLog(t *testing.T) {
 func TestForwardDeadline(t *testing.T) {
 	leader := startLeader(t, 9)
 	f := startFollower(t, leader, time.Minute)
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	const patience = 20 * time.Second
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	put := f.put(ctx, "a")
 	s := leader.next(t)
 	all := s.message()
-	if len(all) != 1 || all[0].millis == 0 || all[0].millis > 301 {
+	if len(all) != 1 || all[0].millis == 0 || all[0].millis > uint64(patience.Milliseconds()+1) {
 		t.Errorf("the request: %+v", all)
 	}
-	if err := (<-put).err; codeOf(err) != codes.DeadlineExceeded {
+	cancel()
+	if err := (<-put).err; codeOf(err) != codes.Canceled {
 		t.Error(err)
 	}
 	if gone := s.message(); len(gone) != 1 || gone[0].kind != cancelFrame || gone[0].number != all[0].number {
@@ -467,7 +469,7 @@ func TestForwardCanceledBefore(t *testing.T) {
 // request may take.
 func TestForwardTimeout(t *testing.T) {
 	leader := startLeader(t, 9)
-	f := startFollower(t, leader, 200*time.Millisecond)
+	f := startFollower(t, leader, time.Second) // enough to send it
 	put := f.put(short(t), "a")
 	s := leader.next(t)
 	s.message()
@@ -481,7 +483,7 @@ func TestForwardTimeout(t *testing.T) {
 // anything else.
 func TestForwardUnshown(t *testing.T) {
 	leader := startLeader(t, 9)
-	f := startFollower(t, leader, 300*time.Millisecond)
+	f := startFollower(t, leader, time.Second) // enough for an answer
 	asked := make(chan int64, 10)
 	f.reach = func(ctx context.Context, revision int64) error {
 		asked <- revision

@@ -85,7 +85,7 @@ func TestForwardGone(t *testing.T) {
 	for name, leave := range map[string]func() (context.Context, context.CancelFunc){
 		"canceled": func() (context.Context, context.CancelFunc) { return context.WithCancel(t.Context()) },
 		"late": func() (context.Context, context.CancelFunc) {
-			return context.WithTimeout(t.Context(), 300*time.Millisecond)
+			return context.WithTimeout(t.Context(), 2*time.Second) // enough to reach the leader
 		},
 	} {
 		ctx, cancel := leave()

@@ -24,7 +24,7 @@ import (
 func TestStress(t *testing.T) {
 	const pairs, length = 20, time.Second
 	f := open(t, &memlog.Disk{}, Options{CacheBytes: 64 << 10, ChunkBytes: 500})
-	ctx, cancel := context.WithTimeout(t.Context(), length)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var wg sync.WaitGroup
 	run := func(n int, fn func(rng *rand.Rand) error) {
@@ -94,6 +94,13 @@ func TestStress(t *testing.T) {
 			from = next
 		}
 	})
+	time.Sleep(length)
+	await(t, "enough events", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return len(f.events) >= leastEvents || t.Failed()
+	})
+	cancel()
 	wg.Wait()
 	verifyEvents(t, f)
 }
@@ -163,6 +170,8 @@ func TestStreamIsOfOneRevision(t *testing.T) {
 	}
 }
 
+const leastEvents = 100
+
 // verifyEvents holds every event's previous version against the event before.
 func verifyEvents(t *testing.T, f *fixture) {
 	t.Helper()
@@ -180,7 +189,7 @@ func verifyEvents(t *testing.T, f *fixture) {
 		}
 		last[string(event.Kv.Key)] = i
 	}
-	if len(f.events) < 100 {
+	if len(f.events) < leastEvents {
 		t.Fatalf("only %d events", len(f.events))
 	}
 }
