@@ -130,3 +130,25 @@ func (ms *machines) begins(restore, start string, exports []string) {
 	ms.all["c"].Run("etcdctl put new 1")
 	a.has("new", "saved")
 }
+
+// encrypts changes the peer URLs from http to https, as the page says in its text.
+func (ms *machines) encrypts(start string) {
+	a, plain := ms.all["a"], "keelson "+strings.ReplaceAll(
+		others(start, "--peer-cert-file", "--peer-key-file", "--peer-trusted-ca-file"), "=https://10.0.0.1:2380,b=https://10.0.0.2:2380,c=https://10.0.0.3:2380",
+		"=http://10.0.0.1:2380,b=http://10.0.0.2:2380,c=http://10.0.0.3:2380")
+	ms.serve(plain, "a", "b", "c")
+	a.Run("etcdctl put before 1")
+	for _, m := range ms.all {
+		check(ms.t, m.server.Stop())
+	}
+	ms.serve(start, "a", "b", "c")
+	for name, x := range a.members("a", "b", "c") {
+		a.Run("etcdctl member update " + x.id + " --peer-urls=https://" + ms.all[name].address + ":2380")
+	}
+	if list := a.Run("etcdctl member list"); strings.Contains(list, "http:") {
+		ms.t.Errorf("the members are %s", list)
+	}
+	a.has("before")
+	ms.all["b"].systemctl("systemctl restart keelson", start)
+	ms.all["b"].has("before")
+}

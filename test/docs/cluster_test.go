@@ -57,6 +57,12 @@ func TestClusterPage(t *testing.T) {
 		ms.export(exports)
 		ms.grows(start, add, promote)
 	})
+	t.Run("https", func(t *testing.T) {
+		t.Parallel()
+		ms := newMachines(t, page, "a", "b", "c")
+		ms.export(exports)
+		ms.encrypts(start)
+	})
 	t.Run("snapshot", func(t *testing.T) {
 		t.Parallel()
 		ms := newMachines(t, page, "a", "b", "c")

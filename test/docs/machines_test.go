@@ -18,6 +18,7 @@ const patience = time.Minute
 type machines struct {
 	t    *testing.T
 	page *docspage.Page
+	ca   *docspage.Authority
 	all  map[string]*machine
 }
 
@@ -26,25 +27,27 @@ type machine struct {
 	*docspage.Machine
 	t             *testing.T
 	name, address string           // the page's
+	here          []string         // the address here, and what is 127.0.0.1 here
 	server        *harness.Process // the one that was started last
 }
 
 func newMachines(t *testing.T, page *docspage.Page, names ...string) *machines {
 	t.Helper()
-	ms := &machines{t: t, page: page, all: map[string]*machine{}}
-	addresses := docspage.Addresses(t, len(names))
+	ms := &machines{t: t, page: page, ca: docspage.NewAuthority(t), all: map[string]*machine{}}
+	n := len(names)
+	addresses := docspage.Addresses(t, 2*n)
 	there := func(i int) string { return "10.0.0." + string(rune('1'+i)) }
 	var table []string
-	for i, address := range addresses {
+	for i, address := range addresses[:n] {
 		table = append(table, there(i), address)
 	}
-	ca := docspage.NewAuthority(t)
 	for i, name := range names {
-		m := &machine{Machine: docspage.NewMachine(t, []string{"etcdctl"}, table...), t: t, name: name, address: there(i)}
+		m := &machine{t: t, name: name, address: there(i), here: []string{addresses[i], addresses[n+i]}}
+		m.Machine = docspage.NewMachine(t, []string{"etcdctl"}, append(table, "127.0.0.1", m.here[1])...)
 		m.Mkdir("/var/lib", "/run")
-		link(t, ca.CA, m.Path("ca.crt"))
-		ca.Issue(m.Path(name+".crt"), m.Path(name+".key"), true, addresses[i])
-		ca.Issue(m.Path("client.crt"), m.Path("client.key"), false)
+		link(t, ms.ca.CA, m.Path("ca.crt"))
+		ms.ca.Issue(m.Path(name+".crt"), m.Path(name+".key"), true, m.here[0])
+		ms.ca.Issue(m.Path("client.crt"), m.Path("client.key"), false)
 		ms.all[name] = m
 	}
 	return ms
@@ -78,11 +81,12 @@ func others(command string, but ...string) string {
 	}), " ")
 }
 
-// of is a command for machine a as it is for m: with its own name, address and
-// files.
+// of is a command for the first machine as it is for m: with its own name, address
+// and files.
 func (m *machine) of(command string) string {
-	return strings.NewReplacer("--name=a ", "--name="+m.name+" ", "=a.crt", "="+m.name+".crt", "=a.key", "="+m.name+".key",
-		"-client-urls=https://10.0.0.1:", "-client-urls=https://"+m.address+":").Replace(command)
+	return strings.NewReplacer("--name=a ", "--name="+m.name+" ", "--name=cp1 ", "--name="+m.name+" ",
+		"=a.crt", "="+m.name+".crt", "=a.key", "="+m.name+".key", "/var/lib/keelson-a ", "/var/lib/keelson-"+m.name+" ",
+		"-urls=https://10.0.0.1:", "-urls=https://"+m.address+":", ",https://10.0.0.1:2379", ",https://"+m.address+":2379").Replace(command)
 }
 
 // joins is the command that the page has for b, which joins the members that there

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -34,7 +35,7 @@ type Machine struct {
 // a table: what the page has, and what that is here.
 func NewMachine(t testing.TB, programs []string, table ...string) *Machine {
 	t.Helper()
-	m := &Machine{Root: harness.TempDir(t), t: t, table: table}
+	m := &Machine{Root: harness.TempDir(t), t: t, table: slices.Clone(table)}
 	m.Dir = m.Root
 	m.Mkdir("/bin")
 	m.Link("keelson", harness.KeelsonBinary(t))
@@ -62,9 +63,6 @@ func (m *Machine) Mkdir(paths ...string) {
 		check(m.t, os.MkdirAll(m.Path(path), 0o700))
 	}
 }
-
-// Replace adds to the table.
-func (m *Machine) Replace(table ...string) { m.table = append(m.table, table...) }
 
 var (
 	// absolute is a path of a page: after a blank, a quote, an equals sign or unix://.
