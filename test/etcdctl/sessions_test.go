@@ -174,7 +174,7 @@ func TestKeepAlive(t *testing.T) {
 			"lease grant 0", "lease grant -- -5", "lease grant 9000000001", "lease revoke", "lease timetolive", "lease")
 		one := s.start([]string{"lease", "keep-alive", s.grant(s.T), "-w", "json"})
 		one.wait("}\n")
-		one.signal(os.Interrupt)
+		one.signal(syscall.SIGTERM)
 		one.finish()
 	})
 }

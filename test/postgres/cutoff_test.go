@@ -36,7 +36,7 @@ func TestCutOff(t *testing.T) {
 
 // bound is how long a request may take on an instance without a database, and
 // a busy machine: keelson itself waits for 5 s.
-const bound = 15 * time.Second
+const bound = faults.Patience
 
 func testCutOff(t *testing.T, begin func(*instance)) {
 	c := startCluster(t, 2)

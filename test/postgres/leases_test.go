@@ -21,7 +21,7 @@ const (
 	ttl = 5 * time.Second
 
 	// slack is what everything may take longer on a busy machine.
-	slack = 15 * time.Second
+	slack = faults.Patience
 )
 
 // lessor returns the instance that expires leases.

@@ -113,6 +113,11 @@ func checkAnswers(t testing.TB, rec *linearizable.Recorder, log []Event) (answer
 	return answers
 }
 
+// upTo returns the events of a revision and those before it.
+func upTo(log []Event, revision int64) []Event {
+	return log[:len(log)-len(From(log, revision+1))]
+}
+
 // From returns the events of a revision and those after it.
 func From(log []Event, revision int64) []Event {
 	at, _ := slices.BinarySearchFunc(log, revision, func(e Event, revision int64) int {

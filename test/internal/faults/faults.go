@@ -20,7 +20,7 @@ import (
 )
 
 // Patience bounds every wait; nothing takes it when all is well.
-const Patience = time.Minute
+const Patience = 3 * time.Minute
 
 // Number returns that of an environment variable, or otherwise.
 func Number(t testing.TB, variable string, otherwise uint64) uint64 {

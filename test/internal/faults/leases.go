@@ -174,12 +174,17 @@ func (g *Gone) when(r *Renter) (at time.Time, ok bool, twice []string) {
 	return at, ok, g.twice
 }
 
-// Lives makes sure that the lease of each of the renters is there.
+// Lives makes sure that the lease of each of the renters is there, as far as it
+// was promised: a slow machine may not renew it in time.
 func (g *Gone) Lives(t testing.TB, renters ...*Renter) {
 	t.Helper()
 	for _, r := range renters {
-		if at, ok, _ := g.when(r); ok {
-			t.Errorf("the lease %s, which was renewed, expired %v before its time", r.name, r.until().Sub(at))
+		at, ok, _ := g.when(r)
+		switch promised := r.until(); {
+		case ok && at.Before(promised):
+			t.Errorf("the lease %s, which was renewed, expired %v before its time", r.name, promised.Sub(at))
+		case ok:
+			t.Logf("the lease %s was not renewed in time: it expired %v after it might have", r.name, at.Sub(promised))
 		}
 	}
 }

@@ -85,6 +85,7 @@ func (l *Load) End() {
 func (l *Load) Check(log []Event, last int64) {
 	t := l.t
 	t.Helper()
+	log = upTo(log, last) // a lease may have expired since
 	CheckLog(t, log, last)
 	events := l.Watchers.Check(log, last)
 	answers := checkAnswers(t, l.rec, log)

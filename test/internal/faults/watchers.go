@@ -157,7 +157,7 @@ func (w *Watchers) Check(log []Event, revision int64) (events int) {
 		case one.err != nil:
 			t.Errorf("the watch on %s from %d: %v", one.name, one.start, one.err)
 		}
-		sameEvents(t, "the watch on "+one.name, one.events, From(log, one.start))
+		sameEvents(t, "the watch on "+one.name, upTo(one.events, revision), From(log, one.start))
 		events += len(one.events)
 	}
 	return events
