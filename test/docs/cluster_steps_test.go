@@ -98,11 +98,11 @@ func (ms *machines) grows(start, add, promote string) {
 	a.serve(strings.Replace(page.Take(t, clusterGrow, "keelson --name=a"), "…", others(start, "--name", "--data-dir", "--initial-cluster"), 1))
 	a.Run(page.Take(t, clusterGrow, "etcdctl member add"))
 	b.serve(b.joins(add, start))
-	list := page.Take(t, clusterGrow, "etcdctl member list")
-	if out := a.Run(list); !strings.Contains(out, ", b, ") {
-		t.Errorf("%s: %s", list, out)
+	id := a.members("a", "b?")["b"].id
+	if out := a.Run(page.Take(t, clusterGrow, "etcdctl member list")); !strings.Contains(out, id+", started, b, ") {
+		t.Errorf("the members are %s", out)
 	}
-	a.promote(promote, a.members("a", "b?")["b"].id)
+	a.promote(promote, id)
 	a.members("a", "b")
 	a.has("before")
 	check(t, a.server.Stop())

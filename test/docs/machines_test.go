@@ -115,29 +115,34 @@ func (m *machine) serve(command string) {
 // member is one of etcdctl's list.
 type member struct{ id, name string }
 
-// members returns what etcdctl member list says, by names, and checks these; those
-// of learners have a question mark.
+// members waits until etcdctl member list has these names, those of learners with a
+// question mark, and returns it by names. A node is ready before the others have
+// its name.
 func (m *machine) members(names ...string) map[string]member {
 	m.t.Helper()
-	found := map[string]member{}
-	var got []string
-	for line := range strings.Lines(m.Run("etcdctl member list")) {
-		fields := strings.Split(strings.TrimSpace(line), ", ") // id, status, name, peer URLs, client URLs, learner
-		if len(fields) != 6 {
-			m.t.Fatalf("etcdctl member list: %q", line)
+	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) { // nothing announces it
+		found := map[string]member{}
+		var got []string
+		for line := range strings.Lines(m.Run("etcdctl member list")) {
+			fields := strings.Split(strings.TrimSpace(line), ", ") // id, status, name, peer URLs, client URLs, learner
+			if len(fields) != 6 {
+				m.t.Fatalf("etcdctl member list: %q", line)
+			}
+			x := member{id: fields[0], name: fields[2]}
+			found[x.name] = x
+			if fields[5] == "true" {
+				x.name += "?"
+			}
+			got = append(got, x.name)
 		}
-		x := member{id: fields[0], name: fields[2]}
-		found[x.name] = x
-		if fields[5] == "true" {
-			x.name += "?"
+		slices.Sort(got)
+		if slices.Equal(got, names) {
+			return found
 		}
-		got = append(got, x.name)
+		if time.Now().After(deadline) {
+			m.t.Fatalf("the members are %q, want %q", got, names)
+		}
 	}
-	slices.Sort(got)
-	if !slices.Equal(got, names) {
-		m.t.Fatalf("the members are %q, want %q", got, names)
-	}
-	return found
 }
 
 // has checks that the cluster has these keys.
