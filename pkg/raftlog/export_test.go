@@ -45,19 +45,29 @@ func (l *Log) Checkpoint(ctx context.Context) error {
 // CheckpointWritten is Checkpoint for what is written already.
 func (l *Log) CheckpointWritten(ctx context.Context) error { return l.local.Checkpoint(ctx) }
 
-// SetWriteDelay changes writeDelay until undo is called. Tests that call it are
-// not parallel.
-func SetWriteDelay(d time.Duration) (undo func()) {
-	old := writeDelay
-	writeDelay = d
-	return func() { writeDelay = old }
+// SetWriteDelay changes writeDelay, before Load.
+func (l *Log) SetWriteDelay(d time.Duration) { l.behind.delay = d }
+
+// SetSnapshotPatience changes snapshotPatience, before anything is sent.
+func (ps *Peers) SetSnapshotPatience(d time.Duration) { ps.patience = d }
+
+// BeginHead is the first half of Head, which does not wait; answer is the other.
+func (l *Log) BeginHead() (answer func(context.Context) (eventlog.Position, error)) {
+	q := l.nextQuestion()
+	return func(ctx context.Context) (eventlog.Position, error) { return l.answer(ctx, q) }
 }
 
-// SetSnapshotPatience changes snapshotPatience until undo is called.
-func SetSnapshotPatience(d time.Duration) (undo func()) {
-	old := snapshotPatience
-	snapshotPatience = d
-	return func() { snapshotPatience = old }
+// Questions is how many questions fences have asked, plus a constant.
+func (l *Log) Questions() uint64 {
+	l.reads.mu.Lock()
+	defer l.reads.mu.Unlock()
+	return l.reads.last
+}
+
+// LastIndex is that of the newest entry in the WAL.
+func (l *Log) LastIndex() uint64 {
+	last, _ := l.node.disk.mem.LastIndex() // of the WAL, it fails for none
+	return last
 }
 
 // Campaign makes the node try to become the leader now.

@@ -94,6 +94,9 @@ func (n *node) leaderGone(id uint64) {
 
 // tickOnce is called by the loop once in a heartbeat interval.
 func (n *node) tickOnce() {
+	if n.starts { // else raft would campaign, too early
+		return
+	}
 	n.raw.Tick()
 	if n.campaignFor == 0 {
 		return

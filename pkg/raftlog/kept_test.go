@@ -9,6 +9,7 @@ import (
 // TestKept: memory holds a few megabytes of the Raft log, and the leader's what
 // a node lacks that is cut off, too.
 func TestKept(t *testing.T) {
+	t.Parallel()
 	net, dir := newNetwork(), t.TempDir()
 	nodes := nodesOf(t, net, dir, 3)
 	leader := leaderOf(t, nodes...)

@@ -33,6 +33,7 @@ func follower(t *testing.T, net *network, dir string) (leader, other *raftlog.Lo
 // of a record, is not taken for one that a power cut has torn: the database has
 // what was there.
 func TestLostEnd(t *testing.T) {
+	t.Parallel()
 	net, dir := newNetwork(), t.TempDir()
 	_, other, _ := follower(t, net, dir)
 	id := other.Status().ID
@@ -78,6 +79,7 @@ func TestLostEnd(t *testing.T) {
 // TestOldData: a node whose data was put back to what it was before, so that it
 // lacks what it has told the leader it has, ends and says so.
 func TestOldData(t *testing.T) {
+	t.Parallel()
 	net, dir := newNetwork(), t.TempDir()
 	leader, other, head := follower(t, net, dir)
 	id := other.Status().ID
@@ -104,7 +106,7 @@ func TestOldData(t *testing.T) {
 		if err := other.Err(); !errors.Is(err, eventlog.ErrFailed) || !strings.Contains(err.Error(), "add it again with an empty data directory") {
 			t.Errorf("the node ends with %v", err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(forever):
 		t.Error("the node goes on")
 	}
 	appendTo(t, leader, head, "without it")

@@ -52,6 +52,7 @@ type node struct {
 	campaignFor int // belongs to the loop: for how many ticks it does now and then, while no other node leads
 
 	unasked []byte // belongs to the loop: see askRaft
+	starts  bool   // belongs to the loop: see campaignAlone
 
 	logger *logrus.Entry
 	halted error // belongs to the loop, which ends with it
@@ -126,15 +127,17 @@ func (n *node) loop(ctx context.Context) (err error) {
 			err = broken
 		}
 	}()
-	if err := n.begin(); err != nil {
-		return err
+	if n.starts = n.alone(); !n.starts {
+		n.hurry()
 	}
-	n.hurry()
 	ticker := time.NewTicker(n.tick)
 	defer ticker.Stop()
 	for {
 		for n.raw.HasReady() {
 			n.dispatch(n.raw.Ready())
+		}
+		if n.campaignAlone() {
+			continue
 		}
 		select {
 		case <-ctx.Done():
@@ -151,14 +154,30 @@ func (n *node) loop(ctx context.Context) (err error) {
 	}
 }
 
-// begin makes a node that alone votes the leader, without a timeout.
-func (n *node) begin() error {
-	if voters := n.raw.Status().Config.Voters.IDs(); len(voters) == 1 {
-		if _, alone := voters[n.raw.BasicStatus().ID]; alone {
-			return n.raw.Campaign()
-		}
+// alone reports whether no other node votes.
+func (n *node) alone() bool {
+	voters := n.raw.Status().Config.Voters.IDs()
+	_, votes := voters[n.raw.BasicStatus().ID]
+	return votes && len(voters) == 1
+}
+
+// campaignAlone reports whether a node that starts, and alone votes, campaigns.
+// It does once all that it knows to be committed is applied: raft refuses, with
+// a warning, while there may be a change of the members in it.
+func (n *node) campaignAlone() bool {
+	if !n.starts {
+		return false
 	}
-	return nil
+	if s := n.raw.BasicStatus(); s.Applied < s.GetCommit() {
+		return false
+	}
+	n.starts = false
+	if !n.alone() {
+		n.hurry()
+		return false
+	}
+	_ = n.raw.Campaign() // it is not the leader, and raft has no other reason to refuse
+	return true
 }
 
 // hurry lets the timeout of a node that starts be nearly over, as etcd does: a

@@ -18,6 +18,7 @@ import (
 // could not be copied to other nodes, is refused at once, and what the message
 // says to do helps.
 func TestOtherPages(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	n := leaderOf(t, nodesOf(t, newNetwork(), dir, 1)...)
 	head := appendTo(t, n, eventlog.Head{}, "key")

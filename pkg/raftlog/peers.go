@@ -29,7 +29,8 @@ import (
 // large batch; Raft does not mind the order. A message that cannot be sent is
 // dropped, and Raft hears that the node is not reachable.
 type Peers struct {
-	opt PeersOptions
+	opt      PeersOptions
+	patience time.Duration // snapshotPatience
 
 	log atomic.Pointer[Log] // set by Serve
 
@@ -107,7 +108,7 @@ func NewPeers(opt PeersOptions) *Peers {
 	if opt.OnRoundTrip == nil {
 		opt.OnRoundTrip = func(uint64, time.Duration) {}
 	}
-	return &Peers{opt: opt, peers: make(map[uint64]*peer), traffic: make(map[uint64]*traffic), streams: make(map[uint64]int)}
+	return &Peers{opt: opt, patience: snapshotPatience, peers: make(map[uint64]*peer), traffic: make(map[uint64]*traffic), streams: make(map[uint64]int)}
 }
 
 // Set says where node id is reached: at the first address, host:port or

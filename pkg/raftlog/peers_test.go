@@ -30,7 +30,7 @@ type remote struct {
 // startRemote starts node id of three in dir, which serves on a unix socket.
 func startRemote(t *testing.T, dir string, cluster, id uint64) *remote {
 	t.Helper()
-	return startPatient(t, dir, cluster, id, 400*time.Millisecond)
+	return startPatient(t, dir, cluster, id, patient)
 }
 
 // startPatient starts a node with an election timeout.
@@ -90,7 +90,7 @@ func (r *remote) stop(t *testing.T) {
 // no leader yet: with little time to compute, elections take theirs.
 func headOf(t *testing.T, log *raftlog.Log) (head eventlog.Position, err error) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(forever); time.Now().Before(deadline); {
 		if head, err = log.Head(t.Context()); err == nil {
 			break
 		}
@@ -101,6 +101,7 @@ func headOf(t *testing.T, log *raftlog.Log) (head eventlog.Position, err error) 
 // TestPeers: three nodes over gRPC go on without one, and bring it up to date
 // when it is back, with entries larger than gRPC's usual limit.
 func TestPeers(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	var all []*remote
 	var logs []*raftlog.Log
@@ -113,7 +114,8 @@ func TestPeers(t *testing.T) {
 			r.stop(t)
 		}
 	}()
-	leader := leaderOf(t, logs...)
+	leader := logs[0]
+	elect(t, leader, logs...)
 	head := appendTo(t, leader, eventlog.Head{}, "first")
 
 	down := leader.Status().ID%3 + 1
@@ -125,10 +127,13 @@ func TestPeers(t *testing.T) {
 	}
 	head = after(large)
 	up := 6 - leader.Status().ID - down
-	sent, received := all[leader.Status().ID-1].peers.Traffic(), all[up-1].peers.Traffic()[leader.Status().ID]
-	if sent[up].Sent < 6<<20 || received.Received < 6<<20 || received.Sent == 0 || sent[down].Failures == 0 || sent[down].Sent > 6<<20 {
-		t.Errorf("traffic of the leader: %+v; of node %d with it: %+v", sent, up, received)
-	}
+	await(t, "the traffic is counted", func() bool {
+		sent, received := all[leader.Status().ID-1].peers.Traffic(), all[up-1].peers.Traffic()[leader.Status().ID]
+		if sent[down].Sent > 6<<20 {
+			t.Fatalf("the leader has sent %+v", sent)
+		}
+		return sent[up].Sent >= 6<<20 && received.Received >= 6<<20 && received.Sent > 0 && sent[down].Failures > 0
+	})
 	if committed := leader.Status().Committed; committed == 0 || committed < leader.Status().Applied {
 		t.Errorf("status %+v", leader.Status())
 	}
@@ -153,8 +158,8 @@ func TestPeers(t *testing.T) {
 	all[down-1] = startRemote(t, dir, 7, down)
 	select {
 	case <-all[down-1].log.Failed():
-	case <-time.After(time.Minute):
-		t.Fatal("no snapshot within a minute")
+	case <-time.After(forever):
+		t.Fatalf("no snapshot within %v", forever)
 	}
 	all[down-1].stop(t)
 	all[down-1] = startRemote(t, dir, 7, down)
@@ -166,6 +171,7 @@ func TestPeers(t *testing.T) {
 
 // TestWrongCluster: a node of another cluster gets an answer that says so.
 func TestWrongCluster(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	first, second := startRemote(t, dir, 7, 1), startRemote(t, dir, 8, 2)
 	defer first.stop(t)
@@ -182,7 +188,7 @@ func TestWrongCluster(t *testing.T) {
 
 // TestSnapshotStalls: a node that takes nothing of a snapshot is given up.
 func TestSnapshotStalls(t *testing.T) {
-	defer raftlog.SetSnapshotPatience(200 * time.Millisecond)()
+	t.Parallel()
 	dir, logger := t.TempDir(), logrus.New()
 	hook := test.NewLocal(logger)
 	logger.SetOutput(io.Discard)
@@ -201,6 +207,7 @@ func TestSnapshotStalls(t *testing.T) {
 	fill(t, log, eventlog.Head{}, 10) // more than gRPC takes unread
 	peers := raftlog.NewPeers(raftlog.PeersOptions{Cluster: 7, ID: 1, Logger: logrus.NewEntry(logger)})
 	defer peers.Close()
+	peers.SetSnapshotPatience(200 * time.Millisecond)
 	peers.Use(log)
 	if err := peers.Set(2, "unix:"+filepath.Join(dir, "nobody"), "unix:"+filepath.Join(dir, "2")); err != nil {
 		t.Fatal(err)
@@ -219,6 +226,7 @@ func TestSnapshotStalls(t *testing.T) {
 // TestSendDoesNotWait: who sends to a node that takes nothing in does not wait
 // for it, whatever is sent, and neither does who asks for something else.
 func TestSendDoesNotWait(t *testing.T) {
+	t.Parallel()
 	for name, leave := range map[string]uint64{"that says nothing": 0, "that has let some in": raftlog.LeaveBytes} {
 		t.Run(name, func(t *testing.T) {
 			dir, opened := t.TempDir(), make(chan struct{}, 100)
@@ -258,7 +266,7 @@ func TestSendDoesNotWait(t *testing.T) {
 			}()
 			select {
 			case <-sent:
-			case <-time.After(20 * time.Second):
+			case <-time.After(forever):
 				t.Error("who sends waits")
 				hangs.Stop()
 				<-sent
@@ -273,24 +281,27 @@ func TestSendDoesNotWait(t *testing.T) {
 // TestSendNow: a node that takes messages in gets them without a goroutine in
 // between, however many there are.
 func TestSendNow(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	first, second := startRemote(t, dir, 7, 1), startRemote(t, dir, 7, 2)
 	defer first.stop(t)
 	defer second.stop(t)
-	n := 0
+	sent := 0 // bytes, at least
 	await(t, "messages are sent at once", func() bool {
-		for range 100 {
-			if first.peers.SendNow(2, &raftpb.Message{Type: raftpb.MsgReadIndexResp.Enum(), From: new(uint64(1)), To: new(uint64(2))}) {
-				n++
+		for range 10 {
+			m := &raftpb.Message{Type: raftpb.MsgReadIndexResp.Enum(), From: new(uint64(1)), To: new(uint64(2)), Context: make([]byte, 500)}
+			if first.peers.SendNow(2, m) {
+				sent += len(m.Context)
 			}
 		}
-		return n > raftlog.LeaveBytes // each has some bytes
+		return sent > 4*raftlog.LeaveBytes
 	})
 }
 
 // TestAddresses: a node is reached at any of its addresses, and again at another
 // one when that is gone.
 func TestAddresses(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	var servers []*grpc.Server
 	served := make(chan int, 100)
@@ -334,6 +345,7 @@ func TestAddresses(t *testing.T) {
 // TestLeaderEnds: a leader whose process ends is replaced at once, and not
 // after an election timeout; one that is only said to have ended leads on.
 func TestLeaderEnds(t *testing.T) {
+	t.Parallel()
 	const election = 10 * time.Minute
 	dir := t.TempDir()
 	var all []*remote
@@ -342,15 +354,8 @@ func TestLeaderEnds(t *testing.T) {
 		all = append(all, startPatient(t, dir, 7, id, election))
 		logs = append(logs, all[id-1].log)
 	}
-	tries := 0
-	await(t, "node 2 leads", func() bool {
-		if tries%100 == 0 { // the first may come before the connections
-			logs[1].Campaign()
-		}
-		tries++
-		return logs[1].Status().Leads
-	})
-	leader := leaderOf(t, logs...)
+	leader := logs[1]
+	elect(t, leader, logs...)
 	head := appendTo(t, leader, eventlog.Head{}, "before")
 
 	term := leader.Status().Term

@@ -29,8 +29,8 @@ const (
 )
 
 // snapshotPatience is how long a snapshot may stand still before its sender gives
-// it up: raft sends no entries to a node that is to take one. Tests change it.
-var snapshotPatience = time.Minute
+// it up: raft sends no entries to a node that is to take one.
+const snapshotPatience = time.Minute
 
 var errStalled = errors.New("the node takes no more of it")
 
@@ -43,7 +43,7 @@ func (ps *Peers) sendSnapshot(p *peer) {
 	logger := ps.opt.Logger.WithField("node", formatID(p.id))
 	logger.Info("sending a snapshot")
 	start := time.Now()
-	err := p.writeSnapshot(log)
+	err := p.writeSnapshot(log, ps.patience)
 	log.ReportSnapshot(p.id, err == nil)
 	if err != nil {
 		logger.WithError(err).Warn("a snapshot was not sent; raft will ask for it again")
@@ -52,10 +52,10 @@ func (ps *Peers) sendSnapshot(p *peer) {
 	logger.WithField("took", time.Since(start).Round(time.Millisecond).String()).Info("sent a snapshot")
 }
 
-func (p *peer) writeSnapshot(log *Log) error {
+func (p *peer) writeSnapshot(log *Log, patience time.Duration) error {
 	ctx, cancel := context.WithCancelCause(p.ctx)
 	defer cancel(nil)
-	stalled := time.AfterFunc(snapshotPatience, func() { cancel(errStalled) })
+	stalled := time.AfterFunc(patience, func() { cancel(errStalled) })
 	defer stalled.Stop()
 	s, err := p.conn.NewStream(ctx, stream, snapshotMethod)
 	if err != nil {
@@ -63,7 +63,7 @@ func (p *peer) writeSnapshot(log *Log) error {
 	}
 	pieces := bufio.NewWriterSize(pieceWriter{s, func(bytes int) {
 		p.traffic.sent.Add(int64(bytes))
-		stalled.Reset(snapshotPatience)
+		stalled.Reset(patience)
 	}}, snapshotPiece)
 	err = log.WriteSnapshot(ctx, pieces)
 	if err == nil {

@@ -86,7 +86,11 @@ func (l *Log) Head(ctx context.Context) (eventlog.Position, error) {
 	if err := errors.Join(l.check(), ctx.Err()); err != nil {
 		return 0, err
 	}
-	q := l.nextQuestion()
+	return l.answer(ctx, l.nextQuestion())
+}
+
+// answer waits for what Head returns.
+func (l *Log) answer(ctx context.Context, q *question) (eventlog.Position, error) {
 	select {
 	case <-q.done:
 	case <-ctx.Done():

@@ -247,7 +247,8 @@ func (s *sim) open(id uint64, members []Member) {
 	if n.image == nil {
 		s.checkpoint(n)
 	}
-	s.must(log.node.begin())
+	log.node.starts = log.node.alone()
+	log.node.campaignAlone()
 	s.notice(n)
 }
 
@@ -349,6 +350,7 @@ func (s *sim) stepAll(ids []uint64) bool {
 func (s *sim) step(n *simNode) bool {
 	node := n.log.node
 	worked := s.loop(n)
+	worked = node.campaignAlone() || worked
 	if n.log.node.halted != nil {
 		s.again(n)
 		return true

@@ -26,8 +26,7 @@ const (
 )
 
 // writeDelay is how long applied batches may collect before they are written.
-// Tests change it.
-var writeDelay = 50 * time.Millisecond
+const writeDelay = 50 * time.Millisecond
 
 // writeBehind is the database and what it does not have yet. A batch is applied
 // when it is the newest one here: nobody waits until it is in the database,
@@ -44,6 +43,7 @@ var writeDelay = 50 * time.Millisecond
 // Invariant: batches follow each other without a gap, and end at head.
 type writeBehind struct {
 	local   *sqlite.Log
+	delay   time.Duration // writeDelay
 	writing chan struct{} // holds the token of the one that writes
 	wake    chan struct{} // buffered: something is pending
 	full    chan struct{} // buffered: so much that it is to be written now
@@ -69,6 +69,7 @@ type appliedBatch struct {
 func newWriteBehind(local *sqlite.Log, head eventlog.Head) *writeBehind {
 	w := &writeBehind{
 		local:   local,
+		delay:   writeDelay,
 		writing: make(chan struct{}, 1),
 		wake:    make(chan struct{}, 1),
 		full:    make(chan struct{}, 1),
@@ -168,7 +169,7 @@ func (w *writeBehind) run(ctx context.Context) error {
 			return nil
 		}
 		select {
-		case <-time.After(writeDelay):
+		case <-time.After(w.delay):
 		case <-w.full:
 		case <-ctx.Done():
 			return nil

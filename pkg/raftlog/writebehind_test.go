@@ -16,18 +16,19 @@ import (
 	"github.com/keelson-io/keelson/pkg/raftlog"
 )
 
-// never lets nodes that are opened after it bring what they apply to the
-// database only when they have to.
-func never(t *testing.T) {
-	t.Helper()
-	t.Cleanup(raftlog.SetWriteDelay(time.Hour))
+// behindNetwork returns one for nodes that bring what they apply to the database
+// only when they have to.
+func behindNetwork() *network {
+	net := newNetwork()
+	net.writeDelay = time.Hour
+	return net
 }
 
 // TestLogWriteBehind: a log whose database is behind is one as any other.
 func TestLogWriteBehind(t *testing.T) {
-	never(t)
+	t.Parallel()
 	logtest.Run(t, logtest.Harness{
-		Open: func(t testing.TB, dir string) eventlog.Log { return openCluster(t, dir, 1) },
+		Open: func(t testing.TB, dir string) eventlog.Log { return openCluster(t, behindNetwork(), dir, 1) },
 		FailAppend: func(_ testing.TB, log eventlog.Log, persisted bool) {
 			log.(*cluster).Log.(*raftlog.Log).FailAppend(persisted)
 		},
@@ -49,6 +50,7 @@ func sizedBatch(head eventlog.Head, key string, n int) *eventlog.Batch {
 // TestTailOfFollowers: what a follower has in memory of the newest batches is
 // what its database has, each part of it, and bounded.
 func TestTailOfFollowers(t *testing.T) {
+	t.Parallel()
 	nodes := nodesOf(t, newNetwork(), t.TempDir(), 3)
 	leader := leaderOf(t, nodes...)
 	follower := others(nodes, leader)[0]
@@ -89,8 +91,8 @@ func TestTailOfFollowers(t *testing.T) {
 // TestPending: what the database does not have yet is read as if it had it, on
 // every node, alone and together with what it has.
 func TestPending(t *testing.T) {
-	never(t)
-	nodes := nodesOf(t, newNetwork(), t.TempDir(), 3)
+	t.Parallel()
+	nodes := nodesOf(t, behindNetwork(), t.TempDir(), 3)
 	leader := leaderOf(t, nodes...)
 	var head eventlog.Head
 	var batches []*eventlog.Batch
@@ -156,8 +158,8 @@ func TestPending(t *testing.T) {
 // TestPendingScan: what a state has that is not in the database yet, a scan and
 // a snapshot have.
 func TestPendingScan(t *testing.T) {
-	never(t)
-	net, dir := newNetwork(), t.TempDir()
+	t.Parallel()
+	net, dir := behindNetwork(), t.TempDir()
 	n := leaderOf(t, nodesOf(t, net, dir, 1)...)
 	var head eventlog.Head
 	for i := range 10 {
@@ -204,9 +206,9 @@ func crashed(t *testing.T, dir string, id uint64) string {
 // TestCrashPending: what was applied and is not in the database comes again from
 // the Raft log after a crash, whatever of it was checkpointed and marked before.
 func TestCrashPending(t *testing.T) {
-	never(t)
+	t.Parallel()
 	dir := t.TempDir()
-	n := leaderOf(t, nodesOf(t, newNetwork(), dir, 1)...)
+	n := leaderOf(t, nodesOf(t, behindNetwork(), dir, 1)...)
 	var head eventlog.Head
 	for round := range 4 {
 		for i := range 70 { // more than between two marks
@@ -226,7 +228,7 @@ func TestCrashPending(t *testing.T) {
 			t.Fatalf("round %d: %d batches are pending", round, pending)
 		}
 		want := dump(t, n)
-		again := leaderOf(t, nodesOf(t, newNetwork(), crashed(t, dir, 1), 1)...)
+		again := leaderOf(t, nodesOf(t, behindNetwork(), crashed(t, dir, 1), 1)...)
 		if at, err := again.Head(t.Context()); err != nil || at != head.Position {
 			t.Fatalf("round %d: after a crash Head is %d, %v, want %d", round, at, err, head.Position)
 		}
@@ -252,8 +254,8 @@ func TestCrashPending(t *testing.T) {
 // TestPendingBound: more than some megabytes are never pending, although nobody
 // asks for them to be written.
 func TestPendingBound(t *testing.T) {
-	never(t)
-	n := leaderOf(t, nodesOf(t, newNetwork(), t.TempDir(), 1)...)
+	t.Parallel()
+	n := leaderOf(t, nodesOf(t, behindNetwork(), t.TempDir(), 1)...)
 	var head eventlog.Head
 	most := 0
 	for i := range 60 {
@@ -273,6 +275,7 @@ func TestPendingBound(t *testing.T) {
 
 // TestWritten: without being asked the database has everything soon.
 func TestWritten(t *testing.T) {
+	t.Parallel()
 	nodes := nodesOf(t, newNetwork(), t.TempDir(), 3)
 	leader := leaderOf(t, nodes...)
 	var head eventlog.Head
