@@ -204,12 +204,17 @@ func (c *cluster) sameData(nodes ...*node) {
 	t := c.t
 	t.Helper()
 	var hashes []uint32
+	var revision int64 // there may be more: leases expire
 	for _, x := range nodes {
 		faults.Retry(t, "the hash of "+x.name, func(ctx context.Context) error {
-			if _, err := x.client.Get(ctx, "last"); err != nil { // catches up
+			resp, err := x.client.Get(ctx, "last") // catches up
+			if err != nil {
 				return err
 			}
-			h, err := x.client.HashKV(ctx, x.Endpoint, 0)
+			if revision == 0 {
+				revision = resp.Header.Revision
+			}
+			h, err := x.client.HashKV(ctx, x.Endpoint, revision)
 			if err == nil {
 				hashes = append(hashes, h.Hash)
 			}

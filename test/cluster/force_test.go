@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"fmt"
 	"os/exec"
 	"regexp"
@@ -41,9 +42,10 @@ func TestForceNewCluster(t *testing.T) {
 		}
 	}
 	running := c.others(stopped...)
-	if _, err := leader.client.Put(t.Context(), "acked", "1"); err != nil {
-		t.Fatal(err)
-	}
+	faults.Retry(t, "a write", func(ctx context.Context) error {
+		_, err := leader.client.Put(ctx, "acked", "1")
+		return err
+	})
 	for _, x := range running {
 		x.Kill()
 	}

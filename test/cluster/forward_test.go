@@ -3,6 +3,7 @@ package cluster
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -28,22 +29,35 @@ func TestPausedLeader(t *testing.T) {
 	began := time.Now()
 	unknown := status.Convert(rpctypes.ErrGRPCTimeoutDueToLeaderFail)
 	var requests sync.WaitGroup
+	var passedOn atomic.Int32
+	var took atomic.Int64
 	const n = 20
 	for i := range n {
 		requests.Go(func() {
 			_, err := raw.Put(t.Context(), &pb.PutRequest{Key: fmt.Append(nil, "paused", i)})
-			if got := status.Convert(err); err == nil || got.Code() != unknown.Code() || got.Message() != unknown.Message() {
+			switch got := status.Convert(err); {
+			case err == nil: // it came when the leader was known to be gone
+			case got.Code() == unknown.Code() && got.Message() == unknown.Message():
+				passedOn.Add(1)
+				took.Store(int64(time.Since(began)))
+			default:
 				t.Errorf("a put through a node that follows a paused leader: %v, want %v", err, unknown.Message())
 			}
 		})
 	}
-	requests.Wait()
-	took := time.Since(began)
-	t.Logf("they were answered after %v", took.Round(time.Millisecond))
-	if took > 6*time.Second {
-		t.Errorf("they were answered after %v: not before they had timed out", took)
-	}
 	c.serve("a pause of the leader", c.others(old)...)
+	served := time.Since(began)
+	requests.Wait()
+	t.Logf("another node leads after %v; the last of %d requests that were passed on was answered after %v",
+		served.Round(time.Millisecond), passedOn.Load(), time.Duration(took.Load()).Round(time.Millisecond))
+	if passedOn.Load() == 0 {
+		t.Error("no request was passed on")
+	}
+	// They time out after 7 seconds. On a machine so slow that an election takes
+	// nearly as long there is nothing to tell by.
+	if served < 3*time.Second && took.Load() > int64(6*time.Second) {
+		t.Error("they were not answered before they had timed out")
+	}
 	faults.Signal(t, old.Server, syscall.SIGCONT)
 	c.serve("the leader goes on", c.nodes...)
 	for i := range n {

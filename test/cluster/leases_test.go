@@ -18,7 +18,7 @@ const (
 	takeover = 4 * election
 
 	// slack is what everything may take longer on a busy machine.
-	slack = 15 * time.Second
+	slack = faults.Patience
 )
 
 // TestLessor harms the leader, which expires leases: the next one does. No

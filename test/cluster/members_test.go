@@ -44,7 +44,7 @@ func TestMembers(t *testing.T) {
 
 func (c *cluster) growAndShrink(load *faults.Load, first *node, rnd *rand.Rand) {
 	members := []*node{first}
-	add := func(disturb func(joining *node)) *node {
+	add := func(disturb func(joining *node) (killed bool)) *node {
 		load.Flows("before a node joins")
 		x := c.join(members, disturb)
 		members = append(members, x)
@@ -54,15 +54,20 @@ func (c *cluster) growAndShrink(load *faults.Load, first *node, rnd *rand.Rand) 
 	some := func(nodes []*node) *node { return nodes[rnd.IntN(len(nodes))] }
 
 	c.joinInVain(members)
+	undisturbed := func(*node) bool { return false }
 	x := add(c.killJoining)
 	load.Add(x.name+" or "+first.name, x.Endpoint, first.Endpoint)
-	x = add(func(*node) {})
+	x = add(undisturbed)
 	load.Add(x.name+" or "+first.name, x.Endpoint, first.Endpoint)
-	add(func(*node) { c.moveLeader(members, rnd) })
-	add(func(*node) {
+	add(func(*node) bool {
+		c.moveLeader(members, rnd)
+		return false
+	})
+	add(func(*node) bool {
 		leader := c.leaderOf(members)
 		leader.Kill()
 		leader.Restart()
+		return false
 	})
 
 	lost := some(members[1:])
@@ -70,10 +75,11 @@ func (c *cluster) growAndShrink(load *faults.Load, first *node, rnd *rand.Rand) 
 	members = without(members, lost)
 	c.serve(lost.name+" is lost", members...)
 	c.remove(members, lost)
-	add(func(joining *node) {
+	add(func(*node) bool {
 		gone := some(members[1:])
 		members = without(members, gone)
 		c.remove(members, gone)
+		return false
 	})
 
 	for _, x := range members {
@@ -168,17 +174,18 @@ func (c *cluster) joinInVain(members []*node) {
 }
 
 // join adds a node to members, as a learner first. disturb is called when it
-// receives its first snapshot, and whatever that does it joins.
-func (c *cluster) join(members []*node, disturb func(joining *node)) *node {
+// receives its first snapshot, and says whether it has killed the node; whatever
+// it does the node joins.
+func (c *cluster) join(members []*node, disturb func(joining *node) (killed bool)) *node {
 	t := c.t
 	t.Helper()
 	x, ready := c.learn(members)
-	disturb(x)
+	killed := disturb(x)
 	x.proxy.Resume()
-	if err := <-ready; err != nil {
-		if !strings.Contains(err.Error(), "signal: killed") {
-			t.Fatal(err)
-		}
+	if err := <-ready; err != nil && !killed {
+		t.Fatal(err)
+	}
+	if killed { // before it was ready, or a moment after
 		x.Restart()
 	}
 	c.change(x.name+" is promoted", members, func(ctx context.Context, by *node) error {
@@ -205,7 +212,7 @@ func (x *node) output() string {
 }
 
 // killJoining kills a node that is being started.
-func (c *cluster) killJoining(x *node) {
+func (c *cluster) killJoining(x *node) (killed bool) {
 	c.t.Helper()
 	_, rest, found := strings.Cut(x.output(), `"pid":`)
 	var pid int
@@ -215,6 +222,7 @@ func (c *cluster) killJoining(x *node) {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		c.t.Fatal(err)
 	}
+	return true
 }
 
 // dismiss removes a node, through one of those that stay.
