@@ -48,7 +48,7 @@ server_login_retry = 1
 		t.Fatal(err)
 	}
 	t.Cleanup(process.Kill)
-	if err := process.WaitReady(postgresPatience, func(ctx context.Context) error {
+	if err := process.WaitReady(patience, func(ctx context.Context) error {
 		c, err := new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, postgresSocket))
 		if err != nil {
 			return err

@@ -24,9 +24,6 @@ const postgresUser = "keelson"
 // postgresSocket is its name in its directory.
 const postgresSocket = ".s.PGSQL.5432"
 
-// postgresPatience bounds a start, with recovery.
-const postgresPatience = time.Minute
-
 // Postgres is a PostgreSQL server of its own, in a temporary directory, on a
 // unix socket, with fsync on. Run by root it is the user postgres or nobody,
 // since it refuses to be root. Its methods are for one goroutine at a time.
@@ -153,7 +150,7 @@ func (p *Postgres) Start() error {
 		args = append(args, "-c", setting)
 	}
 	logFile := filepath.Join(p.Dir, "log")
-	deadline := time.Now().Add(postgresPatience)
+	deadline := time.Now().Add(patience)
 	for {
 		process, err := startCommand(p.command("postgres", args...), logFile)
 		if err != nil {

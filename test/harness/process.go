@@ -13,6 +13,9 @@ import (
 	"time"
 )
 
+// patience bounds a start and an end; neither takes it when all is well.
+const patience = 3 * time.Minute
+
 // Process is a running program. It is ended by its process id, at the latest
 // when its test ends.
 type Process struct {
@@ -79,7 +82,7 @@ func (p *Process) Kill() {
 }
 
 // Stop ends the process with SIGTERM. It returns an error if the process does
-// not exit with status 0 within a minute, the way a service manager sees it;
+// not exit with status 0 within three minutes, the way a service manager sees it;
 // ending by the signal itself counts as a clean end.
 func (p *Process) Stop() error {
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
@@ -87,9 +90,9 @@ func (p *Process) Stop() error {
 	}
 	select {
 	case <-p.done:
-	case <-time.After(time.Minute):
+	case <-time.After(patience):
 		p.Kill()
-		return errors.New("still running a minute after SIGTERM")
+		return fmt.Errorf("still running %v after SIGTERM", patience)
 	}
 	var exit *exec.ExitError
 	if errors.As(p.err, &exit) {

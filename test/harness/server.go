@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 // Backend names a server that speaks the etcd API.
@@ -153,7 +152,7 @@ func (s *Server) TryRestart() error {
 		s.Kill()
 	}
 	s.start()
-	err := s.WaitReady(time.Minute, func(ctx context.Context) error {
+	err := s.WaitReady(patience, func(ctx context.Context) error {
 		status, body, err := s.Get(ctx, "/health?exclude=NOSPACE")
 		if err == nil && status != http.StatusOK {
 			err = fmt.Errorf("/health: %d %s", status, body)

@@ -40,7 +40,7 @@ func connect(t *testing.T, srv *harness.Server) *node {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	t.Cleanup(cancel)
 	return &node{t, c, ctx, srv}
 }
