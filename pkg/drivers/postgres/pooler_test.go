@@ -69,7 +69,7 @@ func TestPgBouncer(t *testing.T) {
 
 	t.Run("Follow", func(t *testing.T) {
 		log, other := opened(t, t.Name(), params...), opened(t, t.Name(), params...)
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		told, done := make(chan eventlog.Position, 1000), make(chan error, 1)
 		go func() { done <- other.Follow(ctx, func(p eventlog.Position) { told <- p }) }()

@@ -14,7 +14,7 @@ func TestScansAtOnce(t *testing.T) {
 	log := openLog(t, t.Name(), "pool_max_conns=3")
 	defer log.Close()
 	load(t, log)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	type result struct {
 		scan eventlog.Scan

@@ -16,11 +16,12 @@ import (
 	"github.com/keelson-io/keelson/pkg/eventlog"
 )
 
-// impatient opens and loads a log that waits for less long.
+// impatient opens and loads a log that waits for less long, but for longer than
+// a busy machine takes.
 func impatient(t *testing.T, params ...string) *postgres.Log {
 	t.Helper()
 	log, err := postgres.Open(context.Background(), postgres.Options{
-		URL: url(t, t.Name(), params...), Timeout: time.Second, Logger: quiet(),
+		URL: url(t, t.Name(), params...), Timeout: 3 * time.Second, Logger: quiet(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -102,7 +103,7 @@ func incompressible(n int) []byte {
 // TestStatementTimeout: the server's own limit on a statement is a passing
 // trouble, and leaves nothing unknown.
 func TestStatementTimeout(t *testing.T) {
-	log := impatient(t, "statement_timeout=200")
+	log := impatient(t, "statement_timeout=500")
 	head := eventlog.Head{}
 	appendPut(t, log, &head, "a")
 	release := holdHead(t, t.Name())
@@ -122,7 +123,7 @@ func TestTooManyConnections(t *testing.T) {
 	s := schema(t.Name())
 	execSQL(t, "DROP ROLE IF EXISTS few; CREATE ROLE few LOGIN PASSWORD 'few'; CREATE SCHEMA "+s+" AUTHORIZATION few")
 	raw := strings.Replace(url(t, t.Name()), pgtest.User+":"+pgtest.Password+"@", "few:few@", 1)
-	log, err := postgres.Open(context.Background(), postgres.Options{URL: raw, Timeout: time.Second, Logger: quiet()})
+	log, err := postgres.Open(context.Background(), postgres.Options{URL: raw, Timeout: 3 * time.Second, Logger: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}
