@@ -20,7 +20,7 @@ import (
 func TestClusterFindsDamage(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	nodes := startNodes(t, dir)
 	leader, _ := leaderAmong(t, nodes)

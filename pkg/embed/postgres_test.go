@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -72,7 +73,7 @@ func TestPostgresInstances(t *testing.T) {
 	t.Parallel()
 	db := pgtest.ForTest(t)
 	a, b := startInstance(t, db, "a"), startInstance(t, db, "b")
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 
 	watchA, watchB := a.Watch(ctx, "n", clientv3.WithRev(1)), b.Watch(ctx, "n", clientv3.WithRev(1))
@@ -147,10 +148,10 @@ func TestPostgresWatchIsFast(t *testing.T) {
 	t.Parallel()
 	db := pgtest.ForTest(t)
 	a, b := startInstance(t, db, "a"), startInstance(t, db, "b")
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	watch := b.Watch(ctx, "k", clientv3.WithRev(1))
-	var slowest, sum time.Duration
+	var all []time.Duration
 	const n = 50
 	for i := range n {
 		start := time.Now()
@@ -160,12 +161,12 @@ func TestPostgresWatchIsFast(t *testing.T) {
 		if resp := <-watch; len(resp.Events) != 1 || string(resp.Events[0].Kv.Value) != fmt.Sprint(i) {
 			t.Fatalf("watch: %v", resp)
 		}
-		took := time.Since(start)
-		slowest, sum = max(slowest, took), sum+took
+		all = append(all, time.Since(start))
 	}
-	t.Logf("from put to event: %v on average, %v at most", sum/n, slowest)
-	if sum/n > 200*time.Millisecond {
-		t.Errorf("an event takes %v", sum/n)
+	slices.Sort(all)
+	t.Logf("from put to event: %v at least, %v in the middle, %v at most", all[0], all[n/2], all[n-1])
+	if fast := all[n/4]; fast > 200*time.Millisecond { // a busy machine makes many slow; without notifications, all are
+		t.Errorf("three of four events take more than %v", fast)
 	}
 }
 
@@ -176,7 +177,7 @@ func TestPostgresCompaction(t *testing.T) {
 	t.Parallel()
 	db := pgtest.ForTest(t)
 	a, b := startInstance(t, db, "a"), startInstance(t, db, "b")
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	watch := b.Watch(ctx, "k", clientv3.WithCreatedNotify())
 	if created := <-watch; !created.Created {
@@ -231,8 +232,9 @@ func TestPostgresLease(t *testing.T) {
 	t.Parallel()
 	db := pgtest.ForTest(t)
 	a, b := startInstance(t, db, "a"), startInstance(t, db, "b")
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
+	const ttl = 4 // on a busy machine one of these requests may take long
 	for _, tt := range []struct {
 		name          string
 		grant, renew  *instance
@@ -241,37 +243,38 @@ func TestPostgresLease(t *testing.T) {
 		{"kept alive through b", a, b, a, b},
 		{"granted by b", b, a, b, a},
 	} {
-		granted, err := tt.grant.Grant(ctx, 2)
+		granted, err := tt.grant.Grant(ctx, ttl)
 		if err != nil {
 			t.Fatal(err)
 		}
 		// At once: the other instance may not have heard of the lease.
-		if resp, err := tt.renew.KeepAliveOnce(ctx, granted.ID); err != nil || resp.TTL != 2 {
+		if resp, err := tt.renew.KeepAliveOnce(ctx, granted.ID); err != nil || resp.TTL != ttl {
 			t.Fatalf("%s: keep alive: %v, %v", tt.name, resp, err)
 		}
 		if _, err := tt.other.Put(ctx, "leased", tt.name, clientv3.WithLease(granted.ID)); err != nil {
 			t.Fatal(err)
 		}
-		for range 5 {
+		var last time.Time
+		for range 2*ttl + 1 {
 			time.Sleep(500 * time.Millisecond)
-			if resp, err := tt.renew.KeepAliveOnce(ctx, granted.ID); err != nil || resp.TTL != 2 {
+			last = time.Now()
+			if resp, err := tt.renew.KeepAliveOnce(ctx, granted.ID); err != nil || resp.TTL != ttl {
 				t.Fatalf("%s: keep alive: %v, %v", tt.name, resp, err)
 			}
 		}
-		last := time.Now()
 		if got, err := tt.reader.Get(ctx, "leased"); err != nil || len(got.Kvs) != 1 {
 			t.Fatalf("%s: %v, %v, want the key", tt.name, got, err)
 		}
 		waitDeleted(ctx, t, tt.reader, "leased")
-		if took := time.Since(last); took < 1800*time.Millisecond {
-			t.Errorf("%s: the lease ended %v after it was renewed for 2 s", tt.name, took)
+		if took := time.Since(last); took < ttl*time.Second-200*time.Millisecond {
+			t.Errorf("%s: the lease ended %v after it was renewed for %d s", tt.name, took, ttl)
 		}
 		if _, err := tt.renew.KeepAliveOnce(ctx, granted.ID); err == nil {
 			t.Errorf("%s: a lease that has ended was kept alive", tt.name)
 		}
 	}
 
-	granted, err := a.Grant(ctx, 2)
+	granted, err := a.Grant(ctx, ttl)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +314,7 @@ func TestPostgresTrouble(t *testing.T) {
 	t.Parallel()
 	db := pgtest.ForTest(t)
 	a, b := startInstance(t, db, "a"), startInstance(t, db, "b")
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	stop := make(chan struct{})
 	acked := make([]map[string]bool, 2)

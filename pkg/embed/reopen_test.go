@@ -131,7 +131,7 @@ func TestPostgresLostCommits(t *testing.T) {
 	t.Parallel()
 	db := pgtest.ForTest(t)
 	a, b := startInstance(t, db, "a"), startInstance(t, db, "b")
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	watchA, watchB := a.Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(1)), b.Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(1))
 	idle := b.Watch(ctx, "idle", clientv3.WithRev(1_000)) // of the future
@@ -203,7 +203,7 @@ func TestPostgresOvertaken(t *testing.T) {
 	db := pgtest.ForTest(t)
 	a := startInstance(t, db, "a")
 	b := startModest(t, db, "b")
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if _, err := a.Put(ctx, "k", "0"); err != nil {
 		t.Fatal(err)
@@ -245,7 +245,7 @@ func TestPostgresReopening(t *testing.T) {
 	db := pgtest.ForTest(t)
 	a := startInstance(t, db, "a")
 	b := startModest(t, db, "b")
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for range 2 {
 		if _, err := a.Put(ctx, "k", ""); err != nil {
@@ -303,7 +303,7 @@ func TestPostgresStopReopening(t *testing.T) {
 	t.Parallel()
 	db := pgtest.ForTest(t)
 	a := startInstance(t, db, "a")
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for range 2 {
 		if _, err := a.Put(ctx, "k", ""); err != nil {
@@ -328,7 +328,7 @@ func TestPostgresLeaderLost(t *testing.T) {
 	t.Parallel()
 	db := pgtest.ForTest(t)
 	a := startInstance(t, db, "a")
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if n := metric(t, a, "etcd_server_has_leader"); n != "1" {
 		t.Errorf("etcd_server_has_leader is %s", n)
@@ -378,7 +378,7 @@ func TestPostgresReadOnly(t *testing.T) {
 	t.Parallel()
 	db := pgtest.ForTest(t)
 	a := startInstance(t, db, "a")
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	execSQL(t, db, "ALTER DATABASE postgres SET default_transaction_read_only = on")
 	execSQL(t, db, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'keelson'")
@@ -412,7 +412,7 @@ func TestPostgresRestore(t *testing.T) {
 	t.Parallel()
 	db := pgtest.ForTest(t)
 	a := startInstance(t, db, "a")
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	watch := a.Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(1))
 	if _, err := a.Put(ctx, "before", ""); err != nil {
