@@ -63,8 +63,9 @@ func newNodes(t testing.TB, backend Backend, program string, settings []string) 
 		name := fmt.Sprint("node", i)
 		initial = append(initial, name+"="+peer)
 		s.args = append(s.args, "--name", name, "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer)
-		// Sooner than by default, but not so soon that a lease may be shorter.
-		s.args = append(s.args, "--heartbeat-interval", "50", "--election-timeout", "700")
+		// The longest with which a lease may be as short as without a cluster: nodes
+		// that a busy machine lets wait do not elect another leader so soon.
+		s.args = append(s.args, "--heartbeat-interval", "50", "--election-timeout", "1300")
 		s.args = append(s.args, settings...)
 		nodes = append(nodes, s)
 	}
