@@ -28,7 +28,7 @@ func TestClusterPage(t *testing.T) {
 	apiserver := page.Take(t, clusterStart, "kube-apiserver")
 	exports := []string{page.Take(t, clusterStart, "export ETCDCTL_ENDPOINTS"), page.Take(t, clusterStart, "export ETCDCTL_CACERT")}
 	add := page.Take(t, clusterGrow, "keelson --name=b")
-	page.Leave(t, "that it refuses is tested in pkg/cmd", clusterDisk, "keelson snapshot save --data-dir")
+	page.Leave(t, "TestSaveOfNode of pkg/cmd tests what it refuses", clusterDisk, "keelson snapshot save --data-dir")
 	promote := page.Take(t, clusterGrow, "etcdctl member promote")
 
 	t.Run("cluster", func(t *testing.T) {
@@ -47,6 +47,7 @@ func TestClusterPage(t *testing.T) {
 			t.Errorf("hashes: %q", hashes)
 		}
 		a.Run(page.Take(t, clusterDoes, "etcdctl alarm disarm"))
+		metricsAre(t, a.Run("curl --silent --cacert ca.crt --cert client.crt --key client.key https://10.0.0.1:2379/metrics"), true)
 		ms.restarts(start)
 		ms.replaces(start, add, promote)
 		ms.loses(start)

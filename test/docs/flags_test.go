@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -108,6 +109,27 @@ func TestFlags(t *testing.T) {
 	}
 	if checked < 200 {
 		t.Errorf("only %d flags of commands were checked", checked)
+	}
+}
+
+// metric is one that a page names, or its end, where the text has the beginning.
+var metric = regexp.MustCompile(`\b((?:keelson|etcd)_[a-z_]+)|…(_[a-z_]+)`)
+
+// ofClusters are the metrics that only nodes of clusters have.
+var ofClusters = []string{"keelson_uncompared_nodes_total"}
+
+// metricsAre checks that the metrics which pages name are there, those of clusters
+// or the others.
+func metricsAre(t *testing.T, metrics string, cluster bool) {
+	t.Helper()
+	metrics = strings.ReplaceAll(metrics, "{", " ")
+	for _, page := range pages(t) {
+		for _, found := range metric.FindAllStringSubmatch(docspage.Read(t, page), -1) {
+			name := found[1] + found[2]
+			if slices.Contains(ofClusters, name) == cluster && !strings.Contains(metrics, name+" ") {
+				t.Errorf("%s: there is no metric %s", page, found[0])
+			}
+		}
 	}
 }
 

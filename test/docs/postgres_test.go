@@ -1,6 +1,7 @@
 package docs
 
 import (
+	"os"
 	"strings"
 	"testing"
 
@@ -40,10 +41,19 @@ func TestPostgresPage(t *testing.T) {
 	m.Setenv("ETCDCTL_ENDPOINTS", "unix://"+m.Path("/run/a.sock"))
 	one := page.Take(t, postgresTop, "keelson --name=a")
 	a := m.Serve(one)
-	b := m.Serve(strings.Replace(one, "=a", "=b", 1) + " --listen-client-urls=unix:///run/b.sock")
+	b := m.Serve(strings.Replace(one, "=a", "=b", 1) + " --listen-client-urls=unix:///run/b.sock --snapshot-schedule=@daily --snapshot-dir=/backup")
+	metricsAre(t, m.Run("curl --silent --unix-socket /run/b.sock http://localhost/metrics"), false)
 	m.Run("etcdctl put before 1")
 	m.Run(page.Take(t, postgresRights, "etcdctl defrag"))
-	m.Run(page.Take(t, postgresLong, "keelson check"))
+	look := page.Take(t, postgresLong, "keelson check")
+	m.Run(look)
+	const service = "--datastore='postgres:///?service=keelson'"
+	if !strings.Contains(docspage.Read(t, "docs/postgres.md"), "`"+service+"`") {
+		t.Errorf("the page does not have %s", service)
+	}
+	check(t, os.WriteFile(m.Path("services"), []byte("[keelson]\nhost="+addresses[1]+"\nuser=keelson\ndbname=keelson\n"+
+		"sslmode=verify-full\nsslrootcert="+m.Path("/etc/keelson/db-ca.crt")+"\n"), 0o600))
+	m.Run("PGSERVICEFILE=services " + look + " " + service)
 	if members := m.Run(page.Take(t, postgresMany, "etcdctl member list")); strings.Count(members, "\n") != 1 || !strings.Contains(members, ", a, ") {
 		t.Errorf("the members are %s", members)
 	}

@@ -68,10 +68,9 @@ func (p readme) local(t *testing.T) {
 		t.Errorf("the metrics are %s", out)
 	}
 	m.Run(p.Take(t, readmeBackup, "keelson snapshot save backup.db --endpoints"))
-	check(t, os.Remove(m.Path("backup.db")))
 	m.Run(p.Take(t, readmeBackup, "sqlite3 -readonly"))
 	check(t, server.Stop())
-	m.Run(p.Take(t, readmeBackup, "keelson snapshot save backup.db --data-dir"))
+	m.Run(p.Take(t, readmeBackup, "keelson snapshot save stopped.db"))
 	m.Run(p.Take(t, readmeBackup, "keelson check") + " --data-dir=/var/lib/keelson")
 	if out := m.Run(p.Take(t, readmeBackup, "keelson snapshot status")); !strings.Contains(out, "REVISION") {
 		t.Errorf("the status is %s", out)

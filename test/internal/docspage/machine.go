@@ -105,7 +105,7 @@ func (m *Machine) Run(command string) string {
 	if err != nil {
 		m.t.Fatalf("%s\n%v\n%s%s", command, err, out, said)
 	}
-	m.t.Logf("%s\n%s%s", command, out, said)
+	m.t.Logf("%s\n%.2000s%s", command, out, said)
 	return out
 }
 
