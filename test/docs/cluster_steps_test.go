@@ -14,6 +14,7 @@ func (ms *machines) restarts(start string) {
 	page.Leave(t, "the README's unit is tested with the README", clusterRestart, "systemctl status")
 	for _, name := range []string{"a", "b", "c"} {
 		ms.all[name].systemctl(restart, start)
+		ms.all[name].Run("curl --silent --fail --cacert ca.crt --cert client.crt --key client.key https://" + ms.all[name].address + ":2379/readyz")
 		a.Run("etcdctl put " + name + " restarted")
 	}
 	together := page.Take(t, clusterRestart, "systemctl start --no-block")

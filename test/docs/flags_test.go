@@ -155,6 +155,40 @@ func TestPages(t *testing.T) {
 	}
 }
 
+var (
+	target = regexp.MustCompile(`\]\(([^)#:]*)(?:#([^)]*))?\)`)
+	title  = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	noMark = regexp.MustCompile(`[^a-z0-9 -]`)
+)
+
+// TestLinks: what pages link to in the checkout is there, sections too.
+func TestLinks(t *testing.T) {
+	t.Parallel()
+	root, err := harness.Root()
+	check(t, err)
+	for _, page := range pages(t) {
+		for _, found := range target.FindAllStringSubmatch(docspage.Read(t, page), -1) {
+			file := page
+			if found[1] != "" {
+				file = filepath.Join(filepath.Dir(page), found[1])
+			}
+			if _, err := os.Stat(filepath.Join(root, file)); err != nil {
+				t.Errorf("%s links to %s: %v", page, found[0], err)
+				continue
+			}
+			there := found[2] == ""
+			if !there {
+				for _, line := range title.FindAllStringSubmatch(docspage.Read(t, file), -1) {
+					there = there || strings.ReplaceAll(noMark.ReplaceAllString(strings.ToLower(line[1]), ""), " ", "-") == found[2]
+				}
+			}
+			if !there {
+				t.Errorf("%s links to %s, which has no such section", page, found[0])
+			}
+		}
+	}
+}
+
 // pages are the files of the documentation.
 func pages(t *testing.T) []string {
 	t.Helper()
