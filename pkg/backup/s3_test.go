@@ -89,9 +89,6 @@ func (s *storage) place(t *testing.T, opt S3Options) *S3 {
 			t.Fatal(err)
 		}
 	}
-	if opt.Patience == 0 {
-		opt.Patience = 300 * time.Millisecond
-	}
 	place, err := NewS3(opt)
 	if err != nil {
 		t.Fatal(err)
@@ -125,7 +122,7 @@ func file(t *testing.T, size int) string {
 func TestS3(t *testing.T) {
 	s := newStorage(t, true)
 	f := newFixture(t, "@every 1h", "2")
-	place := s.place(t, S3Options{PathStyle: true, Patience: time.Minute})
+	place := s.place(t, S3Options{PathStyle: true})
 	f.opt.Place = place
 	others := []string{name(otherID, 1, time.Unix(0, 0)), "x/" + name(ourID, 1, time.Unix(0, 0)), "keelson-" + ourID + "-"}
 	for _, other := range others {
@@ -163,7 +160,7 @@ func TestS3(t *testing.T) {
 func TestS3InParts(t *testing.T) {
 	s := newStorage(t, true)
 	path := file(t, 40<<20)
-	if err := s.place(t, S3Options{Patience: time.Minute}).Keep(t.Context(), path, "large"); err != nil {
+	if err := s.place(t, S3Options{}).Keep(t.Context(), path, "large"); err != nil {
 		t.Fatal(err)
 	}
 	object, err := s.backend.GetObject(bucket, "some/prefix/large", nil)
@@ -243,8 +240,12 @@ func TestS3Fails(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newStorage(t, name == "cut off")
 			s.setFault(tt.fault(s))
+			opt := S3Options{}
+			if name == "slow" || name == "does not read" {
+				opt.Patience = 300 * time.Millisecond
+			}
 			start := time.Now()
-			err := s.place(t, S3Options{}).Keep(t.Context(), file(t, tt.size), "backup")
+			err := s.place(t, opt).Keep(t.Context(), file(t, tt.size), "backup")
 			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), "s3://backups/some/prefix") || strings.Contains(err.Error(), secretKey) {
 				t.Errorf("%v, want %q", err, tt.want)
 			}
@@ -399,7 +400,7 @@ func TestS3Stop(t *testing.T) {
 			})
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan error)
-			go func() { done <- s.place(t, S3Options{Patience: time.Minute}).Keep(ctx, file(t, size), "backup") }()
+			go func() { done <- s.place(t, S3Options{}).Keep(ctx, file(t, size), "backup") }()
 			<-hangs
 			start := time.Now()
 			cancel()

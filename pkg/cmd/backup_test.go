@@ -33,7 +33,7 @@ func TestKilledInABackup(t *testing.T) {
 		}
 		return found
 	}
-	for end := time.Now().Add(20 * time.Second); len(partial()) == 0; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); len(partial()) == 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("no backup is made")
 		}

@@ -107,7 +107,7 @@ func startProcess(t *testing.T, dir string, env []string, args ...string) *proce
 // says waits until the log has text, and returns that line.
 func (p *process) says(text string) string {
 	p.t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(2 * time.Minute)
 	for {
 		select {
 		case line, ok := <-p.lines:
@@ -318,7 +318,7 @@ func TestNoAcknowledgedPutIsLost(t *testing.T) {
 // were acknowledged, and adds those to acked.
 func load(t *testing.T, p *process, endpoint, prefix string, sig syscall.Signal, acked map[string]bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	var (
 		mu     sync.Mutex
@@ -359,7 +359,7 @@ func load(t *testing.T, p *process, endpoint, prefix string, sig syscall.Signal,
 
 func checkAcked(t *testing.T, c *clientv3.Client, acked map[string]bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	resp, err := c.Get(ctx, "run", clientv3.WithPrefix())
 	if err != nil {

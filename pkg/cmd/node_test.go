@@ -62,7 +62,7 @@ func TestRemovedNode(t *testing.T) {
 	dir := shortDir(t)
 	run := func(i int) *process {
 		return startProcess(t, dir, nil, fmt.Sprint("--name=n", i), fmt.Sprint("--data-dir=d", i), fmt.Sprintf("--listen-client-urls=unix://%s/c%d", dir, i),
-			fmt.Sprintf("--initial-cluster=n0=unix://%[1]s/p0,n1=unix://%[1]s/p1,n2=unix://%[1]s/p2", dir), "--heartbeat-interval=20", "--election-timeout=300")
+			fmt.Sprintf("--initial-cluster=n0=unix://%[1]s/p0,n1=unix://%[1]s/p1,n2=unix://%[1]s/p2", dir), "--heartbeat-interval=20", "--election-timeout=1000") // a busy machine keeps its leader
 	}
 	var nodes [3]*process
 	for i := range nodes {

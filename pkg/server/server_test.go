@@ -183,7 +183,7 @@ func (m *member) dial(t testing.TB, listener *bufconn.Listener) {
 
 // short bounds a test's waiting.
 func short(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -153,7 +153,7 @@ type watchClient struct {
 
 func (f *watchFixture) open(md ...string) *watchClient {
 	f.t.Helper()
-	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(context.Background(), md...), 20*time.Second)
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(context.Background(), md...), time.Minute)
 	f.t.Cleanup(cancel)
 	rpc, err := pb.NewWatchClient(f.conn).Watch(ctx)
 	if err != nil {
@@ -584,7 +584,7 @@ func TestWatchClient(t *testing.T) {
 	t.Cleanup(func() { client.Close() })
 	watcher := clientv3.NewWatchFromWatchClient(pb.NewWatchClient(f.conn), client)
 	t.Cleanup(func() { watcher.Close() })
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	events := watcher.Watch(ctx, "a", clientv3.WithPrefix(), clientv3.WithRev(2), clientv3.WithPrevKV())
 	for i := range 20 {

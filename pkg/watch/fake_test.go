@@ -193,7 +193,7 @@ func (h *harness) stream() *Stream {
 // next waits for the stream's next response.
 func (h *harness) next(s *Stream) Response {
 	h.t.Helper()
-	for timeout := time.After(10 * time.Second); ; {
+	for timeout := time.After(time.Minute); ; {
 		if resp, ok := s.Pop(); ok {
 			return resp
 		}

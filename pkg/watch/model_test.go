@@ -266,7 +266,7 @@ func (m *model) settle() {
 }
 
 func (m *model) readUntil(st *modelStream, done func() bool) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for {
 		if resp, ok := st.s.Pop(); ok {
@@ -341,7 +341,7 @@ func TestModel(t *testing.T) {
 		m.publish()
 		m.settle()
 		// Watchers with nothing to see say nothing when they are in sync.
-		for deadline := time.Now().Add(10 * time.Second); m.hub.Stats().Slow > 0; runtime.Gosched() {
+		for deadline := time.Now().Add(time.Minute); m.hub.Stats().Slow > 0; runtime.Gosched() {
 			if time.Now().After(deadline) {
 				t.Fatalf("stay behind: %+v", m.hub.Stats())
 			}

@@ -69,7 +69,7 @@ func (r *reader) behind(last int64) bool {
 // run reads, creates and cancels until stop, then calls stopped and reads until
 // final is closed and every watcher has seen everything.
 func (r *reader) run(stop <-chan struct{}, stopped func(), final <-chan struct{}) {
-	timeout := time.After(30 * time.Second)
+	timeout := time.After(2 * time.Minute)
 	for {
 		switch n := r.rng.IntN(100); {
 		case stop != nil && n < 5 && len(r.next) < 10:

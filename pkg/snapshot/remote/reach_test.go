@@ -119,11 +119,11 @@ func TestUnreachable(t *testing.T) {
 // TestDialWaits: a server that is starting is waited for.
 func TestDialWaits(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	dialed := make(chan error, 1)
 	go func() {
-		client, err := Dial(ctx, Config{Endpoints: []string{"unix://" + socket}, DialTimeout: 20 * time.Second})
+		client, err := Dial(ctx, Config{Endpoints: []string{"unix://" + socket}, DialTimeout: time.Minute})
 		if err == nil {
 			err = client.Close()
 		}
