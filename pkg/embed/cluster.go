@@ -215,21 +215,7 @@ func (c *cluster) credentials() credentials.TransportCredentials {
 	if c.certs == nil {
 		return nil
 	}
-	return &freshCredentials{TransportCredentials: credentials.NewTLS(c.certs.Client()), certs: c.certs}
-}
-
-// freshCredentials read the files of the certificates again when they change.
-type freshCredentials struct {
-	credentials.TransportCredentials
-	certs *listen.Certs
-}
-
-func (f *freshCredentials) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return credentials.NewTLS(f.certs.Client()).ClientHandshake(ctx, authority, raw)
-}
-
-func (f *freshCredentials) Clone() credentials.TransportCredentials {
-	return &freshCredentials{TransportCredentials: f.TransportCredentials.Clone(), certs: f.certs}
+	return c.certs.Credentials()
 }
 
 // openLog opens the node's data.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"net"
@@ -22,6 +23,12 @@ import (
 // preface is the start of the HTTP/2 connection preface (RFC 9113, 3.4). No
 // HTTP/1 method begins like it.
 const preface = "PRI * HTTP/2.0"
+
+// tlsHandshake is the first byte of TLS (RFC 8446, 5.1), and of no HTTP.
+const tlsHandshake = 0x16
+
+// errTLS: somebody speaks TLS where there is none.
+var errTLS = fmt.Errorf("%w: it speaks TLS, which this URL does not: it must begin with https:// on both sides, or with http:// on both", ErrHandshake)
 
 // DefaultSniffTimeout bounds the time from accept to the first bytes of the
 // protocol, TLS handshake included.
@@ -64,7 +71,11 @@ type Mux struct {
 	open    int        // connections that have a place
 	pending *list.List // of *placed: being looked at, the oldest first
 	warned  time.Time  // when it was last said that all places are taken
+	told    map[rejection]time.Time
 }
+
+// rejection is why connections from a host are rejected.
+type rejection struct{ host, reason string }
 
 // NewMux returns a Mux; Serve feeds it. timeout 0 is DefaultSniffTimeout,
 // places 0 is no limit.
@@ -84,6 +95,7 @@ func NewMux(log *logrus.Entry, timeout time.Duration, places int) *Mux {
 		freed:   make(chan struct{}, 1),
 		done:    make(chan struct{}),
 		pending: list.New(),
+		told:    make(map[rejection]time.Time),
 	}
 }
 
@@ -232,10 +244,39 @@ func (m *Mux) reject(conn net.Conn, err error) {
 	log := m.log.WithError(err).WithField("remote-addr", conn.RemoteAddr().String())
 	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, os.ErrDeadlineExceeded) {
 		log.Debug("connection ended before it said anything") // a TCP health check, or a flood of idle ones
-	} else {
+	} else if m.tell(conn, err) {
 		log.Warn("rejected connection")
 	}
 	_ = conn.Close()
+}
+
+const (
+	// tellInterval is the time between two warnings of the same rejection: who
+	// is rejected may try again every second.
+	tellInterval = time.Hour
+
+	// maxTold is how many rejections are remembered.
+	maxTold = 1000
+)
+
+// tell reports whether to warn that conn is rejected with err.
+func (m *Mux) tell(conn net.Conn, err error) bool {
+	remote := conn.RemoteAddr().String()
+	host, _, splitErr := net.SplitHostPort(remote)
+	if splitErr != nil {
+		host = remote
+	}
+	r := rejection{host, err.Error()}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if last, told := m.told[r]; told && time.Since(last) < tellInterval {
+		return false
+	}
+	if len(m.told) >= maxTold {
+		clear(m.told)
+	}
+	m.told[r] = time.Now()
+	return true
 }
 
 func (m *Mux) sortPlain(conn net.Conn) (net.Conn, *handOver, error) {
@@ -244,7 +285,10 @@ func (m *Mux) sortPlain(conn net.Conn) (net.Conn, *handOver, error) {
 	for n < len(buf) {
 		k, err := conn.Read(buf[n:])
 		n += k
-		if string(buf[:n]) != preface[:n] {
+		if n > 0 && buf[0] == tlsHandshake && m.tell(conn, errTLS) {
+			m.log.WithError(errTLS).WithField("remote-addr", conn.RemoteAddr().String()).Warn("rejected connection")
+		}
+		if string(buf[:n]) != preface[:n] { // HTTP answers TLS with an error that TLS understands
 			return withPeeked(conn, buf[:n]), m.http, nil
 		}
 		if err != nil {
@@ -261,7 +305,7 @@ func (m *Mux) sortTLS(raw net.Conn, certs *Certs) (net.Conn, *handOver, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), m.timeout)
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
-		return nil, nil, err
+		return nil, nil, certs.explain(err, false)
 	}
 	switch conn.ConnectionState().NegotiatedProtocol {
 	case "h2":

@@ -6,18 +6,13 @@ import (
 	"strings"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
 )
 
 // dial returns a connection to the first of addresses, each host:port or
-// unix:path, that answers. It does not block. Without creds it is a plain one.
-func dial(addresses []string, creds credentials.TransportCredentials, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
-	if creds == nil {
-		creds = insecure.NewCredentials()
-	}
+// unix:path, that answers. It does not block.
+func dial(addresses []string, creds *handshakes, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	state := resolver.State{}
 	for _, address := range addresses {
 		state.Addresses = append(state.Addresses, resolver.Address{Addr: address, ServerName: serverName(address)})

@@ -21,7 +21,7 @@ type clusterInfo struct {
 // the members: those that a majority knows if they are to be certain, or else as
 // the node knows them, which needs no majority.
 func AskCluster(ctx context.Context, address string, creds credentials.TransportCredentials, certain bool) (cluster uint64, members []Member, err error) {
-	conn, err := dial([]string{address}, creds)
+	conn, err := dial([]string{address}, remembering(creds))
 	if err != nil {
 		return 0, nil, err
 	}

@@ -198,6 +198,7 @@ type peer struct {
 	id        uint64
 	addresses []string
 	conn      *grpc.ClientConn
+	creds     *handshakes // of conn
 	traffic   *traffic
 	entries   queue
 	others    queue
@@ -239,7 +240,8 @@ func streamBytes(m *raftpb.Message) int { return 5 + proto.Size(m) }
 
 // dial makes the way to node id. The caller holds ps.mu.
 func (ps *Peers) dial(id uint64, addresses []string) (*peer, error) {
-	conn, err := dial(addresses, ps.opt.Credentials,
+	creds := remembering(ps.opt.Credentials)
+	conn, err := dial(addresses, creds,
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.5, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: sendTimeout,
@@ -253,7 +255,7 @@ func (ps *Peers) dial(id uint64, addresses []string) (*peer, error) {
 	}
 	ctx, cancel := context.WithCancel(ps.outgoing(context.Background(), id))
 	p := &peer{
-		id: id, addresses: addresses, conn: conn, traffic: ps.trafficWith(id), ctx: ctx, cancel: cancel,
+		id: id, addresses: addresses, conn: conn, creds: creds, traffic: ps.trafficWith(id), ctx: ctx, cancel: cancel,
 	}
 	for _, q := range []*queue{&p.entries, &p.others} {
 		q.waiting = make(chan *raftpb.Message, queued)
@@ -327,12 +329,12 @@ func (p *peer) close() error {
 // pump sends what is in q, over one stream after the other, until p closes.
 func (ps *Peers) pump(p *peer, q *queue) {
 	logger := ps.opt.Logger.WithFields(logrus.Fields{"node": formatID(p.id), "addresses": p.addresses})
-	for lost := codes.OK; ; { // why, as far as it was logged
+	for lost := ""; ; { // why, as far as it was logged
 		err := p.stream(q, func(m *raftpb.Message, letIn bool) {
 			p.traffic.sent.Add(int64(proto.Size(m)))
-			if lost != codes.OK && letIn {
+			if lost != "" && letIn {
 				logger.Info("the node is reached again")
-				lost = codes.OK
+				lost = ""
 			}
 		})
 		if p.ctx.Err() != nil {
@@ -343,9 +345,13 @@ func (ps *Peers) pump(p *peer, q *queue) {
 			log.stop(ErrRemoved) // it may never hear of it from the leader, which does not talk to it any more
 			return
 		}
-		if code != lost && q == &p.others { // what ends one stream ends both
+		why := code.String()
+		if failed := p.creds.failed(); failed != nil && code == codes.Unavailable {
+			why, err = failed.Error(), failed
+		}
+		if why != lost && q == &p.others { // what ends one stream ends both
 			logger.WithError(err).Warn("the node is not reached; trying again")
-			lost = code
+			lost = why
 		}
 		ps.lost(p.id)
 		ps.checkGone(p.ctx, p.id)

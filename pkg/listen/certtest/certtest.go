@@ -65,6 +65,12 @@ func (a *Authority) Write(t testing.TB, path string) {
 // name.
 func (a *Authority) Issue(t testing.TB, dir, name string) tls.Certificate {
 	t.Helper()
+	return a.IssueAs(t, dir, name, func(*x509.Certificate) {})
+}
+
+// IssueAs is Issue of a certificate that change has changed.
+func (a *Authority) IssueAs(t testing.TB, dir, name string, change func(*x509.Certificate)) tls.Certificate {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -77,6 +83,7 @@ func (a *Authority) Issue(t testing.TB, dir, name string) tls.Certificate {
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
+	change(template)
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
 	if err != nil {
 		t.Fatal(err)
