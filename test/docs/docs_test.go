@@ -1,7 +1,7 @@
 // Package docs runs the commands of the documentation: those of README.md,
 // docs/cluster.md and docs/postgres.md, and of docs/migration.md what needs several
-// machines. The others of that are in package transfer, those of docs/backup.md in
-// pkg/cmd.
+// machines, or ends with a server that has the data again. All of docs/migration.md
+// is run in package transfer, docs/backup.md in pkg/cmd.
 package docs
 
 import (

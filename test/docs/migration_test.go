@@ -1,6 +1,7 @@
 package docs
 
 import (
+	"bytes"
 	"os"
 	"strings"
 	"testing"
@@ -9,10 +10,12 @@ import (
 	"github.com/keelson-io/keelson/test/internal/docspage"
 )
 
-// The sections of docs/migration.md that need several machines.
+// Sections of docs/migration.md.
 const (
 	migrationPlanes   = "Several control planes"
-	migrationDisaster = "A cluster"
+	migrationSQLite   = "SQLite" // after a disaster, as the next two
+	migrationPostgres = "PostgreSQL"
+	migrationCluster  = "A cluster"
 )
 
 // TestControlPlanes runs on three machines what docs/migration.md has for them:
@@ -85,9 +88,9 @@ func (m *machine) controlPlane(ca *docspage.Authority) {
 // where all data of a cluster is lost, and starts them.
 func TestClusterDisaster(t *testing.T) {
 	t.Parallel()
-	page := docspage.Open(t, "docs/migration.md", migrationDisaster)
+	page := docspage.Open(t, "docs/migration.md", migrationCluster)
 	ms := newMachines(t, page, "a", "b", "c")
-	restore := page.Take(t, migrationDisaster, "keelson snapshot restore")
+	restore := page.Take(t, migrationCluster, "keelson snapshot restore")
 	a := ms.all["a"]
 	a.serve("keelson --data-dir=/var/lib/other --listen-client-urls=unix:///run/other.sock")
 	a.Run("etcdctl --endpoints=unix:///run/other.sock put saved 1")
@@ -104,8 +107,48 @@ func TestClusterDisaster(t *testing.T) {
 		" --listen-peer-urls=https://10.0.0.1:2380 --peer-cert-file=a.crt --peer-key-file=a.key --peer-trusted-ca-file=ca.crt", "a", "b", "c")
 	a.Export("export ETCDCTL_ENDPOINTS=https://10.0.0.1:2379 ETCDCTL_CACERT=ca.crt ETCDCTL_CERT=client.crt ETCDCTL_KEY=client.key")
 	a.members("a", "b", "c")
-	a.has("saved")
-	if out, err := a.Try("etcdctl get saved --rev=2"); err == nil || !strings.Contains(out, "compacted") {
-		t.Errorf("a revision that clients have seen: %v, %s", err, out)
+	restored(t, a.Machine, "etcdctl ")
+}
+
+// TestSQLiteDisaster damages a database, and restores a backup in its place as
+// docs/migration.md has it.
+func TestSQLiteDisaster(t *testing.T) {
+	t.Parallel()
+	page := docspage.Open(t, "docs/migration.md", migrationSQLite)
+	m := docspage.NewMachine(t, []string{"etcdctl"})
+	m.Mkdir("/var/lib", "/run", "/backup")
+	const service = "keelson --data-dir=/var/lib/keelson --listen-client-urls=unix:///run/k.sock"
+	const etcdctl = "etcdctl --endpoints=unix:///run/k.sock "
+	server := m.Serve(service)
+	m.Run(etcdctl + "put saved " + strings.Repeat("x", 5000))
+	m.Run("keelson snapshot save /backup/keelson.db --endpoints=unix:///run/k.sock")
+	m.Run(etcdctl + "put lost 1")
+	page.Take(t, migrationSQLite, "systemctl stop keelson")
+	check(t, server.Stop())
+	database, err := os.ReadFile(m.Path("/var/lib/keelson/keelson.db"))
+	check(t, err)
+	check(t, os.WriteFile(m.Path("/var/lib/keelson/keelson.db"), bytes.Replace(database, []byte("xxxx"), []byte("xyxx"), 1), 0o600))
+	look := page.Take(t, migrationSQLite, "keelson check")
+	if out, err := m.Try(look); err == nil || !strings.Contains(out, "checksum") {
+		t.Errorf("%s: %v\n%s", look, err, out)
 	}
+	for _, command := range []string{"mv", "keelson snapshot restore", "chown"} {
+		m.Run(page.Take(t, migrationSQLite, command))
+	}
+	page.Take(t, migrationSQLite, "systemctl start keelson")
+	m.Serve(service)
+	restored(t, m, etcdctl)
+}
+
+// restored checks that what a backup had is there, and only that, at a revision that
+// no client has seen.
+func restored(t *testing.T, m *docspage.Machine, etcdctl string) {
+	t.Helper()
+	if keys := m.Run(etcdctl + "get --prefix '' --keys-only"); strings.TrimSpace(keys) != "saved" {
+		t.Errorf("the keys are %q", keys)
+	}
+	if out, err := m.Try(etcdctl + "get saved --rev=1000000000"); err == nil || !strings.Contains(out, "compacted") {
+		t.Errorf("a revision that clients may have seen: %v, %s", err, out)
+	}
+	m.Run(etcdctl + "put saved again")
 }

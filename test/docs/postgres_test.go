@@ -77,13 +77,35 @@ func TestPostgresPage(t *testing.T) {
 	m.Run("keelson snapshot restore saved.db --force")
 	check(t, a.Stop())
 	check(t, b.Stop())
-	for _, sql := range []string{"DROP SCHEMA keelson CASCADE", "CREATE SCHEMA keelson AUTHORIZATION keelson"} {
-		m.Run("psql --quiet --dbname=\"${URL/keelson@/postgres@}\" --command='" + sql + "'")
-	}
+	empty(m)
 	m.Run(restore)
 	if out := m.Run("keelson check"); !strings.Contains(out, " 1 keys, ") {
 		t.Errorf("what was restored into an empty schema: %s", out)
 	}
+	afterDisaster(t, m, one)
+}
+
+// empty makes the database as it was when the page's SQL had made it.
+func empty(m *docspage.Machine) {
+	for _, sql := range []string{"DROP SCHEMA keelson CASCADE", "CREATE SCHEMA keelson AUTHORIZATION keelson"} {
+		m.Run("psql --quiet --dbname=\"${URL/keelson@/postgres@}\" --command='" + sql + "'")
+	}
+}
+
+// afterDisaster runs what docs/migration.md has for a database that is gone.
+func afterDisaster(t *testing.T, m *docspage.Machine, service string) {
+	page := docspage.Open(t, "docs/migration.md", migrationPostgres)
+	m.Mkdir("/backup")
+	a := m.Serve(service)
+	m.Run("etcdctl del --prefix ''")
+	m.Run("etcdctl put saved 1")
+	m.Run("keelson snapshot save /backup/keelson.db --endpoints=unix:///run/a.sock")
+	check(t, a.Stop())
+	empty(m)
+	m.Export(page.Take(t, migrationPostgres, "export KEELSON_DATASTORE="))
+	m.Run(page.Take(t, migrationPostgres, "keelson snapshot restore"))
+	m.Serve(service)
+	restored(t, m, "etcdctl ")
 }
 
 // prepare runs the page's SQL as the superuser of a new server. That has the name
