@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"regexp"
 	"strings"
+	"time"
 )
 
 // restarts restarts the nodes one after the other, and then all of them at once.
@@ -59,7 +60,11 @@ func (ms *machines) replaces(start, add, promote string) {
 	a.members("a", "b", "d")
 
 	c.launch(start)
-	<-c.server.Done()
+	select {
+	case <-c.server.Done():
+	case <-time.After(patience):
+		t.Fatalf("a node that was removed goes on:\n%s", c.server.LogTail(10))
+	}
 	var exit *exec.ExitError
 	if err := c.server.Stop(); !errors.As(err, &exit) || exit.ExitCode() != 3 {
 		t.Errorf("a node that was removed ends with %v\n%s", err, c.server.LogTail(10))
