@@ -200,7 +200,7 @@ func ship(name string, masts int) string {
 func customResources(t *testing.T, c *cluster) {
 	ns := c.namespace(t, "ships")
 	c.kubectl(t, crd, "apply", "-f", "-")
-	c.kubectl(t, "", "wait", "--for=condition=Established", "--timeout=60s", "crd/ships.test.keelson.io")
+	c.kubectl(t, "", "wait", "--for=condition=Established", "--timeout=180s", "crd/ships.test.keelson.io")
 	eventually(t, "the new resource is served", func() bool {
 		_, err := c.tryKubectl(ship("argo", 1), "-n", ns, "apply", "-f", "-")
 		return err == nil
@@ -215,19 +215,23 @@ func customResources(t *testing.T, c *cluster) {
 	if len(list.Items) != 2 {
 		t.Errorf("%d ships, want 2", len(list.Items))
 	}
-	w, err := ships.Watch(t.Context(), metav1.ListOptions{ResourceVersion: list.GetResourceVersion()})
-	check(t, err)
-	defer w.Stop()
 	_, err = ships.Patch(t.Context(), "argo", types.MergePatchType, []byte(`{"status":{"afloat":true}}`), metav1.PatchOptions{}, "status")
 	check(t, err)
-	ev := <-w.ResultChan()
+	var ev watch.Event
+	eventually(t, "a watch is told of something", func() bool { // it ends when the apiserver updates the definition
+		w, err := ships.Watch(t.Context(), metav1.ListOptions{ResourceVersion: list.GetResourceVersion()})
+		check(t, err)
+		defer w.Stop()
+		ev = <-w.ResultChan()
+		return ev.Type != ""
+	})
 	if ev.Type != watch.Modified {
 		t.Errorf("watched %v", ev)
 	}
 	if stored := c.stored(t, "test.keelson.io/ships/"); len(stored) != 2 {
 		t.Errorf("the backend holds %q", stored)
 	}
-	c.kubectl(t, "", "delete", "crd", "ships.test.keelson.io", "--timeout=60s")
+	c.kubectl(t, "", "delete", "crd", "ships.test.keelson.io", "--timeout=180s")
 	if stored := c.stored(t, "test.keelson.io/ships/"); len(stored) != 0 {
 		t.Errorf("the backend still holds %q", stored)
 	}

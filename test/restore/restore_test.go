@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/keelson-io/keelson/test/harness"
+	"github.com/keelson-io/keelson/test/internal/faults"
 )
 
 type kv = mvccpb.KeyValue
@@ -190,11 +191,12 @@ func TestThreeNodes(t *testing.T) {
 	}
 	startAll(t, nodes)
 	h.same(t, nodes[1])
-	c := connect(t, nodes[0])
-	put, err := c.Put(t.Context(), "/later", "v")
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := faults.NewClient(t, nodes[0].Endpoint)
+	var put *clientv3.PutResponse
+	faults.Retry(t, "a write", func(ctx context.Context) (err error) {
+		put, err = c.Put(ctx, "/later", "v")
+		return err
+	})
 	nodes[0].Kill()
 	got, err := connect(t, nodes[2]).Get(t.Context(), "/later")
 	if err != nil || len(got.Kvs) != 1 || got.Header.Revision != put.Header.Revision {
