@@ -37,10 +37,12 @@ const maxKept = 32
 const markBytes = 16 << 20
 
 // What memory holds of the Raft log while every follower has it: what has to be
-// there if another node becomes the leader, and one is a little behind it.
+// there if another node becomes the leader, and one is a little behind it. It is
+// in each node's memory, and the collector's headroom is as much again. (etcd
+// keeps 5000 entries, of a write each.)
 const (
-	keptBytes = 8 << 20
-	keptStep  = 2 << 20
+	keptBytes = 4 << 20
+	keptStep  = 1 << 20
 	entrySize = 256 // of an entry beside its data, about
 )
 

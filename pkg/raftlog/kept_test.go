@@ -17,7 +17,7 @@ func TestKept(t *testing.T) {
 	head := fill(t, leader, eventlog.Head{}, 80) // 16 MB
 	await(t, "what all have is forgotten", func() bool {
 		for _, n := range nodes {
-			if held := n.Held(); held < 8<<20 || held > 13<<20 {
+			if held := n.Held(); held < 4<<20 || held > 7<<20 {
 				return false
 			}
 		}
