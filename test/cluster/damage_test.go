@@ -194,20 +194,30 @@ func TestDamage(t *testing.T) {
 // save kills a node that has everything and returns a copy of its files.
 func (x *node) save(t *testing.T) string {
 	t.Helper()
+	var last int64
 	for range 20 { // its logs have something
-		faults.Retry(t, "a write", func(ctx context.Context) error { _, err := x.client.Put(ctx, "more", ""); return err })
+		faults.Retry(t, "a write", func(ctx context.Context) error {
+			resp, err := x.client.Put(ctx, "more", "")
+			if err == nil {
+				last = resp.Header.Revision
+			}
+			return err
+		})
 	}
-	// The database follows within 50 ms, which nothing outside tells; until then
-	// only the leader notices that the end of the Raft log is lost.
-	for deadline := time.Now().Add(faults.Patience); ; {
+	// The database follows within 50 ms, which nothing outside tells while the node
+	// runs; until then only the leader notices that the end of the Raft log is lost.
+	for deadline := time.Now().Add(faults.Patience); ; x.Restart() {
 		time.Sleep(200 * time.Millisecond)
-		if wal, err := os.Stat(x.dataFile("keelson.db-wal")); err == nil && wal.Size() > 0 {
+		x.Kill()
+		wal, err := os.Stat(x.dataFile("keelson.db-wal"))
+		revision := x.databaseEnd(t)
+		if err == nil && wal.Size() > 0 && revision >= last {
 			break
-		} else if time.Now().After(deadline) {
-			t.Fatalf("the database of %s does not get what is written: %v", x.name, err)
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the database of %s ends at revision %d and should at %d: %v, %v", x.name, revision, last, wal, err)
 		}
 	}
-	x.Kill()
 	saved := x.dataFile() + ".saved"
 	copyAll(t, x.dataFile(), saved)
 	return saved

@@ -11,21 +11,35 @@ import (
 	"github.com/keelson-io/keelson/test/internal/faults"
 )
 
-// ends is what keelson check says of the last entry of a Raft log.
-var ends = regexp.MustCompile(`entries \d+ to (\d+), the last of term (\d+), committed up to \d+`)
+// ends is what keelson check says of the last entry of a Raft log, and of the
+// database.
+var ends = regexp.MustCompile(`entries \d+ to (\d+), the last of term (\d+), committed up to \d+(?s:.*), revision (\d+), compacted`)
 
 // lastEntry returns the term and the index of the last entry that x, which does not
 // run, has in its Raft log.
 func (x *node) lastEntry(t *testing.T) (term, index int) {
+	t.Helper()
+	found := x.checked(t)
+	_, _ = fmt.Sscan(found[1], &index)
+	_, _ = fmt.Sscan(found[2], &term)
+	return term, index
+}
+
+// databaseEnd returns the revision of the database of x, which does not run.
+func (x *node) databaseEnd(t *testing.T) (revision int64) {
+	t.Helper()
+	_, _ = fmt.Sscan(x.checked(t)[3], &revision)
+	return revision
+}
+
+func (x *node) checked(t *testing.T) []string {
 	t.Helper()
 	out, err := exec.Command(harness.KeelsonBinary(t), "check", "--data-dir", x.dataFile()).CombinedOutput()
 	found := ends.FindStringSubmatch(string(out))
 	if err != nil || found == nil {
 		t.Fatalf("keelson check of %s: %v\n%s", x.name, err, out)
 	}
-	_, _ = fmt.Sscan(found[1], &index)
-	_, _ = fmt.Sscan(found[2], &term)
-	return term, index
+	return found
 }
 
 // TestForceNewCluster loses three of five nodes for good, and goes on with the one
