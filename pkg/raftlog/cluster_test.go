@@ -189,6 +189,9 @@ func TestCutOffLeader(t *testing.T) {
 		return err == nil && at == head.Position
 	})
 	for _, n := range nodes {
+		if _, err := n.Head(t.Context()); err != nil {
+			t.Fatalf("Head: %v", err)
+		}
 		got, err := n.Tail(t.Context(), 0, 100)
 		if err != nil || len(got) != 2 || string(got[1].Records[0].Key) != "after" {
 			t.Errorf("node %d has %v, %v", n.Status().ID, got, err)
@@ -462,6 +465,9 @@ func TestReadsOfFollowers(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			net := newNetwork()
+			if !c.asked {
+				net.heartbeat = net.election / 5 // else an answer that is late is asked for through raft
+			}
 			nodes := nodesOf(t, net, t.TempDir(), c.size)
 			leader := leaderOf(t, nodes...)
 			head := appendTo(t, leader, eventlog.Head{}, "k")

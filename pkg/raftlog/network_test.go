@@ -158,7 +158,7 @@ func (b *badNetwork) write(ctx context.Context, name string, rnd *rand.Rand) {
 		if !n.Status().Leads {
 			continue
 		}
-		short, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+		short, cancel := context.WithTimeout(ctx, 2*time.Second)
 		if newer, err := n.Tail(short, head.Position, 1000); err == nil {
 			for at := range newer {
 				head = after(&newer[at])

@@ -41,6 +41,10 @@ func TestMain(m *testing.M) {
 // network connects nodes of one process. A message goes through its encoding,
 // so that nodes share no memory.
 type network struct {
+	// heartbeat is the interval of heartbeats of nodes that are opened, and
+	// after which they ask again what was not answered.
+	heartbeat time.Duration
+
 	// election is the election timeout of nodes that are opened.
 	election time.Duration
 
@@ -69,7 +73,7 @@ const patient = time.Minute
 
 // newNetwork returns one for patient nodes.
 func newNetwork() *network {
-	return &network{election: patient, nodes: make(map[uint64]*raftlog.Log), cut: make(map[[2]uint64]bool)}
+	return &network{heartbeat: 10 * time.Millisecond, election: patient, nodes: make(map[uint64]*raftlog.Log), cut: make(map[[2]uint64]bool)}
 }
 
 func (n *network) Send(messages []*raftpb.Message) {
@@ -172,7 +176,7 @@ func openMember(t testing.TB, net *network, dir string, id uint64, members []raf
 	t.Helper()
 	opt := raftlog.Options{
 		Dir: filepath.Join(dir, fmt.Sprint("node", id)), Cluster: 7, ID: id, Transport: net,
-		HeartbeatInterval: 10 * time.Millisecond, ElectionTimeout: net.election, SnapshotCount: 50,
+		HeartbeatInterval: net.heartbeat, ElectionTimeout: net.election, SnapshotCount: 50,
 	}
 	opt.Members = members
 	log, err := raftlog.Open(t.Context(), opt)
