@@ -52,11 +52,16 @@ func (ps *Peers) sendSnapshot(p *peer) {
 	logger.WithField("took", time.Since(start).Round(time.Millisecond).String()).Info("sent a snapshot")
 }
 
-func (p *peer) writeSnapshot(log *Log, patience time.Duration) error {
+func (p *peer) writeSnapshot(log *Log, patience time.Duration) (err error) {
 	ctx, cancel := context.WithCancelCause(p.ctx)
 	defer cancel(nil)
 	stalled := time.AfterFunc(patience, func() { cancel(errStalled) })
 	defer stalled.Stop()
+	defer func() {
+		if err != nil && errors.Is(context.Cause(ctx), errStalled) {
+			err = errStalled
+		}
+	}()
 	s, err := p.conn.NewStream(ctx, stream, snapshotMethod)
 	if err != nil {
 		return err
@@ -75,9 +80,6 @@ func (p *peer) writeSnapshot(log *Log, patience time.Duration) error {
 	if err == nil || errors.Is(err, io.EOF) { // EOF: the other side says why
 		stalled.Reset(installPatience)
 		err = s.RecvMsg(new(wrapperspb.BytesValue))
-	}
-	if err != nil && errors.Is(context.Cause(ctx), errStalled) {
-		return errStalled
 	}
 	return err
 }
