@@ -198,14 +198,18 @@ func (c *cluster) flap(rnd *rand.Rand) {
 func TestCutOffLeader(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 3)
-	old := c.leader()
-	faults.Retry(t, "a write", func(ctx context.Context) error {
-		_, err := old.client.Put(ctx, "k", "before")
-		return err
-	})
-	watching := old.client.Watch(clientv3.WithRequireLeader(t.Context()), "k", clientv3.WithCreatedNotify())
-	if resp := <-watching; !resp.Created {
-		t.Fatalf("a new watch: %+v", resp)
+	var old *node
+	var watching clientv3.WatchChan
+	for leads := false; !leads; leads = old.leads(t.Context()) { // another may by now
+		old = c.leader()
+		faults.Retry(t, "a write", func(ctx context.Context) error {
+			_, err := old.client.Put(ctx, "k", "before")
+			return err
+		})
+		watching = old.client.Watch(clientv3.WithRequireLeader(t.Context()), "k", clientv3.WithCreatedNotify())
+		if resp := <-watching; !resp.Created {
+			t.Fatalf("a new watch: %+v", resp)
+		}
 	}
 	c.block(split("", func([]*node) int { return 1 }, nil).links(c, append([]*node{old}, c.others(old)...)))
 	began := time.Now()

@@ -33,7 +33,7 @@ func TestMain(m *testing.M) { harness.Main(m) }
 const (
 	writers        = 6
 	writesPerRound = 300
-	patience       = time.Minute
+	patience       = 3 * time.Minute
 )
 
 func rounds(t *testing.T) int {

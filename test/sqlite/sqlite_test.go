@@ -16,7 +16,7 @@ import (
 	"github.com/keelson-io/keelson/test/harness"
 )
 
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // onSQLite is for StartServer, whatever KEELSON_TEST_DATASTORE says.
 var onSQLite = []string{"--datastore", "sqlite"}
