@@ -113,6 +113,8 @@ func startMember(t testing.TB, opt memberOptions) *member {
 		Responses: opt.responses,
 		Registry:  prometheus.NewRegistry(),
 		Logger:    quietLogger(),
+		// More than a busy machine takes, unless a test waits for it.
+		RequestTimeout: time.Minute,
 	}
 	if opt.wrap != nil {
 		cfg.Store = opt.wrap(m.store)
