@@ -39,7 +39,7 @@ func startServer(t *testing.T, backend harness.Backend, args ...string) *harness
 		Endpoint string
 		Status   *pb.StatusResponse
 	}
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		var list pb.MemberListResponse
 		var status []nodeStatus
 		if etcdctl(&list, "--endpoints", all, "member", "list", "-w", "json") != nil ||
@@ -54,7 +54,7 @@ func startServer(t *testing.T, backend harness.Backend, args ...string) *harness
 		}
 		_ = etcdctl(nil, "--endpoints", all, "move-leader", strconv.FormatUint(own.Header.MemberId, 16)) // again, if it was not done
 	}
-	t.Fatal("the first node does not lead within a minute")
+	t.Fatalf("the first node does not lead within %v", patience)
 	return nil
 }
 
