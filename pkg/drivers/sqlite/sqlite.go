@@ -65,8 +65,8 @@ const readerCount = 4
 // page takes 8 KiB. The table is written in order, at its end, and deleted from
 // in order: the writer comes back to hardly any page, but one transaction has
 // room in 2 MiB, as a rule. What a reader has cached is void with the next
-// transaction, and the system has the file in memory: more than what leads to
-// the leaves saves nothing that could be measured.
+// transaction, and the system has the file in memory: more than some inner pages
+// saves nothing that could be measured.
 const (
 	writerCache = "PRAGMA cache_size=-2048"
 	readerCache = "PRAGMA cache_size=-1024"
