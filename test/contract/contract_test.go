@@ -72,7 +72,24 @@ func newEnv(t *testing.T, backend harness.Backend, args ...string) *env {
 	srv := harness.StartServer(t, backend, args...)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
-	return (&env{T: t, ctx: ctx}).on(srv)
+	e := (&env{T: t, ctx: ctx}).on(srv)
+	if backend == harness.Etcd && len(srv.Nodes) == 1 {
+		e.knowsItsStorage()
+	}
+	return e
+}
+
+// knowsItsStorage waits until an etcd has written down the version of its storage,
+// which it does a moment after it is healthy.
+func (e *env) knowsItsStorage() {
+	e.Helper()
+	must(e, e.srv.WaitReady(patience, func(ctx context.Context) error {
+		_, body, err := e.srv.Get(ctx, "/version")
+		if err == nil && !strings.Contains(body, `"storage":"3.`) {
+			err = fmt.Errorf("/version: %s", body)
+		}
+		return err
+	}))
 }
 
 // on returns the same with clients of another server.
