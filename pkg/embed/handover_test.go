@@ -26,6 +26,9 @@ func TestHandOver(t *testing.T) {
 		nodes, hooks[s] = append(nodes, clusterNode{s, clientOf(t, s)}), hook
 	}
 	leader, follower := leaderAmong(t, nodes)
+	for _, n := range nodes { // one that has a change of the members to apply does not take the leadership
+		awaitNames(t.Context(), t, n, len(nodes))
+	}
 	term := leader.backend.cluster.newest().Status().Term
 
 	ctx, cancel := context.WithCancel(t.Context())
