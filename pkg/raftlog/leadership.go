@@ -76,9 +76,9 @@ func (l *Log) MoveLeader(ctx context.Context, id uint64) error {
 	}
 }
 
-// transferAgain repeats a transfer to node id that raft has given up: the node
-// does not take it while it has a change of the members to apply. One that is
-// down is not waited for, since nothing can be written meanwhile.
+// transferAgain repeats a transfer to node id that raft has given up, since a
+// message of it was lost. A node that is down is not waited for: nothing can be
+// written meanwhile.
 func transferAgain(raw *raft.RawNode, id uint64) {
 	if s := raw.BasicStatus(); s.RaftState != raft.StateLeader || s.LeadTransferee != 0 {
 		return

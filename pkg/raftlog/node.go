@@ -54,6 +54,8 @@ type node struct {
 	unasked []byte // belongs to the loop: see askRaft
 	starts  bool   // belongs to the loop: see campaignAlone
 
+	offered *raftpb.Message // belongs to the loop: see takeOver
+
 	logger *logrus.Entry
 	halted error // belongs to the loop, which ends with it
 
@@ -136,7 +138,7 @@ func (n *node) loop(ctx context.Context) (err error) {
 		for n.raw.HasReady() {
 			n.dispatch(n.raw.Ready())
 		}
-		if n.campaignAlone() {
+		if n.campaignAlone() || n.takeOver() {
 			continue
 		}
 		select {
@@ -178,6 +180,19 @@ func (n *node) campaignAlone() bool {
 	}
 	_ = n.raw.Campaign() // it is not the leader, and raft has no other reason to refuse
 	return true
+}
+
+// takeOver reports whether a node that was handed the leadership campaigns now.
+// raft refuses while there may be a change of the members to apply, of which the
+// leader does not hear: it would wait, and take no writes, for an election timeout.
+func (n *node) takeOver() bool {
+	s := n.raw.BasicStatus()
+	if n.offered == nil || s.Applied < s.GetCommit() {
+		return false
+	}
+	m := n.offered
+	n.offered = nil
+	return s.RaftState == raft.StateFollower && s.GetTerm() == m.GetTerm() && n.raw.Step(m) == nil
 }
 
 // hurry lets the timeout of a node that starts be nearly over, as etcd does: a
@@ -258,6 +273,9 @@ func (n *node) step(m *raftpb.Message) error {
 			return // who asked will ask the leader, again
 		}
 		_ = raw.Step(m) // an answer of a node that is no member is dropped
+		if m.GetType() == raftpb.MsgTimeoutNow {
+			n.offered = m
+		}
 	})
 	return nil
 }

@@ -350,7 +350,7 @@ func (s *sim) stepAll(ids []uint64) bool {
 func (s *sim) step(n *simNode) bool {
 	node := n.log.node
 	worked := s.loop(n)
-	worked = node.campaignAlone() || worked
+	worked = node.campaignAlone() || node.takeOver() || worked
 	if n.log.node.halted != nil {
 		s.again(n)
 		return true
