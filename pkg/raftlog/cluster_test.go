@@ -75,6 +75,13 @@ func elect(t testing.TB, n *raftlog.Log, nodes ...*raftlog.Log) {
 	})
 }
 
+// awaitAll waits until n has everything that the leader has: others vote for no
+// node that has less than they.
+func awaitAll(t testing.TB, n, leader *raftlog.Log) {
+	t.Helper()
+	await(t, "everything at a node", func() bool { return n.LastIndex() >= max(leader.LastIndex(), leader.Status().Committed) })
+}
+
 // leaderOf waits for a leader among nodes that all of them know.
 func leaderOf(t *testing.T, nodes ...*raftlog.Log) *raftlog.Log {
 	t.Helper()
@@ -163,12 +170,13 @@ func TestCutOffLeader(t *testing.T) {
 	nodes := nodesOf(t, net, t.TempDir(), 3)
 	old := leaderOf(t, nodes...)
 	head := appendTo(t, old, eventlog.Head{}, "before")
+	rest := others(nodes, old)
+	leader := rest[0]
+	awaitAll(t, leader, old)
 
 	net.isolate(old.Status().ID, true)
 	outcome := make(chan error, 1)
 	go func() { outcome <- old.Append(context.Background(), batchOn(head, "lost")) }()
-	rest := others(nodes, old)
-	leader := rest[0]
 	elect(t, leader, rest...)
 	if _, err := leader.Head(t.Context()); err != nil {
 		t.Fatalf("Head of the new leader: %v", err)
@@ -566,6 +574,8 @@ func TestReadsOfDeposedLeader(t *testing.T) {
 	if at, err := old.Head(t.Context()); err != nil || at != head.Position {
 		t.Fatalf("Head of the leader: %d, %v, want %d", at, err, head.Position)
 	}
+	leader := nodes[2]
+	awaitAll(t, leader, old)
 
 	net.mu.Lock()
 	known := old.Status().Committed
@@ -589,7 +599,6 @@ func TestReadsOfDeposedLeader(t *testing.T) {
 		return m.GetFrom() == 1 || m.GetTo() == 1
 	}
 	net.mu.Unlock()
-	leader := nodes[2]
 	elect(t, leader, nodes[1:]...)
 	if _, err := leader.Head(t.Context()); err != nil {
 		t.Fatalf("Head of the new leader: %v", err)
