@@ -88,7 +88,7 @@ func (n *node) leaderGone(id uint64) {
 	left := slices.DeleteFunc(n.voters(), func(voter uint64) bool { return voter == id })
 	slices.Sort(left)
 	if rank := slices.Index(left, s.ID); rank >= 0 {
-		n.campaignIn, n.campaignFor = 1+rank, int(n.election/n.tick)
+		n.campaignIn, n.campaignEvery, n.campaignFor = 1+rank, len(n.voters())+rank, int(n.election/n.tick)
 	}
 }
 
@@ -107,7 +107,7 @@ func (n *node) tickOnce() {
 	}
 	n.campaignFor--
 	if n.campaignIn--; n.campaignIn == 0 {
-		n.campaignIn = len(n.voters()) // if others had not noticed yet
-		_ = n.raw.Campaign()           // who is refused waits for the next time
+		n.campaignIn = n.campaignEvery // if others had not noticed yet, or have tried at the same time: they do not the next time
+		_ = n.raw.Campaign()           // who is refused waits for it
 	}
 }

@@ -48,8 +48,10 @@ type node struct {
 	onRead func(request, index uint64)                  // does not block
 	voters func() []uint64                              // does not block
 
-	campaignIn  int // belongs to the loop: after how many ticks this node campaigns, if campaignFor is not 0
-	campaignFor int // belongs to the loop: for how many ticks it does now and then, while no other node leads
+	// Belong to the loop: after how many ticks this node campaigns, and every how
+	// many then, if campaignFor is not 0; and for how many ticks it does, while no
+	// other node leads.
+	campaignIn, campaignEvery, campaignFor int
 
 	unasked []byte // belongs to the loop: see askRaft
 	starts  bool   // belongs to the loop: see campaignAlone

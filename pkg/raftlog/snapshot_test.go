@@ -324,8 +324,8 @@ func TestMembers(t *testing.T) {
 }
 
 // resolute is an election timeout for leaders that hand over: raft tries again
-// after it, since a node that has a change of the members to apply refuses.
-const resolute = 3 * time.Second
+// after it if nobody has taken the leadership.
+const resolute = 10 * time.Second
 
 // TestChangeAtOnce: a leader that has heard of nobody yet waits until it has,
 // before it says that nobody is there.

@@ -37,6 +37,7 @@ import (
 //	stabilize [1 …] [quiet]   steps and delivers, among nodes, until nothing is left to do
 //	campaign 2                node 2 tries to become the leader
 //	silence 2 …               nodes that have heard of no leader for an election timeout
+//	gone 2 … leader=1         nodes that have seen that the leader's process has ended
 //	tick 1 [count=10]         time passes
 //	append 1 key …            node 1 evaluates a batch on what it has, and proposes it
 //	fence 2                   asks what is committed
@@ -151,6 +152,10 @@ func (s *sim) act(d *datadriven.TestData, id uint64) {
 		s.must(n.log.node.raw.Campaign())
 	case "silence":
 		s.must(n.log.node.raw.ForgetLeader())
+	case "gone":
+		var leader uint64
+		d.ScanArgs(s.t, "leader", &leader)
+		n.log.node.leaderGone(leader)
 	case "tick":
 		count := 1
 		d.MaybeScanArgs(s.t, "count", &count)
