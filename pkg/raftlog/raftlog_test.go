@@ -48,6 +48,9 @@ type network struct {
 	// election is the election timeout of nodes that are opened.
 	election time.Duration
 
+	// marks is after how many entries nodes that are opened make a mark.
+	marks uint64
+
 	// writeDelay is how long the nodes let what they apply collect before they
 	// write it, if it is not 0.
 	writeDelay time.Duration
@@ -73,7 +76,7 @@ const patient = time.Minute
 
 // newNetwork returns one for patient nodes.
 func newNetwork() *network {
-	return &network{heartbeat: 10 * time.Millisecond, election: patient, nodes: make(map[uint64]*raftlog.Log), cut: make(map[[2]uint64]bool)}
+	return &network{heartbeat: 10 * time.Millisecond, election: patient, marks: 50, nodes: make(map[uint64]*raftlog.Log), cut: make(map[[2]uint64]bool)}
 }
 
 func (n *network) Send(messages []*raftpb.Message) {
@@ -176,7 +179,7 @@ func openMember(t testing.TB, net *network, dir string, id uint64, members []raf
 	t.Helper()
 	opt := raftlog.Options{
 		Dir: filepath.Join(dir, fmt.Sprint("node", id)), Cluster: 7, ID: id, Transport: net,
-		HeartbeatInterval: net.heartbeat, ElectionTimeout: net.election, SnapshotCount: 50,
+		HeartbeatInterval: net.heartbeat, ElectionTimeout: net.election, SnapshotCount: net.marks,
 	}
 	opt.Members = members
 	log, err := raftlog.Open(t.Context(), opt)
