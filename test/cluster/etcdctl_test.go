@@ -63,7 +63,7 @@ func TestEtcdctlMember(t *testing.T) {
 	x.client = faults.NewClient(t, x.Endpoint)
 	faults.Eventually(t, x.name+" is promoted", func() bool {
 		out, err := etcdctl("promote", id)
-		if err != nil && !strings.Contains(out, "learner which is in sync with leader") && !strings.Contains(out, "started") {
+		if err != nil && !strings.Contains(out, "in sync with leader") && !strings.Contains(out, "started") {
 			t.Fatalf("promote: %v\n%s", err, out)
 		}
 		return err == nil
