@@ -19,8 +19,7 @@ import (
 const patience = time.Minute
 
 // Machine is where commands of a page run: a directory for the root of its file
-// system in which
-// they run, too. Its methods are for the goroutine of its test.
+// system, in which they run, too. Its methods are for the goroutine of its test.
 type Machine struct {
 	Root string
 	Dir  string // in which commands run: Root, unless it is set to another
