@@ -18,6 +18,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
@@ -143,8 +144,9 @@ func serveOn(t *testing.T, g *grpc.Server) *grpc.ClientConn {
 		}
 	})
 	conn.Connect()
-	for ctx := short(t); conn.GetState().String() != "READY"; {
-		if !conn.WaitForStateChange(ctx, conn.GetState()) {
+	ctx := short(t)
+	for state := conn.GetState(); state != connectivity.Ready; state = conn.GetState() {
+		if !conn.WaitForStateChange(ctx, state) {
 			t.Fatal("no connection")
 		}
 	}
@@ -354,7 +356,7 @@ func TestForwardRefused(t *testing.T) {
 	leader := &scriptedLeader{id: testMemberID, conn: other.conn}
 	other.conn.Connect()
 	f := startFollower(t, leader, 300*time.Millisecond)
-	waitFor(t, func() bool { return other.conn.GetState().String() == "READY" })
+	waitFor(t, func() bool { return other.conn.GetState() == connectivity.Ready })
 	wantError(t, (<-f.put(short(t), "a")).err, rpctypes.ErrGRPCNoLeader)
 	if at := other.store.Position(); at != eventlog.Position(0) {
 		t.Errorf("something was written: %d", at)
