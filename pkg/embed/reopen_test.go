@@ -102,21 +102,34 @@ func waitLog(ctx context.Context, t *testing.T, i *instance, text string) {
 
 const logOpenAgain = "the data is open again"
 
+// checkShows reads a watch until it has shown the keys, in their order.
+func checkShows(t *testing.T, name string, watch clientv3.WatchChan, keys ...string) {
+	t.Helper()
+	for len(keys) > 0 {
+		resp, ok := <-watch
+		if !ok || resp.Canceled {
+			t.Fatalf("%s: the watch ends with %v and did not show %q", name, resp.Err(), keys)
+		}
+		for _, event := range resp.Events {
+			if len(keys) == 0 || string(event.Kv.Key) != keys[0] {
+				t.Fatalf("%s: the watch shows %s, want %q", name, event.Kv, keys)
+			}
+			keys = keys[1:]
+		}
+	}
+}
+
 // checkCompacted reads a watch, which must end since what it needs is
-// compacted, and must not have shown more than the keys wanted before.
-func checkCompacted(t *testing.T, name string, watch clientv3.WatchChan, seen int64, want ...string) {
+// compacted, and must not show anything before.
+func checkCompacted(t *testing.T, name string, watch clientv3.WatchChan, seen int64) {
 	t.Helper()
 	for resp := range watch {
-		for _, event := range resp.Events {
-			if len(want) == 0 || string(event.Kv.Key) != want[0] {
-				t.Fatalf("%s: the watch shows %s, want %q", name, event.Kv, want)
-			}
-			want = want[1:]
+		if len(resp.Events) > 0 {
+			t.Fatalf("%s: the watch shows %v", name, resp.Events)
 		}
 		if resp.Canceled {
-			if !errors.Is(resp.Err(), rpctypes.ErrCompacted) || resp.CompactRevision <= seen || len(want) > 0 {
-				t.Fatalf("%s: the watch ends with %v, compacted at %d, and did not show %q; want a compaction after %d",
-					name, resp.Err(), resp.CompactRevision, want, seen)
+			if !errors.Is(resp.Err(), rpctypes.ErrCompacted) || resp.CompactRevision <= seen {
+				t.Fatalf("%s: the watch ends with %v, compacted at %d; want a compaction after %d", name, resp.Err(), resp.CompactRevision, seen)
 			}
 			return
 		}
@@ -154,12 +167,14 @@ func TestPostgresLostCommits(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-kept
+	checkShows(t, "a", watchA, keys...)
+	checkShows(t, "b", watchB, keys...)
 	fallBack(t, db, 4, 3) // the grant is a batch as well
 
 	waitLog(ctx, t, a, logOpenAgain)
 	waitLog(ctx, t, b, logOpenAgain)
-	checkCompacted(t, "a", watchA, seen, keys...)
-	checkCompacted(t, "b", watchB, seen, keys...)
+	checkCompacted(t, "a", watchA, seen)
+	checkCompacted(t, "b", watchB, seen)
 	checkCompacted(t, "of the future", idle, seen)
 	for _, i := range []*instance{a, b} {
 		got, err := i.Get(ctx, "", clientv3.WithPrefix())
@@ -429,9 +444,10 @@ func TestPostgresRestore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	checkShows(t, "a", watch, "before", "after")
 	run("pg_restore", "--clean", "--single-transaction", "--dbname="+db.URL("postgres"), dump)
 	waitLog(ctx, t, a, logOpenAgain)
-	checkCompacted(t, "a", watch, after.Header.Revision, "before", "after")
+	checkCompacted(t, "a", watch, after.Header.Revision)
 	got, err := a.Get(ctx, "", clientv3.WithPrefix())
 	if err != nil || len(got.Kvs) != 1 || got.Header.Revision < after.Header.Revision+1000 {
 		t.Errorf("Get: %v, %v, want what was there before", got, err)

@@ -287,15 +287,15 @@ func (l *Log) changeMembers(ctx context.Context, kind raftpb.ConfChangeType, id 
 	})
 }
 
-// whileUnsure repeats fn while that returns ErrUnhealthy, for an election
-// timeout: a leader that is new has not heard of the others yet, and raft
-// forgets once in that time whom it has heard of.
+// whileUnsure repeats fn while that returns ErrUnhealthy or errDropped, for an
+// election timeout: a leader that is new has not heard of the others nor applied
+// its log yet, and raft forgets once in that time whom it has heard of.
 func (l *Log) whileUnsure(ctx context.Context, fn func() error) error {
 	patience := time.NewTimer(l.node.election)
 	defer patience.Stop()
 	for {
 		err := fn()
-		if !errors.Is(err, ErrUnhealthy) {
+		if !errors.Is(err, ErrUnhealthy) && !errors.Is(err, errDropped) {
 			return err
 		}
 		select {

@@ -470,7 +470,11 @@ func TestSessionExpires(t *testing.T) {
 		t.Fatal(err)
 	}
 	lost.Orphan() // no keepalives from here on
-	clock.advance(61 * time.Second)
+	waitFor(t, func() bool { // one may be on its way still
+		clock.advance(61 * time.Second)
+		lease, err := m.client.TimeToLive(ctx, lost.Lease())
+		return err == nil && lease.TTL == -1
+	})
 	next, err := concurrency.NewSession(m.client, concurrency.WithContext(ctx))
 	if err != nil {
 		t.Fatal(err)
