@@ -60,9 +60,14 @@ func progressAfterEvents(e *env) {
 	w := e.watch()
 	req := all()
 	req.WatchId, req.ProgressNotify = first, true
-	w.create(req)
+	w.ask(req)
 	for i := range others {
-		w.create(&pb.WatchCreateRequest{Key: []byte("quiet"), WatchId: int64(first + 1 + i), ProgressNotify: true})
+		w.ask(&pb.WatchCreateRequest{Key: []byte("quiet"), WatchId: int64(first + 1 + i), ProgressNotify: true})
+	}
+	for created := 0; created < 1+others; { // those that are may have progress before the next one is
+		if w.next().Created {
+			created++
+		}
 	}
 	var between []int // how many of them were told between an event and the progress
 	for i := range 5 {
