@@ -273,7 +273,7 @@ func (l *link) waiting() int {
 }
 
 // waitFor waits for what nothing signals.
-func waitFor(t *testing.T, ok func() bool) {
+func waitFor(t testing.TB, ok func() bool) {
 	t.Helper()
 	for ctx := short(t); !ok(); time.Sleep(time.Millisecond) {
 		if ctx.Err() != nil {

@@ -152,6 +152,10 @@ func startMember(t testing.TB, opt memberOptions) *member {
 			}
 		}
 	})
+	waitFor(t, func() bool { // until the lessor runs
+		_, err := m.lessor.Renew(ctx, -1)
+		return errors.Is(err, lease.ErrNotFound)
+	})
 	return m
 }
 
@@ -184,7 +188,7 @@ func (m *member) dial(t testing.TB, listener *bufconn.Listener) {
 }
 
 // short bounds a test's waiting.
-func short(t *testing.T) context.Context {
+func short(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
