@@ -468,9 +468,10 @@ func (n nodes) Progress() (committed, applied uint64) {
 	return s.Committed, s.Applied
 }
 
-func (n nodes) Learner() bool {
+func (n nodes) Learner() (learner, sure bool) {
+	sure = *n.waitsFor.Load() == "" // asked first: it becomes so after the members
 	m, member := n.newest().Members().Member(n.id.Node)
-	return !member || m.Learner
+	return !member || m.Learner, sure
 }
 
 func (n nodes) Reach(ctx context.Context, revision int64) error {

@@ -437,8 +437,15 @@ func changeBehind(t *testing.T, dir string) {
 	if err = errors.Join(err, old.Close()); err != nil {
 		t.Fatal(err)
 	}
-	records := batches[len(batches)-1].Records
-	records[len(records)-1].Value = []byte("evil")
+	var newest *eventlog.Record // a lease may have expired since
+	for _, b := range batches {
+		for i := range b.Records {
+			if b.Records[i].Kind == eventlog.KindPut {
+				newest = &b.Records[i]
+			}
+		}
+	}
+	newest.Value = []byte("evil")
 	other := t.TempDir()
 	changed, err := sqlite.Open(t.Context(), sqlite.Options{Dir: other})
 	if err != nil {

@@ -469,7 +469,7 @@ func TestSessionExpires(t *testing.T) {
 	if err := held.Lock(ctx); err != nil {
 		t.Fatal(err)
 	}
-	lost.Orphan() // no keepalives from here on
+	lost.Orphan()            // no keepalives from here on
 	waitFor(t, func() bool { // one may be on its way still
 		clock.advance(61 * time.Second)
 		lease, err := m.client.TimeToLive(ctx, lost.Lease())

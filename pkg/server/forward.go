@@ -37,8 +37,10 @@ type Cluster interface {
 	// to be committed, and of the newest one that it has applied.
 	Progress() (committed, applied uint64)
 
-	// Learner says whether this node is one.
-	Learner() bool
+	// Learner says whether this node is one, and whether that is sure: it has
+	// applied what the cluster had committed when it started, such as its
+	// promotion. etcd answers no client before.
+	Learner() (learner, sure bool)
 
 	// Reach returns once local reads show revision.
 	Reach(ctx context.Context, revision int64) error

@@ -109,7 +109,7 @@ func (m *pairMember) Reach(ctx context.Context, revision int64) error {
 }
 
 func (m *pairMember) Progress() (committed, applied uint64)                { return 12, 11 }
-func (m *pairMember) Learner() bool                                        { return false }
+func (m *pairMember) Learner() (learner, sure bool)                        { return false, true }
 func (m *pairMember) RemoveMember(context.Context, uint64) error           { return nil }
 func (m *pairMember) UpdateMember(context.Context, uint64, []string) error { return nil }
 func (m *pairMember) PromoteMember(context.Context, uint64) error          { return nil }

@@ -39,7 +39,7 @@ type follower struct {
 	reach   func(ctx context.Context, revision int64) error
 }
 
-func (f *follower) Learner() bool                         { return false }
+func (f *follower) Learner() (learner, sure bool)         { return false, true }
 func (f *follower) Progress() (committed, applied uint64) { return 0, 0 }
 
 func (f *follower) Leader() (Leader, <-chan struct{}) {

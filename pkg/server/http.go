@@ -38,8 +38,10 @@ func (s *Server) Handler() http.Handler {
 
 // checkLearner fails on a learner, which may be far behind.
 func (s *Server) checkLearner(context.Context) error {
-	if c := s.cfg.Cluster; c != nil && c.Learner() {
-		return rpctypes.ErrGRPCNotSupportedForLearner
+	if c := s.cfg.Cluster; c != nil {
+		if learner, _ := c.Learner(); learner {
+			return rpctypes.ErrGRPCNotSupportedForLearner
+		}
 	}
 	return nil
 }

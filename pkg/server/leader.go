@@ -84,9 +84,13 @@ func (s *Server) ledSince(term uint64) bool {
 }
 
 // forLearner refuses what a learner does not answer, as etcd does: it may be
-// far behind.
+// far behind. Clients of a node that may be none any more try again.
 func (s *Server) forLearner(method string, req any) error {
-	if s.cfg.Cluster == nil || !s.cfg.Cluster.Learner() || !strings.HasPrefix(method, "/etcdserverpb.") && !strings.HasPrefix(method, "/v3") {
+	if s.cfg.Cluster == nil {
+		return nil
+	}
+	learner, sure := s.cfg.Cluster.Learner()
+	if !learner || !strings.HasPrefix(method, "/etcdserverpb.") && !strings.HasPrefix(method, "/v3") {
 		return nil
 	}
 	switch r := req.(type) {
@@ -99,6 +103,9 @@ func (s *Server) forLearner(method string, req any) error {
 	}
 	if method == pb.Maintenance_Snapshot_FullMethodName {
 		return nil
+	}
+	if !sure {
+		return rpctypes.ErrGRPCNoLeader
 	}
 	return rpctypes.ErrGRPCNotSupportedForLearner
 }

@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"errors"
+	"io"
 	"sync/atomic"
 	"testing"
 
@@ -12,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 )
 
 // leading is a Config.Leader that a test takes away.
@@ -141,5 +144,56 @@ func TestStreamsNeedLeader(t *testing.T) {
 	cancel()
 	for range others {
 		wantStatus(t, <-ended, codes.Canceled, "context canceled")
+	}
+}
+
+// newcomer is a node of a cluster that leads and may be a learner.
+type newcomer struct {
+	Cluster
+	learner, sure atomic.Bool
+}
+
+func (n *newcomer) Learner() (learner, sure bool) { return n.learner.Load(), n.sure.Load() }
+func (n *newcomer) Leader() (Leader, <-chan struct{}) {
+	return Leader{ID: testMemberID, Here: true}, nil
+}
+func (n *newcomer) Progress() (committed, applied uint64) { return 0, 0 }
+
+// TestLearner: a learner refuses what it may be too far behind for, as etcd
+// does; one that may have been promoted lets clients try again.
+func TestLearner(t *testing.T) {
+	n := new(newcomer)
+	m := startMember(t, memberOptions{config: func(c *Config) { c.Cluster = n }})
+	ctx := short(t)
+	for _, c := range []struct {
+		learner, sure bool
+		want          error
+	}{
+		{true, true, rpctypes.ErrGRPCNotSupportedForLearner},
+		{true, false, rpctypes.ErrGRPCNoLeader},
+		{false, false, nil},
+		{false, true, nil},
+	} {
+		n.learner.Store(c.learner)
+		n.sure.Store(c.sure)
+		_, put := m.kv.Put(ctx, &pb.PutRequest{Key: []byte("a")})
+		watch, err := pb.NewWatchClient(m.conn).Watch(ctx)
+		if err == nil {
+			err = watch.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("a")}}})
+		}
+		if err == nil || errors.Is(err, io.EOF) {
+			_, err = watch.Recv()
+		}
+		for name, err := range map[string]error{"put": put, "watch": err} {
+			if status.Convert(err).Message() != status.Convert(c.want).Message() || codeOf(err) != codeOf(c.want) {
+				t.Errorf("learner %t, sure %t: %s: %v, want %v", c.learner, c.sure, name, err, c.want)
+			}
+		}
+		if _, err := m.kv.Range(ctx, &pb.RangeRequest{Key: []byte("a"), Serializable: true}); err != nil {
+			t.Errorf("learner %t, sure %t: serializable range: %v", c.learner, c.sure, err)
+		}
+		if resp, err := m.maintenance.Status(ctx, &pb.StatusRequest{}); err != nil || resp.IsLearner != c.learner {
+			t.Errorf("learner %t, sure %t: status: %v, %v", c.learner, c.sure, resp, err)
+		}
 	}
 }

@@ -40,7 +40,7 @@ func (s *maintenanceServer) Status(context.Context, *pb.StatusRequest) (*pb.Stat
 		leader, _ := c.Leader()
 		resp.Leader = leader.ID
 		resp.RaftIndex, resp.RaftAppliedIndex = c.Progress()
-		resp.IsLearner = c.Learner()
+		resp.IsLearner, _ = c.Learner()
 	}
 	if _, ok := s.cfg.Leader(); !ok {
 		resp.Leader = 0

@@ -266,7 +266,7 @@ func (s *Server) role() role {
 	if leader.Here {
 		r.leader = 1
 	}
-	if c.Learner() {
+	if learner, _ := c.Learner(); learner {
 		r.learner = 1
 	}
 	return r
