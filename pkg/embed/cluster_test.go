@@ -253,6 +253,7 @@ func TestClusterGrows(t *testing.T) {
 			joinAndDie(t, cfg.DataDir, first, added.Member.ID)
 		}
 		learner := startNode(t, cfg)
+		<-learner.Ready()
 		if _, err := learner.client.Put(ctx, "k", "x"); i == 2 && !errors.Is(err, rpctypes.ErrGRPCNotSupportedForLearner) && (err == nil || !strings.Contains(err.Error(), "learner")) {
 			t.Errorf("Put through a learner: %v", err)
 		}
