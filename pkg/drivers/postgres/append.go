@@ -203,9 +203,9 @@ func (l *Log) sendAppend(ctx context.Context, a *appending) (moved bool, err err
 	}
 	timeout := l.timeout + time.Duration(a.bytes)*time.Second/slowestNetwork
 	err = l.tryFor(ctx, timeout, func(ctx context.Context) error {
-		sent := false
+		sent, begun := false, time.Time{}
 		err := l.with(ctx, func(c *pgx.Conn) error {
-			sent = true
+			sent, begun = true, time.Now()
 			if l.onAppend != nil {
 				return l.onAppend(func() error { return send(ctx, c) })
 			}
@@ -227,6 +227,9 @@ func (l *Log) sendAppend(ctx context.Context, a *appending) (moved bool, err err
 			// try that the timeout cuts off would leave its fate open.
 			return unavailable(err)
 		case notDone(err):
+			if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < lastPause+4*time.Since(begun) { // so would the next one
+				return unavailable(err)
+			}
 			return err
 		}
 		l.mu.Lock()
