@@ -101,11 +101,10 @@ func (n *node) tickOnce() {
 	if n.campaignFor == 0 {
 		return
 	}
-	if n.raw.BasicStatus().Lead != raft.None {
-		n.campaignFor = 0
+	n.campaignFor--
+	if n.raw.BasicStatus().Lead != raft.None { // one that may not last: who has voted for it may have campaigned since
 		return
 	}
-	n.campaignFor--
 	if n.campaignIn--; n.campaignIn == 0 {
 		n.campaignIn = n.campaignEvery // if others had not noticed yet, or have tried at the same time: they do not the next time
 		_ = n.raw.Campaign()           // who is refused waits for it

@@ -30,6 +30,7 @@ import (
 //	nodes 3                   opens a new cluster of nodes 1 to 3
 //	join 4                    opens a node that has no data yet
 //	step 1 …                  lets nodes do what they have to do: write, apply
+//	think 1 …                 lets them take what was delivered, and send what needs no write
 //	deliver [from=1] [to=2]   brings messages to where they go
 //	drop [from=1] [to=2]      loses them
 //	cut 1, heal 1             loses all messages of a node from now on
@@ -150,6 +151,8 @@ func (s *sim) act(d *datadriven.TestData, id uint64) {
 		s.cut[id] = d.Cmd == "cut"
 	case "campaign":
 		s.must(n.log.node.raw.Campaign())
+	case "think":
+		s.think(n)
 	case "silence":
 		s.must(n.log.node.raw.ForgetLeader())
 	case "gone":
@@ -351,13 +354,13 @@ func (s *sim) stepAll(ids []uint64) bool {
 	return worked
 }
 
-// step lets n do what raft and others want of it now.
-func (s *sim) step(n *simNode) bool {
+// think lets the loop of n run until nothing is left for it to do, and reports
+// whether there was anything.
+func (s *sim) think(n *simNode) bool {
 	node := n.log.node
 	worked := s.loop(n)
 	worked = node.campaignAlone() || node.takeOver() || worked
-	if n.log.node.halted != nil {
-		s.again(n)
+	if node.halted != nil {
 		return true
 	}
 	for node.raw.HasReady() {
@@ -365,6 +368,16 @@ func (s *sim) step(n *simNode) bool {
 		worked = true
 	}
 	s.notice(n)
+	return worked
+}
+
+// step lets n do what raft and others want of it now.
+func (s *sim) step(n *simNode) bool {
+	node, worked := n.log.node, s.think(n)
+	if node.halted != nil {
+		s.again(n)
+		return true
+	}
 	for _, m := range node.appends.take() {
 		worked = true
 		if len(m.Entries) > 0 {
